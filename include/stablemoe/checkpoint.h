@@ -1,0 +1,71 @@
+/** Checkpoints: one HDF5 file of global shapes, with no rank count in it.
+ *
+ *  Layout (doc/file-formats.md):
+ *    /param/<name>            values; EXPERT parameters are [E, shape...] by global expert number
+ *    /adam/m/<name>, /adam/v/<name>
+ *    /checksum/<param|adam_m|adam_v>/<name>   uint64: one number, or one per expert
+ *    /meta                    attributes, and the dataset `configuration` (YAML text)
+ *
+ *  Saving: every rank writes its own parts by independent transfers into
+ *  <name>.part; all agree; the file is closed, opened with the serial driver
+ *  and every rank compares what it wrote; only then rank 0 flushes it to disk,
+ *  renames it, and replaces `latest`.
+ */
+#ifndef STABLEMOE_CHECKPOINT_H
+#define STABLEMOE_CHECKPOINT_H
+
+#include "stablemoe/params.h"
+
+enum { SMOE_CHECKPOINT_FORMAT = 1 };
+
+/** What a checkpoint says beside the parameters. */
+typedef struct smoe_checkpoint_meta {
+  int64_t update; /**< updates done */
+  int stage;      /**< 1 or 2 */
+  uint64_t seed;
+  int64_t n_tokens_seen; /**< training tokens so far */
+  uint64_t fingerprint;  /**< of the corpus */
+  char corpus[1024];     /**< path of the corpus */
+  char *configuration;   /**< YAML text, in memory of smoe_alloc */
+} smoe_checkpoint_meta;
+
+/** Save a checkpoint as <directory>/step-<update, 9 digits>.h5 and point <directory>/latest to it.
+ *
+ *  Collective over params->group.
+ *  Errors:  agreed on all ranks; SMOE_ERR_IO (disk full, ...) leaves earlier
+ *           checkpoints and `latest` as they were, and removes the part file.
+ */
+smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *params,
+                                 const smoe_checkpoint_meta *meta);
+
+/** Delete all but the newest keep_last checkpoints, and those whose update is a multiple of
+ *  keep_every (0: none for good; keep_last 0: keep all). Collective; rank 0 deletes.
+ */
+smoe_status smoe_checkpoint_prune(const char *directory, const smoe_group *group, int64_t keep_last,
+                                  int64_t keep_every);
+
+/** Read what a checkpoint says of itself. Collective: rank 0 reads. Errors: agreed. */
+smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group, smoe_checkpoint_meta *meta);
+
+/** Load parameters (and moments, where params was laid out for training).
+ *
+ *  Collective over params->group; any number of ranks.
+ *  Errors:  agreed; SMOE_ERR_FORMAT names the first missing or extra name, wrong
+ *           shape or type, or failed checksum ("moe0/expert/ffn0/w1 of expert 3").
+ */
+smoe_status smoe_checkpoint_load(const char *path, smoe_params *params);
+
+/** Paths of the checkpoints of a directory, newest first; NULL-terminated, in memory of smoe_alloc
+ *  (the list and each path). Local. An empty list where there is none.
+ */
+char **smoe_checkpoint_list(const char *directory);
+
+/** Print a checkpoint's meta data, parameters and sizes. Local (serial). */
+smoe_status smoe_checkpoint_print(const char *path);
+
+/** Check every dataset of a file against its checksum, and print what is damaged. Local (serial).
+ *  Errors:  SMOE_ERR_FORMAT where anything is.
+ */
+smoe_status smoe_checkpoint_verify(const char *path);
+
+#endif

@@ -1,0 +1,157 @@
+/** The configuration: one table of keys, from which everything follows.
+ *
+ *  A key has a dotted name ("optimizer.clip"), a type, a default, a range, a
+ *  unit and a sentence of help. The YAML file, `-P section.key=value`, --help,
+ *  configs/reference.yml, used.yml and the checkpoint's configuration text
+ *  all come from the table. A routing method brings a key set of its own.
+ */
+#ifndef STABLEMOE_CONFIG_H
+#define STABLEMOE_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "stablemoe/status.h"
+
+typedef enum smoe_key_kind {
+  SMOE_KEY_INT,   /**< int64_t */
+  SMOE_KEY_REAL,  /**< double */
+  SMOE_KEY_BOOL,  /**< bool; true or false */
+  SMOE_KEY_TEXT,  /**< char[SMOE_TEXT_MAX] */
+  SMOE_KEY_CHOICE /**< int: index into choices */
+} smoe_key_kind;
+
+enum { SMOE_TEXT_MAX = 1024 };
+
+typedef struct smoe_key {
+  const char *name; /**< "train.updates", "router.stable.width" */
+  smoe_key_kind kind;
+  size_t offset;              /**< of the value in the key set's struct */
+  const char *def;            /**< default, as it would be written in the file */
+  double min, max;            /**< range of numbers, both inclusive */
+  const char *const *choices; /**< NULL-terminated, for CHOICE */
+  const char *unit;           /**< "tokens", "s", "" */
+  const char *help;           /**< one sentence */
+} smoe_key;
+
+/** The keys that fill one struct. */
+typedef struct smoe_keyset {
+  const smoe_key *keys;
+  size_t n_keys;
+  size_t struct_bytes;
+} smoe_keyset;
+
+/** Places of MoE layers. */
+typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED } smoe_position;
+typedef enum smoe_schedule_kind { SMOE_LINEAR, SMOE_INVERSE_SQRT, SMOE_CONSTANT } smoe_schedule_kind;
+
+/** Values of the trainer's own keys (src/config/keys.c has the table). */
+typedef struct smoe_settings {
+  struct {
+    char directory[SMOE_TEXT_MAX];
+    int64_t seed;
+    int64_t threads; /**< per rank; 0: OMP_NUM_THREADS, else 1 */
+    int64_t log_every;
+  } run;
+  struct {
+    char corpus[SMOE_TEXT_MAX];
+  } data;
+  struct {
+    int64_t width;   /**< C */
+    int64_t blocks;  /**< L */
+    int64_t heads;   /**< H */
+    int64_t inner;   /**< F; 0: 4 C */
+    int64_t context; /**< T */
+    bool scale_embedding;
+  } model;
+  struct {
+    int64_t layers;         /**< M; 0: a dense model */
+    int position;           /**< smoe_position */
+    int64_t experts;        /**< E */
+    int64_t sublayers;      /**< FFN sublayers per expert */
+    int64_t inner;          /**< F of experts; 0: 4 C */
+    double capacity_factor; /**< 0: dropless */
+    bool identical_experts;
+  } moe;
+  struct {
+    char method[SMOE_TEXT_MAX];
+    int64_t stage1_updates; /**< -1: a tenth of train.updates */
+  } router;
+  struct {
+    int64_t updates;
+    int64_t batch_sequences; /**< per update, over all ranks */
+    int64_t micro_batches;
+    int64_t lanes;
+    int64_t evaluate_every;     /**< updates; 0: only at the end */
+    int64_t evaluate_sequences; /**< 0: the whole validation split */
+    int64_t checkpoint_every;   /**< updates; 0: only at the end */
+    int64_t keep_last;          /**< checkpoints; 0: all */
+    int64_t keep_every;         /**< updates between checkpoints kept for good; 0: none */
+  } train;
+  struct {
+    double lr, beta1, beta2, epsilon, decay, clip;
+    double expert_gradient_factor;
+  } optimizer;
+  struct {
+    int kind; /**< smoe_schedule_kind */
+    int64_t warmup;
+  } schedule;
+  struct {
+    int64_t load_every;      /**< updates between rows of /load; 0: none */
+    int64_t probe_every;     /**< -1: train.updates / 120, at least 1; 0: none */
+    int64_t probe_sequences; /**< validation sequences in the probe */
+    int64_t tokens_every;    /**< updates between full assignment records; 0: none */
+  } log;
+} smoe_settings;
+
+extern const smoe_keyset smoe_settings_keys;
+
+typedef struct smoe_config smoe_config;
+
+/** A configuration with every key at its default.
+ *
+ *  Local.
+ *  sets  in  [n_sets] key sets; the first one must be smoe_settings_keys; borrowed
+ */
+smoe_config *smoe_config_create(const smoe_keyset *const *sets, size_t n_sets);
+
+/** Give it back. Local. */
+void smoe_config_destroy(smoe_config *config);
+
+/** Read a YAML file over the present values. Local.
+ *
+ *  Errors:  SMOE_ERR_IO where it cannot be read; SMOE_ERR_CONFIG with file and
+ *           line for bad syntax, a key twice, an unknown key (with the nearest
+ *           known one), a value of the wrong type or out of range.
+ */
+smoe_status smoe_config_load(smoe_config *config, const char *path);
+
+/** Read YAML text over the present values; origin names it in messages. Local. */
+smoe_status smoe_config_parse(smoe_config *config, const char *text, const char *origin);
+
+/** Set one key from "section.key=value". Local. Errors: as smoe_config_load. */
+smoe_status smoe_config_override(smoe_config *config, const char *assignment);
+
+/** Check what involves several keys (heads divide width, lanes divide the batch, ...),
+ *  and resolve the defaults that follow from others (inner, stage1_updates, probe_every). Local.
+ */
+smoe_status smoe_config_resolve(smoe_config *config);
+
+/** The trainer's own values. Local. */
+const smoe_settings *smoe_config_settings(const smoe_config *config);
+
+/** The values of a key set, as its struct. Local. */
+const void *smoe_config_options(const smoe_config *config, const smoe_keyset *set);
+
+/** The whole configuration as YAML, every key, in memory of smoe_alloc. Local.
+ *
+ *  commented: with unit, range and help behind every key, as in configs/reference.yml.
+ */
+char *smoe_config_text(const smoe_config *config, bool commented);
+
+/** Print every key with default, range and help. Local. */
+void smoe_config_help(const smoe_config *config, FILE *out);
+
+#endif

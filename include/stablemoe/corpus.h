@@ -1,0 +1,64 @@
+/** The corpus file: token ids of three splits, with the tokenizer inside. */
+#ifndef STABLEMOE_CORPUS_H
+#define STABLEMOE_CORPUS_H
+
+#include "stablemoe/group.h"
+#include "stablemoe/status.h"
+
+typedef enum smoe_split { SMOE_TRAIN, SMOE_VALID, SMOE_TEST } smoe_split;
+enum { SMOE_SPLITS = 3 };
+
+/** What a corpus file says of itself; the same on all ranks. */
+typedef struct smoe_corpus {
+  char path[1024];
+  int vocabulary; /**< V; every id is in 0 .. V - 1 */
+  int32_t end_id; /**< ends a document; -1 where unknown */
+  int64_t n_tokens[SMOE_SPLITS];
+  int64_t n_documents[SMOE_SPLITS];
+  int64_t n_bytes[SMOE_SPLITS]; /**< of UTF-8 text; 0 where unknown */
+  double unigram;               /**< add-one cross entropy of the validation split, nats per token */
+  double bigram;
+  uint64_t fingerprint; /**< of all tokens; stored in checkpoints */
+  char *model;          /**< serialised tokenizer; NULL where there is none */
+  size_t model_bytes;
+  void *file; /**< open file, read-only, this rank's own */
+} smoe_corpus;
+
+/** Open a corpus; every rank opens it for itself.
+ *
+ *  Collective over group.
+ *  Errors:  SMOE_ERR_IO where it cannot be read, SMOE_ERR_FORMAT where it is no corpus.
+ */
+smoe_status smoe_corpus_open(smoe_corpus *corpus, const smoe_group *group, const char *path);
+
+/** Close it. Local. */
+void smoe_corpus_close(smoe_corpus *corpus);
+
+/** Read n tokens of a split from position first on.
+ *
+ *  Local. A range that leaves the split is a bug (panic); a failed read, or an id
+ *  outside the vocabulary, ends the run: it happens inside steps.
+ */
+void smoe_corpus_read(const smoe_corpus *corpus, smoe_split split, int64_t first, size_t n, int32_t *tokens);
+
+/** Number of whole training sequences of T targets: (n_tokens - 1) / T. Local. */
+int64_t smoe_corpus_sequences(const smoe_corpus *corpus, smoe_split split, int64_t context);
+
+/** Global number of the training sequence that stands at place j of an update's batch.
+ *
+ *  Local. A pure function: each epoch visits every sequence once, in an order
+ *  given by (seed, epoch).
+ */
+int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t batch_sequences, int64_t update,
+                              int64_t j);
+
+/** Read sequence s of a split as inputs and targets.
+ *
+ *  Local.
+ *  input   out  [T] tokens s T ... ; -1 beyond the end of the split
+ *  target  out  [T] the token after each input; -1 beyond the end
+ */
+void smoe_corpus_sequence(const smoe_corpus *corpus, smoe_split split, int64_t s, int64_t context,
+                          int32_t *input, int32_t *target);
+
+#endif

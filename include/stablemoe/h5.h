@@ -1,0 +1,66 @@
+/** Helpers over HDF5, for io/ and data/ only: errors become statuses, handles close once.
+ *
+ *  Metadata is made collectively, data moves by independent transfers: with
+ *  Open MPI's own I/O layer a full disk is silent under collective ones.
+ */
+#ifndef STABLEMOE_H5_H
+#define STABLEMOE_H5_H
+
+#include <hdf5.h>
+
+#include "stablemoe/group.h"
+
+/** Make a file that all ranks write. Collective. group NULL: a serial file of this rank. */
+smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *group);
+
+/** Open a file for reading with the serial driver, this rank alone.
+ *
+ *  Local.
+ *  Errors:  SMOE_ERR_IO where it cannot be read, SMOE_ERR_FORMAT where it is no HDF5 file.
+ */
+smoe_status smoe_h5_open(hid_t *file, const char *path);
+
+/** Close a file. Collective where it was made so. Errors: what was not flushed is lost. */
+smoe_status smoe_h5_close(hid_t file);
+
+/** Make a dataset of n_dims dimensions (0: a scalar), with the groups on its way. Collective.
+ *  type: of the elements in the file. Space is allocated at once and not filled.
+ */
+smoe_status smoe_h5_dataset(hid_t file, const char *name, hid_t type, int n_dims, const int64_t *shape);
+
+/** Write n consecutive elements (row-major order of the whole dataset) from element first on.
+ *  Local (independent transfer). n may be 0.
+ */
+smoe_status smoe_h5_write(hid_t file, const char *name, hid_t memory_type, const void *data, int64_t first,
+                          int64_t n);
+
+/** Write a rectangular part: count[d] elements from first[d] on. Local (independent transfer). */
+smoe_status smoe_h5_write_part(hid_t file, const char *name, hid_t memory_type, const void *data, int n_dims,
+                               const int64_t *first, const int64_t *count);
+
+/** Read n consecutive elements from element first on. Local. */
+smoe_status smoe_h5_read(hid_t file, const char *name, hid_t memory_type, void *data, int64_t first,
+                         int64_t n);
+
+/** Read a rectangular part. Local. */
+smoe_status smoe_h5_read_part(hid_t file, const char *name, hid_t memory_type, void *data, int n_dims,
+                              const int64_t *first, const int64_t *count);
+
+/** Check that a dataset has this type class, size and shape. Local. Errors: SMOE_ERR_FORMAT, saying both. */
+smoe_status smoe_h5_expect(hid_t file, const char *name, hid_t type, int n_dims, const int64_t *shape);
+
+/** Shape of a dataset; n_dims out. Local. */
+smoe_status smoe_h5_shape(hid_t file, const char *name, int *n_dims, int64_t shape[4]);
+
+/** Attributes of an object ("/" for the file). Writing is collective, reading local. */
+smoe_status smoe_h5_set_i64(hid_t file, const char *object, const char *name, int64_t value);
+smoe_status smoe_h5_set_f64(hid_t file, const char *object, const char *name, double value);
+smoe_status smoe_h5_set_text(hid_t file, const char *object, const char *name, const char *value);
+smoe_status smoe_h5_get_i64(hid_t file, const char *object, const char *name, int64_t *value);
+smoe_status smoe_h5_get_f64(hid_t file, const char *object, const char *name, double *value);
+smoe_status smoe_h5_get_text(hid_t file, const char *object, const char *name, char *value, size_t bytes);
+
+/** Flush a finished file to the disk (fsync), give it its final name, and flush the directory. Local. */
+smoe_status smoe_h5_publish(const char *part, const char *path);
+
+#endif

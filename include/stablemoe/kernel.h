@@ -1,0 +1,157 @@
+/** The arithmetic: pure functions, forward beside backward, no state, no allocation.
+ *
+ *  Letters: N tokens (rows), C width, F inner width, H heads, D head size (C = H D),
+ *  T context, S sequences (N = S T), V vocabulary, E experts, K slots per token,
+ *  O outputs of a linear map.
+ *
+ *  All functions are Local. Arrays are row-major and contiguous unless a leading
+ *  dimension is given. Arguments stand in the order outputs, inputs, sizes.
+ *  Forward writes (=), backward adds (+=) unless said otherwise. Any size may be 0.
+ *  The order of every sum follows from the sizes alone; threads split rows or
+ *  columns of results, never sums.
+ */
+#ifndef STABLEMOE_KERNEL_H
+#define STABLEMOE_KERNEL_H
+
+#include <stdbool.h>
+
+#include "stablemoe/real.h"
+
+/* ---- linear.c: everything that calls BLAS ---- */
+
+/** Set the number of threads of BLAS and OpenMP on this rank. */
+void smoe_threads_set(int n);
+
+/** Name of the BLAS core type in use ("SkylakeX", ...); for reports. */
+const char *smoe_blas_name(void);
+
+/** c = alpha op(a) op(b) + beta c; op transposes where the flag says so.
+ *
+ *  c  inout  [m, n], leading dimension ldc
+ *  a  in     op(a) is [m, k];  b: op(b) is [k, n]
+ *
+ *  beta 0 does not read c. k = 0 scales c by beta.
+ */
+void smoe_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k, smoe_real alpha,
+               const smoe_real *a, size_t lda, const smoe_real *b, size_t ldb, smoe_real beta, smoe_real *c,
+               size_t ldc);
+
+/** y [N, O] = x [N, C] w^T + b;  w [O, C], b [O] or NULL. */
+void smoe_linear_forward(smoe_real *y, const smoe_real *x, const smoe_real *w, const smoe_real *b, size_t n,
+                         size_t c, size_t o);
+
+/** dx [N, C] = (or += where add) dy [N, O] w. The input's half of the backward of smoe_linear_forward. */
+void smoe_linear_backward_input(smoe_real *dx, const smoe_real *dy, const smoe_real *w, size_t n, size_t c,
+                                size_t o, bool add);
+
+/** dw [O, C] += dy^T x;  db [O] += column sums of dy (NULL: none). The weight's half. */
+void smoe_linear_backward_weight(smoe_real *dw, smoe_real *db, const smoe_real *dy, const smoe_real *x,
+                                 size_t n, size_t c, size_t o);
+
+/* ---- norm.c ---- */
+
+/** Layer norm: y = (x - mean) rstd gamma + beta, over C; epsilon 1e-5 inside the root.
+ *
+ *  y     out  [N, C]
+ *  mean  out  [N], rstd out [N]: kept for backward
+ */
+void smoe_norm_forward(smoe_real *y, smoe_real *mean, smoe_real *rstd, const smoe_real *x,
+                       const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c);
+
+/** y again from the kept mean and rstd; the same bits as smoe_norm_forward gave. */
+void smoe_norm_again(smoe_real *y, const smoe_real *mean, const smoe_real *rstd, const smoe_real *x,
+                     const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c);
+
+/** dx [N, C] +=, dgamma [C] +=, dbeta [C] +=. */
+void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, const smoe_real *dy,
+                        const smoe_real *x, const smoe_real *gamma, const smoe_real *mean,
+                        const smoe_real *rstd, size_t n, size_t c);
+
+/* ---- pointwise.c ---- */
+
+/** h [N, F] = relu(h + b), in place. */
+void smoe_bias_relu_forward(smoe_real *h, const smoe_real *b, size_t n, size_t f);
+
+/** dh [n] = h > 0 ? dh : 0, in place (the backward of relu, from its output). */
+void smoe_relu_backward(smoe_real *dh, const smoe_real *h, size_t n);
+
+/** y [n] += x [n]. */
+void smoe_add(smoe_real *y, const smoe_real *x, size_t n);
+
+/** y [N, C] += s [N] * x [N, C], row by row; s has stride s_stride. */
+void smoe_add_rows_scaled(smoe_real *y, const smoe_real *s, size_t s_stride, const smoe_real *x, size_t n,
+                          size_t c);
+
+/** <x, y> over n elements, in 16 interleaved partial sums added in a fixed tree. */
+smoe_real smoe_dot(const smoe_real *x, const smoe_real *y, size_t n);
+
+/** Sum of squares in double over n elements, in a fixed order. */
+double smoe_sum_squares(const smoe_real *x, size_t n);
+
+/** 1 / (1 + exp(-x)), without overflow. */
+smoe_real smoe_sigmoid(smoe_real x);
+
+/* ---- softmax.c ---- */
+
+/** p [N, E] = softmax of each row of x [N, E]; p may be x. */
+void smoe_softmax_forward(smoe_real *p, const smoe_real *x, size_t n, size_t e);
+
+/** Cross entropy of each row against its target, and its gradient in place.
+ *
+ *  loss      out    [N] log-sum-exp - logit of the target, in nats; 0 where target is -1
+ *  logits    inout  [N, V]; where gradient: overwritten with scale * (softmax - onehot), 0 where target is -1
+ *  target    in     [N] ids, or -1: no target
+ *  target_stride    1 for a plain array
+ *  scale     in     factor of the gradient (1 / number of targets)
+ */
+void smoe_cross_entropy(smoe_real *loss, smoe_real *logits, const int32_t *target, size_t target_stride,
+                        smoe_real scale, bool gradient, size_t n, size_t v);
+
+/* ---- embedding.c ---- */
+
+/** x [S T, C] = scale * table[token] + position[t]; a token of -1 has a zero row of the table. */
+void smoe_embedding_forward(smoe_real *x, const int32_t *token, const smoe_real *table,
+                            const smoe_real *position, smoe_real scale, size_t s, size_t t, size_t c);
+
+/** dtable [V, C] +=, dposition [T, C] +=; rows in token order. */
+void smoe_embedding_backward(smoe_real *dtable, smoe_real *dposition, const smoe_real *dx,
+                             const int32_t *token, smoe_real scale, size_t s, size_t t, size_t c);
+
+/* ---- attention.c: causal self-attention in blocks; the score matrix is never whole ---- */
+
+/** Reals of scratch for either direction. */
+size_t smoe_attention_scratch(size_t t, size_t d);
+
+/** out = softmax(q k^T / sqrt(D), causal) v, for every sequence and head.
+ *
+ *  out  out  [S T, C]
+ *  lse  out  [S, H, T] log-sum-exp of each score row: all that backward needs beside out
+ *  qkv  in   [S T, 3 C]: q, k, v of a token stand one after another, each [H, D]
+ */
+void smoe_attention_forward(smoe_real *out, smoe_real *lse, const smoe_real *qkv, smoe_real *scratch,
+                            size_t s, size_t t, size_t h, size_t d);
+
+/** dqkv [S T, 3 C] = (written, not added). */
+void smoe_attention_backward(smoe_real *dqkv, const smoe_real *dout, const smoe_real *qkv,
+                             const smoe_real *out, const smoe_real *lse, smoe_real *scratch, size_t s,
+                             size_t t, size_t h, size_t d);
+
+/* ---- adam.c ---- */
+
+/** Constants of one optimizer step. */
+typedef struct smoe_adam {
+  double lr; /**< of this update */
+  double beta1, beta2, epsilon;
+  double decay;       /**< decoupled: w -= lr decay w */
+  double correction1; /**< 1 - beta1^t, t = steps done including this one */
+  double correction2;
+  double scale; /**< factor of the gradient: the clip factor */
+} smoe_adam;
+
+/** One Adam step on n elements: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
+ *  w -= lr (m / c1) / (sqrt(v / c2) + epsilon) + lr decay w;  g = scale * gradient.
+ */
+void smoe_adam_step(smoe_real *w, smoe_real *m, smoe_real *v, const smoe_real *gradient, size_t n,
+                    const smoe_adam *adam);
+
+#endif

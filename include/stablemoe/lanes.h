@@ -1,0 +1,69 @@
+/** Lanes: what makes the bits the same on any number of ranks.
+ *
+ *  The batch of an update is cut into n_lanes equal parts. A rank owns
+ *  consecutive lanes. What one lane computes has shapes and an order of
+ *  operands that follow from the configuration and the data alone; sums over
+ *  lanes follow one fixed binary tree (doc/architecture.md, "Lanes").
+ */
+#ifndef STABLEMOE_LANES_H
+#define STABLEMOE_LANES_H
+
+#include "stablemoe/group.h"
+
+typedef struct smoe_lanes {
+  int n_lanes; /**< of the whole run */
+  int first;   /**< first lane of this rank */
+  int count;   /**< lanes of this rank; may be 0 */
+} smoe_lanes;
+
+/** Lanes of a rank: lanes floor(r L / R) to floor((r + 1) L / R) - 1. Local. */
+smoe_lanes smoe_lanes_of_rank(int n_lanes, int rank, int n_ranks);
+
+/** Sum k values of every lane in the fixed tree.
+ *
+ *  Collective over group.
+ *
+ *  total   out  [k], the same bits on all ranks and on any number of ranks
+ *  values  in   [lanes->count, k], this rank's lanes
+ *
+ *  Cost:  one Allgather of n_lanes * k doubles.
+ */
+void smoe_lanes_sum(const smoe_group *group, const smoe_lanes *lanes, double *total, const double *values,
+                    int k);
+
+/** Elements of the smallest piece of a parameter slab that is ever split off:
+ *  slices of ranks, checksums and partial norms all end on multiples of it,
+ *  so none of them depends on the number of ranks.
+ */
+enum { SMOE_UNIT = 1024 };
+
+/** First element of the slice of a slab that a rank owns; for rank == n_ranks its end.
+ *  Local. count is a multiple of SMOE_UNIT, and so is the result.
+ */
+size_t smoe_slice_first(size_t count, int rank, int n_ranks);
+
+/** Ordered reduction: add the lanes' slabs in the fixed tree; each rank gets its own slice.
+ *
+ *  Collective over group.
+ *
+ *  slice    out    [slice count] sum over all lanes of the slice this rank owns
+ *  slabs    inout  [lanes->count, count]; destroyed (partial sums are made in place)
+ *  scratch         smoe_reduce_scratch(...) reals
+ *  count    in     elements of a slab, a multiple of SMOE_UNIT
+ *
+ *  Order:  node (level, i) of the tree is the sum of nodes (level - 1, 2i) and
+ *          (level - 1, 2i + 1). A rank sends the roots of the largest complete
+ *          subtrees among its lanes, so the result has the same bits for any R,
+ *          also where R does not divide the lanes.
+ *  Cost:   one MPI_Alltoallv; count reals sent per rank where R divides the lanes.
+ */
+void smoe_reduce_lanes(const smoe_group *group, const smoe_lanes *lanes, smoe_real *slice, smoe_real *slabs,
+                       smoe_real *scratch, size_t count);
+
+/** Reals of scratch that smoe_reduce_lanes needs on this rank. Local. */
+size_t smoe_reduce_scratch(const smoe_group *group, const smoe_lanes *lanes, size_t count);
+
+/** Make a slab whole on every rank from the slices that the ranks own. Collective, in place. */
+void smoe_share_slices(const smoe_group *group, smoe_real *slab, size_t count);
+
+#endif

@@ -1,0 +1,34 @@
+/** Messages for people: to the terminal and to the run's log.txt, from rank 0 only.
+ *
+ *  Warnings and notes go to standard error, results of a subcommand to
+ *  standard output by plain printf in app/.
+ */
+#ifndef STABLEMOE_LOG_H
+#define STABLEMOE_LOG_H
+
+#include <stdbool.h>
+
+/** Say who this rank is; ranks other than 0 stay silent. Local. */
+void smoe_log_setup(int rank, bool quiet);
+
+/** Also append every line to the file at path (rank 0). NULL closes it. Local.
+ *
+ *  Errors:  false where the file cannot be opened; errno says why.
+ */
+bool smoe_log_file(const char *path);
+
+/** One line about what happens. printf format, without newline. Local. */
+void smoe_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/** One line about something the user should look at. Local. */
+void smoe_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/** A line that replaces itself on a terminal (progress); nothing where standard
+ *  error is no terminal. The next note or warning starts on a fresh line. Local.
+ */
+void smoe_live(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/** Whether standard error of rank 0 is a terminal. Local. */
+bool smoe_log_is_terminal(void);
+
+#endif

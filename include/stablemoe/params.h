@@ -1,0 +1,138 @@
+/** The parameter table: every parameter once, in one place.
+ *
+ *  Each layer declares its parameters: name (also the HDF5 path below /param),
+ *  global shape, placement, initial values, decay. Initialisation, reduction,
+ *  norm, Adam, checkpoint, resume, summary, gradient tests and freezing all
+ *  walk this table. A new parameter is one line and cannot be forgotten.
+ *
+ *  REPLICATED parameters stand one after another in one slab, each starting on
+ *  a multiple of SMOE_UNIT; every rank has the whole slab, and owns a slice of
+ *  it (lanes.h) for which it keeps the moments. EXPERT parameters of one
+ *  expert, all MoE layers, stand in one expert slab; a rank has the slabs of
+ *  its own experts, and their moments.
+ */
+#ifndef STABLEMOE_PARAMS_H
+#define STABLEMOE_PARAMS_H
+
+#include "stablemoe/arena.h"
+#include "stablemoe/lanes.h"
+
+typedef enum smoe_placement { SMOE_REPLICATED, SMOE_EXPERT } smoe_placement;
+
+typedef enum smoe_init_kind {
+  SMOE_INIT_CONSTANT,  /**< value */
+  SMOE_INIT_UNIFORM,   /**< U(-value, value) */
+  SMOE_INIT_NORMAL,    /**< N(0, value^2) */
+  SMOE_INIT_ORTHOGONAL /**< rows (or columns, where there are more rows) orthonormal, times value */
+} smoe_init_kind;
+
+typedef struct smoe_init {
+  smoe_init_kind kind;
+  double value;
+  bool same_for_experts; /**< EXPERT: all experts start alike */
+} smoe_init;
+
+enum { SMOE_NAME_MAX = 96, SMOE_DIMS_MAX = 3 };
+
+typedef struct smoe_param {
+  char name[SMOE_NAME_MAX]; /**< "block0/attention/qkv/weight" */
+  smoe_placement placement;
+  int n_dims;                   /**< of one copy: an expert's, for EXPERT */
+  int64_t shape[SMOE_DIMS_MAX]; /**< of one copy; the file's shape of EXPERT is [E, shape...] */
+  smoe_init init;
+  bool decay;    /**< weight decay applies */
+  bool frozen;   /**< no gradient, no optimizer step, not in the norm */
+  size_t count;  /**< elements of one copy */
+  size_t offset; /**< in the replicated slab, or in an expert slab */
+} smoe_param;
+
+typedef struct smoe_params {
+  smoe_group group;
+  smoe_lanes lanes;
+  smoe_param *param; /**< [n_params] in order of declaration */
+  int n_params;
+
+  int n_experts;       /**< E over all ranks; 0 for a dense model */
+  int expert_first;    /**< first expert of this rank */
+  int n_local;         /**< experts of this rank */
+  size_t shared_count; /**< elements of the replicated slab, a multiple of SMOE_UNIT */
+  size_t expert_count; /**< elements of one expert slab, a multiple of SMOE_UNIT */
+  size_t slice_first;  /**< first element of the slice this rank owns */
+  size_t slice_count;
+
+  smoe_real *shared;      /**< [shared_count], the same on all ranks */
+  smoe_real *shared_m;    /**< [slice_count] first moments of the own slice */
+  smoe_real *shared_v;    /**< [slice_count] second moments */
+  smoe_real *shared_grad; /**< [slice_count] gradient of the own slice after reduction */
+  smoe_real *lane_grad;   /**< [lanes.count, shared_count] */
+  smoe_real *expert;      /**< [n_local, expert_count] */
+  smoe_real *expert_m;    /**< [n_local, expert_count] */
+  smoe_real *expert_v;    /**< [n_local, expert_count] */
+  smoe_real *expert_grad; /**< [n_local, expert_count] */
+} smoe_params;
+
+/** Start an empty table. Local. */
+void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts);
+
+/** Add one parameter; returns its index. Local; the same calls in the same order on all ranks.
+ *
+ *  A shape of fewer than SMOE_DIMS_MAX dimensions ends with 0. Two of one name are a bug.
+ */
+int smoe_params_declare(smoe_params *params, smoe_placement placement, const int64_t *shape, smoe_init init,
+                        bool decay, const char *name_format, ...) __attribute__((format(printf, 6, 7)));
+
+/** Lay the table out on an arena (which may be measuring). Local.
+ *
+ *  training: with gradients and moments; else values only.
+ */
+void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training);
+
+/** Give the table back. Local. */
+void smoe_params_end(smoe_params *params);
+
+/** Set every parameter to its initial values and the moments to zero.
+ *
+ *  Local. Values are functions of (seed, name, global index).
+ */
+void smoe_params_initialise(smoe_params *params, uint64_t seed);
+
+/** Index of the parameter of that name, -1 where there is none. Local. */
+int smoe_params_find(const smoe_params *params, const char *name);
+
+/** Values of a replicated parameter. Local. */
+smoe_real *smoe_params_shared(const smoe_params *params, int index);
+
+/** Gradient of a replicated parameter in the slab of the rank's lane-th lane. Local. */
+smoe_real *smoe_params_lane_grad(const smoe_params *params, int index, int lane);
+
+/** Values of a parameter of local expert j. Local. */
+smoe_real *smoe_params_expert(const smoe_params *params, int index, int j);
+
+/** Gradient of a parameter of local expert j. Local. */
+smoe_real *smoe_params_expert_grad(const smoe_params *params, int index, int j);
+
+/** Freeze or thaw every parameter whose name begins with prefix; returns how many. Local. */
+int smoe_params_freeze(smoe_params *params, const char *prefix, bool frozen);
+
+/** Part of a replicated parameter that lies in this rank's slice.
+ *
+ *  Local.
+ *  first  out  first element, counted from the parameter's start
+ *  Returns the number of elements, which may be 0.
+ */
+size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first);
+
+/** Number of parameters (elements) of the whole model, by placement; experts counted E times. Local. */
+int64_t smoe_params_total(const smoe_params *params, smoe_placement placement);
+
+/** Checksum of n consecutive elements of a parameter.
+ *
+ *  Local. The sum (modulo 2^64) of XXH3 hashes of blocks of SMOE_UNIT elements,
+ *  seeded by the block's number, so parts that end on block borders add up
+ *  and ranks' parts give the same number however they are cut.
+ *
+ *  values  in  [n], element `first` of the parameter onwards; first a multiple of SMOE_UNIT
+ */
+uint64_t smoe_checksum(const smoe_real *values, size_t first, size_t n);
+
+#endif

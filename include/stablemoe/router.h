@@ -1,0 +1,146 @@
+/** The interface of a routing method: a table of functions, one file per method.
+ *
+ *  A router is Local: it sees no MPI. It works lane by lane, so that what it
+ *  computes does not depend on the number of ranks. It chooses experts and
+ *  gates for the tokens of one lane (route); later, when the loads of all ranks
+ *  are known, it adds its loss terms (losses) and their gradients (backward).
+ *
+ *  Adding a method: write src/moe/router_<name>.c, add its table to the array in
+ *  src/moe/router.c and the file to the build, and its keys appear in --help and
+ *  configs/reference.yml. doc/adding-a-method.md walks through it.
+ */
+#ifndef STABLEMOE_ROUTER_H
+#define STABLEMOE_ROUTER_H
+
+#include "stablemoe/arena.h"
+#include "stablemoe/config.h"
+#include "stablemoe/params.h"
+
+/** What routers learn about a forward pass beside the tokens. */
+typedef struct smoe_route_context {
+  uint64_t seed;
+  int64_t update;    /**< zero-based number of the update in progress */
+  int stage;         /**< 1: routing is learned, 2: it is frozen */
+  bool training;     /**< false: evaluation (no noise, distilled router, ...) */
+  int64_t n_targets; /**< real targets of the update over all ranks: the losses' denominator */
+} smoe_route_context;
+
+/** One lane's part of one MoE layer call. */
+typedef struct smoe_route_call {
+  const smoe_route_context *context;
+  int layer;       /**< MoE layer, 0-based */
+  int lane;        /**< lane counted on this rank, for gradient slabs */
+  size_t n_tokens; /**< N; n_sequences * n_context */
+  size_t n_sequences;
+  size_t n_context;     /**< T; token t of sequence s is row s * T + t */
+  int64_t first_token;  /**< global index of row 0 within the micro-batch */
+  const int32_t *token; /**< [N] ids; -1: padding, routed nowhere */
+  const smoe_real *x;   /**< [N, C] hidden states that enter the layer */
+  int32_t *expert;      /**< [N, K] out of route; -1 unused */
+  smoe_real *gate;      /**< [N, K] out of route */
+  smoe_real *tape;      /**< [tape_reals(N)] kept from route to backward */
+  smoe_real *scratch;   /**< [scratch_reals(N)] */
+  int32_t *learned;     /**< [N] out of route: the learned choice where computed, else -1; may be NULL */
+  int32_t *distilled;   /**< [N] out of route: the distilled choice where computed, else -1; may be NULL */
+} smoe_route_call;
+
+/** Loads of one MoE layer over all ranks, for the losses. */
+typedef struct smoe_route_loads {
+  const int64_t *load; /**< [E] tokens that chose each expert, before dropping */
+  int64_t n_assigned;  /**< their sum */
+} smoe_route_loads;
+
+/** Sums over a lane's tokens; loss terms are already weighted, not yet divided by n_targets. */
+typedef struct smoe_route_sums {
+  double balance;
+  double distill;
+  double gate;       /**< sum of gates of used slots */
+  double n_gates;    /**< used slots */
+  double n_agree;    /**< tokens for which learned and distilled choice agree */
+  double n_compared; /**< tokens for which both are known */
+} smoe_route_sums;
+
+typedef struct smoe_router smoe_router;
+
+/** A routing method. All functions are Local. */
+typedef struct smoe_router_ops {
+  const char *name;          /**< as in router.method */
+  const char *title;         /**< one line for --help */
+  const smoe_keyset *keyset; /**< its keys, "router.<name>.*"; NULL where it has none */
+  bool two_stages;           /**< has a stage 2 that starts at router.stage1_updates */
+
+  /** Check the method's own keys against the others; NULL: nothing to check. */
+  smoe_status (*check)(const smoe_config *config);
+
+  /** Experts per token at most (K). */
+  int (*slots)(const smoe_config *config);
+
+  /** Declare the parameters of one MoE layer's router and remember their indices in router. */
+  void (*declare)(smoe_router *router, smoe_params *params);
+
+  /** Reals of tape and of scratch for a call of n tokens. */
+  size_t (*tape_reals)(const smoe_router *router, size_t n);
+  size_t (*scratch_reals)(const smoe_router *router, size_t n);
+
+  /** Choose: fill expert, gate (and learned, distilled). Ties go to the lower expert; N may
+   *  be 0; a score that is not finite counts as minus infinity.
+   */
+  void (*route)(const smoe_router *router, const smoe_route_call *call);
+
+  /** Add the lane's sums and loss terms. Called after the loads are known; NULL: none. */
+  void (*losses)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
+                 smoe_route_sums *sums);
+
+  /** Add gradients of gates and losses: to dx [N, C] and to the lane's gradient slab.
+   *  dgate [N, K] is dL/dgate (0 for unused and dropped slots), with everything divided by n_targets.
+   */
+  void (*backward)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
+                   smoe_real *dx, const smoe_real *dgate);
+
+  /** Enter stage 2: freeze what no longer learns. NULL where two_stages is false. */
+  void (*freeze)(smoe_router *router, smoe_params *params);
+} smoe_router_ops;
+
+/** The router of one MoE layer. */
+struct smoe_router {
+  const smoe_router_ops *ops;
+  const smoe_config *config;
+  const smoe_params *params;
+  const void *options; /**< the method's own values: the struct of ops->keyset */
+  int layer;
+  int n_experts;  /**< E */
+  int n_slots;    /**< K */
+  size_t width;   /**< C */
+  int vocabulary; /**< V */
+  int index[8];   /**< parameters of the method, by its own numbering */
+};
+
+/** All methods, NULL-terminated. */
+extern const smoe_router_ops *const smoe_router_methods[];
+
+/** The method of that name; NULL where there is none. Local. */
+const smoe_router_ops *smoe_router_find(const char *name);
+
+/** Key sets of the trainer and of all methods, for smoe_config_create. Local.
+ *  Returns their number; sets may be NULL to only count.
+ */
+size_t smoe_router_keysets(const smoe_keyset **sets);
+
+/** Check router.method and the method's keys. Local. Errors: SMOE_ERR_CONFIG naming the methods there are. */
+smoe_status smoe_router_check(const smoe_config *config);
+
+/** Set up the router of MoE layer `layer` and declare its parameters. Local. */
+void smoe_router_declare(smoe_router *router, const smoe_config *config, smoe_params *params, int layer,
+                         int vocabulary);
+
+/** The greedy choice that most methods share: expert of the largest finite score, the lower one on ties.
+ *
+ *  Local.
+ *  expert  out  [N]
+ *  score   in   [N, E]
+ *  token   in   [N]; -1: expert -1. May be NULL: no padding.
+ */
+void smoe_route_argmax(int32_t *expert, const smoe_real *score, const int32_t *token, size_t n,
+                       int n_experts);
+
+#endif

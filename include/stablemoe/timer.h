@@ -1,0 +1,14 @@
+/** Wall-clock time. */
+#ifndef STABLEMOE_TIMER_H
+#define STABLEMOE_TIMER_H
+
+/** Seconds of a clock that never goes back; only differences mean something. Local. */
+double smoe_seconds(void);
+
+/** Bytes of physical memory this process has used at most so far. Local. */
+double smoe_peak_memory(void);
+
+/** Bytes of memory the machine can still give, as the system says; 0 where unknown. Local. */
+double smoe_free_memory(void);
+
+#endif
