@@ -122,6 +122,9 @@ void smoe_config_destroy(smoe_config *config);
 
 /** Read a YAML file over the present values. Local.
  *
+ *  Sections nest: "router.stable.width" is width in stable in router, and may be written
+ *  in one line too. An empty file changes nothing.
+ *
  *  Errors:  SMOE_ERR_IO where it cannot be read; SMOE_ERR_CONFIG with file and
  *           line for bad syntax, a key twice, an unknown key (with the nearest
  *           known one), a value of the wrong type or out of range.
@@ -136,6 +139,9 @@ smoe_status smoe_config_override(smoe_config *config, const char *assignment);
 
 /** Check what involves several keys (heads divide width, lanes divide the batch, ...),
  *  and resolve the defaults that follow from others (inner, stage1_updates, probe_every). Local.
+ *
+ *  Resolving twice does what once does, so the text of a resolved configuration repeats the run.
+ *  Errors:  SMOE_ERR_CONFIG naming the keys and, where there is one, a value that fits.
  */
 smoe_status smoe_config_resolve(smoe_config *config);
 
@@ -147,7 +153,8 @@ const void *smoe_config_options(const smoe_config *config, const smoe_keyset *se
 
 /** The whole configuration as YAML, every key, in memory of smoe_alloc. Local.
  *
- *  commented: with unit, range and help behind every key, as in configs/reference.yml.
+ *  commented: with help, unit and range above every key, as in configs/reference.yml.
+ *  Reading the text gives the same values, bit for bit.
  */
 char *smoe_config_text(const smoe_config *config, bool commented);
 

@@ -26,12 +26,15 @@ typedef struct smoe_corpus {
 
 /** Open a corpus; every rank opens it for itself.
  *
- *  Collective over group.
+ *  Collective over group. Reads what the file says of itself and the tokenizer, no tokens.
  *  Errors:  SMOE_ERR_IO where it cannot be read, SMOE_ERR_FORMAT where it is no corpus.
  */
 smoe_status smoe_corpus_open(smoe_corpus *corpus, const smoe_group *group, const char *path);
 
-/** Close it. Local. */
+/** Open a corpus for this rank alone. Local. Errors: as smoe_corpus_open. */
+smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path);
+
+/** Close it; fine for a zeroed or already closed one. Local. */
 void smoe_corpus_close(smoe_corpus *corpus);
 
 /** Read n tokens of a split from position first on.
@@ -41,13 +44,14 @@ void smoe_corpus_close(smoe_corpus *corpus);
  */
 void smoe_corpus_read(const smoe_corpus *corpus, smoe_split split, int64_t first, size_t n, int32_t *tokens);
 
-/** Number of whole training sequences of T targets: (n_tokens - 1) / T. Local. */
+/** Number of whole sequences of T targets in a split: (n_tokens - 1) / T. Local. */
 int64_t smoe_corpus_sequences(const smoe_corpus *corpus, smoe_split split, int64_t context);
 
 /** Global number of the training sequence that stands at place j of an update's batch.
  *
  *  Local. A pure function: each epoch visits every sequence once, in an order
- *  given by (seed, epoch).
+ *  given by (seed, epoch). A batch may begin in one epoch and end in the next.
+ *  No sequences at all is a bug (panic).
  */
 int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t batch_sequences, int64_t update,
                               int64_t j);
@@ -56,7 +60,7 @@ int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t batch_
  *
  *  Local.
  *  input   out  [T] tokens s T ... ; -1 beyond the end of the split
- *  target  out  [T] the token after each input; -1 beyond the end
+ *  target  out  [T] the token after each input; -1 beyond the end, so the split's last token has none
  */
 void smoe_corpus_sequence(const smoe_corpus *corpus, smoe_split split, int64_t s, int64_t context,
                           int32_t *input, int32_t *target);

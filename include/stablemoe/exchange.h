@@ -37,21 +37,31 @@ typedef struct smoe_exchange {
   int64_t *load;          /**< [E] tokens that chose the expert, all ranks, before dropping */
   int64_t n_dropped;      /**< rows of all ranks beyond capacity */
   int64_t n_assigned;     /**< rows of all ranks before dropping */
+  int32_t *slot_place;    /**< [n_tokens, K] place of each slot in send order, -1 where it sends nothing */
+  int32_t *kept;          /**< [R, E + 1] rows each rank sends to each expert; last, its routed tokens */
+  int32_t *cursor;        /**< [2, E] while planning: place of an expert's next row, end of its rows */
   int *send_count, *send_offset, *recv_count, *recv_offset; /**< [R] in rows */
-  void *row_type;                                           /**< MPI datatype of one row */
+  MPI_Datatype row_type;                                    /**< one row; counts are rows then */
 } smoe_exchange;
 
 /** First expert of a rank: floor(r E / R); for rank == n_ranks: E. Local. */
 int smoe_expert_first(int n_experts, int rank, int n_ranks);
 
-/** Take the plan's arrays from an arena and make its row datatype. Local. */
+/** Take the plan's arrays from an arena and, unless it measures, make the row datatype.
+ *
+ *  Local; the same shape on all ranks but for n_tokens_max.
+ *
+ *  Errors:  a micro-batch of 2^31 rows or more ends the run with SMOE_ERR_CONFIG.
+ */
 void smoe_exchange_declare(smoe_exchange *ex, const smoe_group *group, const smoe_exchange_shape *shape,
                            smoe_arena *arena);
 
 /** Free the row datatype. Local. */
 void smoe_exchange_release(smoe_exchange *ex);
 
-/** Most rows this rank can be sent in one call. Local. */
+/** Most rows this rank can be sent in one call: all of them, or where there is
+ *  a capacity, that of its experts. 0 for a rank without experts. Local.
+ */
 size_t smoe_exchange_rows_max(const smoe_exchange *ex);
 
 /** Plan the exchange of one call.
@@ -59,7 +69,7 @@ size_t smoe_exchange_rows_max(const smoe_exchange *ex);
  *  Collective over ex->group.
  *
  *  expert  inout  [N, K] chosen expert per slot, -1 where unused; a slot beyond
- *                 the expert's capacity is set to -1 - expert ("dropped")
+ *                 the expert's capacity is set to -2 - expert ("dropped")
  *  n       in     N tokens of this rank, may be 0; ranks' tokens follow one
  *                 another in global order by rank
  *
@@ -67,6 +77,7 @@ size_t smoe_exchange_rows_max(const smoe_exchange *ex);
  *           in global (token, slot) order are kept, on any number of ranks;
  *           T counts the tokens with at least one expert.
  *  Cost:    one Allgather of E + 1 counts per rank.
+ *  Errors:  none returned; an expert beyond E or an N beyond the shape ends the run.
  */
 void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n);
 
@@ -80,7 +91,8 @@ void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n);
  *  scratch       [n_send + n_recv, C]
  *
  *  Writes:   out =
- *  Adjoint:  smoe_combine_add (with the same scale), smoe_combine_rows.
+ *  Adjoint:  smoe_combine_add where scale is NULL; else smoe_combine_rows, then
+ *            the sum over the token's slots of scale times row.
  *  Order:    by expert, then by global token index; the same on any number of ranks.
  *  Cost:     one MPI_Alltoallv of n_send rows.
  */
@@ -107,6 +119,9 @@ void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real 
  *  out      inout  [N, C]; += sum over the token's slots, in slot order
  *  rows     in     [M, C] in expert order
  *  scratch         [n_send + n_recv, C]
+ *
+ *  Writes:   out +=
+ *  Adjoint:  smoe_dispatch without scale.
  */
 void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch);
 

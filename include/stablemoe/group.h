@@ -16,6 +16,10 @@ typedef struct smoe_group {
 /** Start MPI (once per process), take all its ranks, set up panic and log.
  *
  *  Collective over all ranks of the job.
+ *
+ *  Errors:  none returned. Where the tasks of a Slurm step do not find each other
+ *           (srun without PMIx starts N runs of one rank) the run ends with
+ *           SMOE_ERR_MPI. MPI errors are reported by SMOE_MPI, which ends the run.
  */
 void smoe_group_start(smoe_group *group, int *argc, char ***argv);
 
@@ -24,9 +28,10 @@ void smoe_group_end(smoe_group *group);
 
 /** Agree on the worst status of all ranks.
  *
- *  Collective. Returns the same code on all ranks: the largest one. On
- *  return every rank's report is that of the lowest rank with that code,
- *  prefixed "on rank r of R" where R > 1. One Allreduce when all is well.
+ *  Collective. Returns the same code on all ranks: the largest one, but any
+ *  error before SMOE_STOPPED. On return every rank's report is that of the
+ *  lowest rank with that code, prefixed "on rank r of R: " where R > 1 and it
+ *  does not have such a prefix already. One Allreduce when all is well.
  */
 smoe_status smoe_group_agree(const smoe_group *group, smoe_status mine);
 
@@ -59,6 +64,9 @@ void smoe_group_gather_f64(const smoe_group *group, double *all, const double *m
 
 /** As smoe_group_gather_f64, for 32-bit integers. Collective. */
 void smoe_group_gather_i32(const smoe_group *group, int32_t *all, const int32_t *mine, const int *count);
+
+/** Ranks on this machine (sharing memory), this one included. Collective. */
+int smoe_group_ranks_here(const smoe_group *group);
 
 /** Wait for all ranks. Collective. */
 void smoe_group_barrier(const smoe_group *group);

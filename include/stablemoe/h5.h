@@ -2,6 +2,8 @@
  *
  *  Metadata is made collectively, data moves by independent transfers: with
  *  Open MPI's own I/O layer a full disk is silent under collective ones.
+ *  A dataset has at most SMOE_H5_DIMS dimensions. Every report names the object,
+ *  the file, and the innermost thing HDF5 said.
  */
 #ifndef STABLEMOE_H5_H
 #define STABLEMOE_H5_H
@@ -10,7 +12,12 @@
 
 #include "stablemoe/group.h"
 
-/** Make a file that all ranks write. Collective. group NULL: a serial file of this rank. */
+enum { SMOE_H5_DIMS = 4 };
+
+/** Make a file that all ranks write. Collective. group NULL: a serial file of this rank.
+ *
+ *  Objects carry no time stamps, so equal runs make equal files.
+ */
 smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *group);
 
 /** Open a file for reading with the serial driver, this rank alone.
@@ -50,17 +57,48 @@ smoe_status smoe_h5_read_part(hid_t file, const char *name, hid_t memory_type, v
 smoe_status smoe_h5_expect(hid_t file, const char *name, hid_t type, int n_dims, const int64_t *shape);
 
 /** Shape of a dataset; n_dims out. Local. */
-smoe_status smoe_h5_shape(hid_t file, const char *name, int *n_dims, int64_t shape[4]);
+smoe_status smoe_h5_shape(hid_t file, const char *name, int *n_dims, int64_t shape[SMOE_H5_DIMS]);
+
+/** Whether there is an object of that name, with every group on its way. Local. */
+bool smoe_h5_exists(hid_t file, const char *name);
+
+/** Names of all datasets below a group, relative to it, in alphabetical order.
+ *
+ *  Local.
+ *  names  out  NULL-terminated, the list and each name in memory of smoe_alloc;
+ *              empty where there is no such group
+ */
+smoe_status smoe_h5_list(hid_t file, const char *group, char ***names);
+
+/** Give a list of smoe_h5_list or smoe_checkpoint_list back; NULL is fine. Local. */
+void smoe_h5_list_free(char **names);
+
+/** Make a text of `bytes` bytes with its final NUL: a scalar of a fixed-length UTF-8 string. Collective. */
+smoe_status smoe_h5_document(hid_t file, const char *name, size_t bytes);
+
+/** Write the text of a document that was made for strlen(text) + 1 bytes. Local. */
+smoe_status smoe_h5_write_document(hid_t file, const char *name, const char *text);
+
+/** Read a document; *text in memory of smoe_alloc, NULL on error. Local. */
+smoe_status smoe_h5_read_document(hid_t file, const char *name, char **text);
 
 /** Attributes of an object ("/" for the file). Writing is collective, reading local. */
 smoe_status smoe_h5_set_i64(hid_t file, const char *object, const char *name, int64_t value);
+smoe_status smoe_h5_set_u64(hid_t file, const char *object, const char *name, uint64_t value);
 smoe_status smoe_h5_set_f64(hid_t file, const char *object, const char *name, double value);
 smoe_status smoe_h5_set_text(hid_t file, const char *object, const char *name, const char *value);
 smoe_status smoe_h5_get_i64(hid_t file, const char *object, const char *name, int64_t *value);
+smoe_status smoe_h5_get_u64(hid_t file, const char *object, const char *name, uint64_t *value);
 smoe_status smoe_h5_get_f64(hid_t file, const char *object, const char *name, double *value);
 smoe_status smoe_h5_get_text(hid_t file, const char *object, const char *name, char *value, size_t bytes);
 
 /** Flush a finished file to the disk (fsync), give it its final name, and flush the directory. Local. */
 smoe_status smoe_h5_publish(const char *part, const char *path);
+
+/** The innermost message of the last HDF5 call that failed, for reports; never NULL. Local. */
+const char *smoe_h5_error(void);
+
+/** The path of an open file, for reports. Local. */
+const char *smoe_h5_path(hid_t file);
 
 #endif

@@ -19,7 +19,7 @@
 
 /* ---- linear.c: everything that calls BLAS ---- */
 
-/** Set the number of threads of BLAS and OpenMP on this rank. */
+/** Set the number of threads of BLAS and OpenMP on this rank; once, before memory is planned. */
 void smoe_threads_set(int n);
 
 /** Name of the BLAS core type in use ("SkylakeX", ...); for reports. */
@@ -69,7 +69,7 @@ void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, cons
 
 /* ---- pointwise.c ---- */
 
-/** h [N, F] = relu(h + b), in place. */
+/** h [N, F] = relu(h + b), in place; NaN stays NaN. */
 void smoe_bias_relu_forward(smoe_real *h, const smoe_real *b, size_t n, size_t f);
 
 /** dh [n] = h > 0 ? dh : 0, in place (the backward of relu, from its output). */
@@ -82,10 +82,10 @@ void smoe_add(smoe_real *y, const smoe_real *x, size_t n);
 void smoe_add_rows_scaled(smoe_real *y, const smoe_real *s, size_t s_stride, const smoe_real *x, size_t n,
                           size_t c);
 
-/** <x, y> over n elements, in 16 interleaved partial sums added in a fixed tree. */
+/** <x, y> over n elements, in interleaved partial sums added in a fixed tree. */
 smoe_real smoe_dot(const smoe_real *x, const smoe_real *y, size_t n);
 
-/** Sum of squares in double over n elements, in a fixed order. */
+/** Sum of squares in double over n elements, in interleaved partial sums added in a fixed tree. */
 double smoe_sum_squares(const smoe_real *x, size_t n);
 
 /** 1 / (1 + exp(-x)), without overflow. */
@@ -93,7 +93,10 @@ smoe_real smoe_sigmoid(smoe_real x);
 
 /* ---- softmax.c ---- */
 
-/** p [N, E] = softmax of each row of x [N, E]; p may be x. */
+/** p [N, E] = softmax of each row of x [N, E]; p may be x.
+ *
+ *  -infinity gives exactly 0; a row of nothing but -infinity, or with a NaN, gives NaN.
+ */
 void smoe_softmax_forward(smoe_real *p, const smoe_real *x, size_t n, size_t e);
 
 /** Cross entropy of each row against its target, and its gradient in place.
@@ -113,13 +116,15 @@ void smoe_cross_entropy(smoe_real *loss, smoe_real *logits, const int32_t *targe
 void smoe_embedding_forward(smoe_real *x, const int32_t *token, const smoe_real *table,
                             const smoe_real *position, smoe_real scale, size_t s, size_t t, size_t c);
 
-/** dtable [V, C] +=, dposition [T, C] +=; rows in token order. */
+/** dtable [V, C] +=, dposition [T, C] +=; rows in token order. A token of -1 adds to dposition only. */
 void smoe_embedding_backward(smoe_real *dtable, smoe_real *dposition, const smoe_real *dx,
                              const int32_t *token, smoe_real scale, size_t s, size_t t, size_t c);
 
 /* ---- attention.c: causal self-attention in blocks; the score matrix is never whole ---- */
 
-/** Reals of scratch for either direction. */
+/** Reals of scratch for either direction: a fixed amount per thread, for as many threads as are set now
+ *  (so call smoe_threads_set before planning memory).
+ */
 size_t smoe_attention_scratch(size_t t, size_t d);
 
 /** out = softmax(q k^T / sqrt(D), causal) v, for every sequence and head.

@@ -55,7 +55,9 @@ size_t smoe_slice_first(size_t count, int rank, int n_ranks);
  *          (level - 1, 2i + 1). A rank sends the roots of the largest complete
  *          subtrees among its lanes, so the result has the same bits for any R,
  *          also where R does not divide the lanes.
- *  Cost:   one MPI_Alltoallv; count reals sent per rank where R divides the lanes.
+ *  Cost:   one MPI_Alltoallv, in which a rank sends its subtree's root, less its own slice,
+ *          where every rank's lanes are one subtree (n_lanes / R a power of two);
+ *          else one per root of the rank that has most, at most 2 log2(n_lanes).
  */
 void smoe_reduce_lanes(const smoe_group *group, const smoe_lanes *lanes, smoe_real *slice, smoe_real *slabs,
                        smoe_real *scratch, size_t count);

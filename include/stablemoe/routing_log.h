@@ -2,16 +2,19 @@
  *
  *  One file per stretch between two checkpoints, <directory>/step-<update>.h5,
  *  complete or absent. Layout (doc/file-formats.md):
- *    /step [S]                update of each row of /load (1-based: updates done)
+ *    /layer [M], /expert [E], /slot [K]   numbers from 0 on, names of those dimensions
+ *    /step [S], /stage [S]    update of each row of /load (1-based: updates done)
  *    /load [S, M, E]          tokens per expert over the global batch, before dropping
+ *    /assigned [S, M]         rows before dropping
  *    /dropped [S, M]          rows beyond capacity
- *    /balance [S, M], /distill [S, M], /agreement [S, M], /gate_mean [S, M], /stage [S]
+ *    /balance [S, M], /distill [S, M], /agreement [S, M], /gate_mean [S, M]
  *    /probe/token [P]         token ids of a fixed stretch of the validation split
  *    /probe/step [Q], /probe/stage [Q]
  *    /probe/expert [Q, M, P]  the choice that training uses then
  *    /probe/learned [Q, M, P], /probe/distilled [Q, M, P]   both choices; -1 where a method has none
- *    /tokens/step [Z], /tokens/id [Z, N], /tokens/expert [Z, M, N, K], /tokens/gate [Z, M, N, K]
- *  Dimension scales and units are attached.
+ *    /tokens/step [Z], /tokens/place [N], /tokens/id [Z, N]
+ *    /tokens/expert [Z, M, N, K], /tokens/gate [Z, M, N, K]
+ *  Dimension scales, units and long names are attached. What has no rows is absent.
  */
 #ifndef STABLEMOE_ROUTING_LOG_H
 #define STABLEMOE_ROUTING_LOG_H
@@ -71,7 +74,7 @@ void smoe_routing_log_tokens(smoe_routing_log *log, int64_t step);
  *  Local.
  *  first   in  global index of the first token within the update's batch (sequence place * T)
  *  id      in  [n]
- *  expert  in  [n, K]; -1 unused, -1 - e dropped by capacity
+ *  expert  in  [n, K]; -1 unused, -2 - e dropped by capacity
  *  gate    in  [n, K]
  */
 void smoe_routing_log_tokens_add(smoe_routing_log *log, int layer, int64_t first, size_t n, const int32_t *id,
@@ -80,9 +83,14 @@ void smoe_routing_log_tokens_add(smoe_routing_log *log, int layer, int64_t first
 /** Write everything held to <directory>/step-<update>.h5 and forget it.
  *
  *  Collective. Part file, independent transfers, read-back, rename, as checkpoints.
+ *  Where nothing is held, no file is made.
+ *
  *  Errors:  agreed on all ranks; nothing is left under the final name.
  */
 smoe_status smoe_routing_log_write(smoe_routing_log *log, const char *directory, int64_t update);
+
+/** Print what a routing log holds. Local (serial). */
+smoe_status smoe_routing_log_print(const char *path);
 
 /** Delete the files of updates later than `update` (they will be made again). Collective; rank 0 deletes. */
 smoe_status smoe_routing_log_rewind(const smoe_group *group, const char *directory, int64_t update);

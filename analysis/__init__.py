@@ -1,0 +1,64 @@
+"""Look at StableMoE runs: numbers and figures from metrics, routing logs and corpora.
+
+This file uses the standard library alone, so that `python3 -m analysis --help`
+and the message about missing packages work with any interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+MODULES = ("numpy", "h5py", "matplotlib")
+DEBIAN_PACKAGES = "python3-numpy python3-h5py python3-matplotlib"
+SYSTEM_PYTHON = "/usr/bin/python3"
+
+
+def missing_modules() -> list[str]:
+    """Modules this package needs and the present interpreter cannot import."""
+    missing = []
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    return missing
+
+
+def _imports_all(python: str) -> bool:
+    try:
+        return subprocess.run([python, "-c", "import " + ", ".join(MODULES)], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def ensure_modules(command: list[str]) -> str | None:
+    """Make sure that the needed modules can be imported, with another interpreter if need be.
+
+    The first python3 on the PATH is often not the one that has the system's
+    packages. So the command goes over to STABLEMOE_PYTHON where that is set, else to
+    the system's python3, if that one can import everything.
+
+    command: arguments after the interpreter, e.g. ["-m", "analysis", "runs/tiny"].
+    Returns None where all is there, else the message to print. Does not return
+    where another interpreter takes over.
+    """
+    missing = missing_modules()
+    if not missing:
+        return None
+    override = os.environ.get("STABLEMOE_PYTHON", "")
+    other = override or SYSTEM_PYTHON
+    if _imports_all(other):
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = root + (os.pathsep + path if path else "")
+        sys.stdout.flush()
+        os.execv(other, [other, *command])
+    tried = f"STABLEMOE_PYTHON={override}" if override else SYSTEM_PYTHON
+    return (f"analysis: {sys.executable} cannot import {', '.join(missing)}, and {tried} does not have all "
+            f"of {', '.join(MODULES)} either: install the Debian packages {DEBIAN_PACKAGES}, or set "
+            "STABLEMOE_PYTHON to an interpreter that has them")

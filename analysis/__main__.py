@@ -1,0 +1,170 @@
+"""`python3 -m analysis RUN`: figures and a short summary of a run directory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import analysis
+
+if TYPE_CHECKING:
+    from analysis.run import Run
+
+HELP = """\
+Reads RUN/metrics.csv, RUN/routing/step-*.h5, RUN/used.yml and the corpus it names, and writes
+
+  losses.png        task and validation loss, balance and distillation loss
+  load-moe<m>.png   tokens per expert over time, per MoE layer
+  fluctuation.png   share of tokens that have come to their final expert, against the share of the training
+  agreement.png     learned against distilled router over stage 1
+
+What the run has no data for is left out, with a line that says why; a run that is
+still going on can be read too. Exit status: 0 where a figure was made; 2 where there
+is no such directory, or Python packages are missing; 3 where there was nothing to
+draw or the figures cannot be written.
+
+Needs numpy, h5py and matplotlib (Debian: python3-numpy python3-h5py
+python3-matplotlib); STABLEMOE_PYTHON names the interpreter to use if python3 on the
+PATH does not have them."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python3 -m analysis", epilog=HELP,
+                                     description="Figures and a short summary of a StableMoE run.",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path,
+                        help="where the figures go (default: RUN/figures)")
+    return parser
+
+
+def _loss_lines(run: Run) -> list[str]:
+    import numpy as np
+
+    lines = []
+    if run.metrics is None:
+        return lines
+    update, task = run.metrics.columns["update"], run.metrics.column("loss")
+    n = max(1, len(update) // 50)
+    tail = task[np.isfinite(task)][-n:]
+    if len(tail):
+        lines.append(f"training {tail.mean():.4f} nats per token (mean of the last {len(tail)} updates)")
+    valid = run.metrics.column("valid_loss")
+    rows = np.flatnonzero(np.isfinite(valid))
+    if len(rows):
+        best = rows[np.argmin(valid[rows])]
+        last = rows[-1]
+        lines.append(f"validation {valid[last]:.4f} (perplexity {np.exp(valid[last]):.2f}) at update "
+                     f"{int(update[last]):,}; best {valid[best]:.4f} at {int(update[best]):,}")
+    if run.baselines is not None:
+        lines.append(f"counting alone: unigram {run.baselines.unigram:.4f}, "
+                     f"bigram {run.baselines.bigram:.4f}")
+    return lines
+
+
+def _load_lines(run: Run) -> list[str]:
+    import numpy as np
+
+    from analysis import routing
+
+    if run.log is None or not len(run.log.step):
+        return []
+    n = max(1, len(run.log.step) // 10)
+    lines = [f"mean of the last {n} records of {len(run.log.step)} "
+             "(even: max/mean 1, cv 0, entropy 1)"]
+    for layer in range(run.log.n_layers):
+        even = routing.balance(run.log.load[-n:, layer])
+        dead = np.nanmean(even.dead) if np.isfinite(even.dead).any() else float("nan")
+        routed = run.log.load[-n:, layer].sum()
+        dropped = np.nansum(run.log.terms["dropped"][-n:, layer]) / routed if routed else float("nan")
+        lines.append(f"moe{layer}  max/mean {even.max_over_mean.mean():.2f}  cv {even.cv.mean():.2f}  "
+                     f"entropy {even.entropy.mean():.3f}  experts without tokens {dead:.1f}  "
+                     f"dropped {100 * dropped:.2f} %")
+    return lines
+
+
+def _fluctuation_lines(run: Run) -> list[str]:
+    from analysis import routing
+
+    if run.log is None or len(run.log.probe_step) < 2:
+        return []
+    head = "tokens whose last fluctuation step exceeds"
+    lines = [f"{head:<44}" + "".join(f"{percent:>6} %" for percent in routing.BASE_FLUCTUATION)
+             + f"  of the {run.updates_done:,} updates"]
+    for layer in range(run.log.n_layers):
+        last = routing.layer_last_fluctuation(run.log, layer)
+        if len(last):
+            shares = [routing.still_changing(last, run.log.probe_step, run.updates_done, percent)
+                      for percent in routing.BASE_FLUCTUATION]
+            name = f"moe{layer} ({len(last):,} tokens, {len(run.log.probe_step)} probes)"
+            lines.append(f"{name:<44}" + "".join(f"{100 * share:>6.1f} %" for share in shares))
+    lines.append(f"{'BASE, as published':<44}"
+                 + "".join(f"{value:>6.1f} %" for value in routing.BASE_FLUCTUATION.values()))
+    return lines
+
+
+def _agreement_lines(run: Run) -> list[str]:
+    lines = []
+    for layer in range(run.n_layers):
+        parts = []
+        update, values = run.training_agreement(layer)
+        if len(update):
+            tail = values[-max(1, len(values) // 10):]
+            parts.append(f"training tokens {100 * tail.mean():.1f} % (last {len(tail)} records of stage 1)")
+        steps, values = run.probe_agreement(layer)
+        if len(steps):
+            parts.append(f"probe {100 * values[-1]:.1f} % at update {int(steps[-1]):,}")
+        if parts:
+            lines.append(f"moe{layer}  " + ", ".join(parts))
+    return lines
+
+
+def _block(title: str, lines: list[str]) -> list[str]:
+    return [f"{title if i == 0 else '':<12} {line}" for i, line in enumerate(lines)]
+
+
+def summary(run: Run) -> str:
+    """The numbers behind the figures, as text."""
+    planned = run.updates_planned
+    state = f"{run.updates_done:,}" + (f" of {planned:,} updates" if planned else " updates")
+    if planned and run.updates_done < planned:
+        state += " (not finished: shares of the training are of the updates done)"
+    if run.switch is not None:
+        state += f", stage 2 from update {run.switch:,}"
+    lines = _block("run", [run.title()]) + _block("progress", [state])
+    lines += _block("loss", _loss_lines(run)) + _block("load", _load_lines(run))
+    lines += _block("fluctuation", _fluctuation_lines(run)) + _block("agreement", _agreement_lines(run))
+    return "\n".join(lines + _block("note", run.notes))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if not options.run.is_dir():
+        print(f"analysis: no run directory '{options.run}'", file=sys.stderr)
+        return 2
+    message = analysis.ensure_modules(["-m", "analysis", *arguments])
+    if message is not None:
+        print(message, file=sys.stderr)
+        return 2
+    from analysis import figures
+    from analysis.run import open_run
+
+    run = open_run(options.run)
+    if run.metrics is None and run.log is None:
+        print(f"analysis: nothing to draw in '{options.run}': {'; '.join(run.notes)}", file=sys.stderr)
+        return 3
+    print(summary(run))
+    try:
+        written, skipped = figures.draw_all(run, options.output or options.run / "figures")
+    except OSError as error:
+        print(f"analysis: cannot write the figures: {error}", file=sys.stderr)
+        return 3
+    print("\n".join(_block("not made", skipped) + _block("written", [str(path) for path in written])))
+    return 0 if written else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,269 @@
+"""Read a run directory: used.yml, metrics.csv, the routing log, and the corpus's reference losses."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Finished files never change, and shared file systems often have no locks.
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+
+import h5py
+import numpy as np
+
+from analysis import routing
+
+Scalar = bool | int | float | str
+
+SETTING = re.compile(r"""([ ]*)([A-Za-z_]\w*):
+                         (?:[ ]+("(?:[^"\\]|\\.)*" | '(?:[^']|'')*' | [^#\s][^#]*?))?
+                         [ ]*(?:[ ][#].*)?$""", re.VERBOSE)
+"""A line "key: value  # comment": indentation, key and value, which a section's heading does not have."""
+
+
+@dataclass
+class Metrics:
+    """metrics.csv by column; one row per update, in order of update."""
+
+    columns: dict[str, np.ndarray]
+    """name -> [rows] float64; NaN where a field is empty."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out of the file, and why."""
+
+    def __len__(self) -> int:
+        return len(self.columns["update"])
+
+    def column(self, name: str) -> np.ndarray:
+        """[rows] float64; all NaN where the file has no such column."""
+        values = self.columns.get(name)
+        return np.full(len(self), np.nan) if values is None else values
+
+    @property
+    def n_layers(self) -> int:
+        """MoE layers that have columns."""
+        layers = {int(m.group(1)) for m in (re.match(r"moe(\d+)_", name) for name in self.columns) if m}
+        return max(layers) + 1 if layers else 0
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Losses that counting alone reaches on the validation split, nats per token."""
+
+    path: Path
+    unigram: float
+    bigram: float
+
+
+@dataclass
+class Run:
+    """What there is of a run. Parts that are not there are None, and notes say why."""
+
+    path: Path
+    settings: dict[str, Scalar]
+    metrics: Metrics | None
+    log: routing.RoutingLog | None
+    baselines: Baselines | None
+    notes: list[str]
+
+    @property
+    def n_layers(self) -> int:
+        """MoE layers, by the log, else by the metrics."""
+        if self.log is not None:
+            return self.log.n_layers
+        return self.metrics.n_layers if self.metrics is not None else 0
+
+    @property
+    def updates_done(self) -> int:
+        """Last update that anything was recorded of; 0 where there is nothing."""
+        last = 0
+        if self.metrics is not None:
+            last = int(self.metrics.columns["update"][-1])
+        if self.log is not None:
+            for steps in (self.log.step, self.log.probe_step):
+                last = max(last, int(steps[-1])) if len(steps) else last
+        return last
+
+    @property
+    def updates_planned(self) -> int | None:
+        """train.updates of used.yml."""
+        value = self.settings.get("train.updates")
+        return value if isinstance(value, int) else None
+
+    @property
+    def switch(self) -> int | None:
+        """First update of stage 2 (1-based); None where the run has not come there."""
+        found = []
+        if self.metrics is not None:
+            rows = np.flatnonzero(self.metrics.column("stage") == 2)
+            found += [int(self.metrics.columns["update"][rows[0]])] if len(rows) else []
+        if not found and self.log is not None:
+            rows = np.flatnonzero(self.log.stage == 2)
+            found += [int(self.log.step[rows[0]])] if len(rows) else []
+        return found[0] if found else None
+
+    def training_agreement(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Share of the training tokens of stage 1 for which learned and distilled router agree.
+
+        Returns update [n] and share [n], from the metrics, else from the log; empty where there is none.
+        """
+        sources = []
+        if self.metrics is not None:
+            sources.append((self.metrics.columns["update"], self.metrics.column("stage"),
+                            self.metrics.column(f"moe{layer}_agreement")))
+        if self.log is not None:
+            sources.append((self.log.step, self.log.stage, self.log.terms["agreement"][:, layer]))
+        for update, stage, values in sources:
+            keep = (stage != 2) & np.isfinite(values)
+            if keep.any():
+                return update[keep], values[keep]
+        return np.zeros(0), np.zeros(0)
+
+    def probe_agreement(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same share of the probe's validation tokens: update [q] and share [q]."""
+        if self.log is None:
+            return np.zeros(0), np.zeros(0)
+        rows = np.flatnonzero(self.log.probe_stage != 2)
+        values = routing.probe_agreement(self.log, layer, rows)
+        keep = np.isfinite(values)
+        return self.log.probe_step[rows][keep], values[keep]
+
+    def title(self) -> str:
+        """One line that says which run this is."""
+        parts = []
+        for key, form in (("router.method", "{}"), ("moe.experts", "{} experts"),
+                          ("model.blocks", "{} blocks"), ("model.width", "width {}"),
+                          ("run.seed", "seed {}")):
+            if key in self.settings:
+                parts.append(form.format(self.settings[key]))
+        return self.path.resolve().name + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _scalar(text: str) -> Scalar:
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        return re.sub(r"\\(.)", r"\1", text[1:-1])
+    if len(text) >= 2 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def parse_settings(text: str) -> dict[str, Scalar]:
+    """The mappings of scalars that used.yml consists of, by dotted key ("train.updates").
+
+    Not a YAML reader: lists and text over several lines do not occur there, and such
+    lines are passed over.
+    """
+    settings: dict[str, Scalar] = {}
+    sections: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = SETTING.match(line)
+        if not match:
+            continue
+        indent, key, value = len(match.group(1)), match.group(2), match.group(3)
+        while sections and sections[-1][0] >= indent:
+            sections.pop()
+        if value is None:
+            sections.append((indent, key))
+        else:
+            settings[".".join([name for _, name in sections] + [key])] = _scalar(value)
+    return settings
+
+
+def _number(text: str) -> float:
+    """The number of a field; NaN where it is empty or no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read metrics.csv. Of rows of one update the later wins; columns nobody knows are kept.
+
+    Raises ValueError where the file has no header with a column "update", or no row.
+    """
+    notes = []
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if "update" not in header:
+            raise ValueError(f"{path}: the first line has no column 'update'")
+        values = [array("d") for _ in header]
+        bad = 0
+        for row in reader:
+            if len(row) != len(header) or not _number(row[header.index("update")]) >= 0:
+                bad += 1
+                continue
+            for column, text in zip(values, row):
+                column.append(_number(text))
+    if bad:
+        notes.append(f"{path.name}: {bad} incomplete or unreadable row{'s' if bad > 1 else ''} left out")
+    columns = {name: np.array(column, dtype=np.float64) for name, column in zip(header, values)}
+    if not len(columns["update"]):
+        raise ValueError(f"{path}: no rows yet")
+    keep = routing.latest_rows(columns["update"])
+    return Metrics({name: column[keep] for name, column in columns.items()}, notes)
+
+
+def read_baselines(path: Path) -> Baselines | None:
+    """Unigram and bigram loss of a corpus file; None where it does not say."""
+    with h5py.File(path, "r") as file:
+        if "unigram_nats" in file.attrs and "bigram_nats" in file.attrs:
+            return Baselines(path, float(file.attrs["unigram_nats"]), float(file.attrs["bigram_nats"]))
+    return None
+
+
+def _find_baselines(run: Path, settings: dict[str, Scalar], notes: list[str]) -> Baselines | None:
+    named = str(settings.get("data.corpus", ""))
+    candidates = [Path(named), run / named, run.parent / named] if named else []
+    for path in [*candidates, run / "corpus.h5"]:
+        if not path.is_file():
+            continue
+        try:
+            baselines = read_baselines(path)
+        except OSError as error:
+            notes.append(f"{path}: cannot be read: {error}")
+            continue
+        if baselines is None:
+            notes.append(f"{path}: has no unigram and bigram loss")
+        return baselines
+    notes.append(f"corpus {named or 'corpus.h5'} not found: no unigram and bigram lines")
+    return None
+
+
+def open_run(path: Path) -> Run:
+    """Read all there is of a run directory.
+
+    Raises NotADirectoryError where there is no such directory; whatever else is
+    missing or damaged becomes a note.
+    """
+    if not path.is_dir():
+        raise NotADirectoryError(f"no run directory '{path}'")
+    notes: list[str] = []
+    settings: dict[str, Scalar] = {}
+    try:
+        settings = parse_settings((path / "used.yml").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        notes.append("no used.yml: the run's configuration is not known")
+    metrics = None
+    try:
+        metrics = read_metrics(path / "metrics.csv")
+        notes += metrics.notes
+    except FileNotFoundError:
+        notes.append("no metrics.csv")
+    except (OSError, ValueError) as error:
+        notes.append(str(error))
+    log = routing.load_log(path)
+    notes += log.notes
+    return Run(path, settings, metrics, log if log.files else None,
+               _find_baselines(path, settings, notes), notes)

@@ -1,0 +1,70 @@
+/** Experts: stacks of FFN sublayers, z <- z + W2 relu(W1 LN(z) + b1) + b2.
+ *
+ *  Source: StableMoE (Dai et al. 2022), section 2 and table 7; BASE layers
+ *  (Lewis et al. 2021), section 4.1.
+ */
+#ifndef STABLEMOE_EXPERT_H
+#define STABLEMOE_EXPERT_H
+
+#include "stablemoe/config.h"
+#include "stablemoe/params.h"
+
+enum { SMOE_SUBLAYERS_MAX = 32 };
+
+/** Indices of one sublayer's parameters in the table. */
+typedef struct smoe_sublayer {
+  int gamma, beta, w1, b1, w2, b2;
+} smoe_sublayer;
+
+/** The experts of one MoE layer on this rank. */
+typedef struct smoe_experts {
+  const smoe_params *params;
+  size_t width;    /**< C */
+  size_t inner;    /**< F */
+  size_t rows_max; /**< rows that tape and scratch were taken for */
+  int n_sublayers;
+  smoe_sublayer sublayer[SMOE_SUBLAYERS_MAX];
+
+  /* Tape: per sublayer s, rows in expert order. */
+  smoe_real *z[SMOE_SUBLAYERS_MAX];    /**< [M, C] input of the sublayer; z[0] is the expert's input */
+  smoe_real *h[SMOE_SUBLAYERS_MAX];    /**< [M, F] after relu */
+  smoe_real *mean[SMOE_SUBLAYERS_MAX]; /**< [M] */
+  smoe_real *rstd[SMOE_SUBLAYERS_MAX]; /**< [M] */
+
+  smoe_real *normed;  /**< scratch [M, C] */
+  smoe_real *dinner;  /**< scratch [M, F]; backward only */
+  smoe_real *dnormed; /**< scratch [M, C]; backward only */
+} smoe_experts;
+
+/** Declare the parameters of MoE layer `layer`. Local. */
+void smoe_experts_declare(smoe_experts *experts, const smoe_settings *settings, smoe_params *params,
+                          int layer);
+
+/** Take tape and scratch for at most rows_max rows. Local. */
+void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *scratch, size_t rows_max,
+                         bool training);
+
+/** delta = f(x) - x for the rows of all local experts.
+ *
+ *  Local.
+ *
+ *  delta   out  [M, C]
+ *  offset  in   [n_local + 1] rows of local expert j: offset[j] .. offset[j + 1] - 1
+ *
+ *  The input x stands in experts->z[0] already (dispatch writes there).
+ */
+void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t *offset);
+
+/** Gradients: of the rows, and of the experts' parameters.
+ *
+ *  Local.
+ *
+ *  dx      out  [M, C] =
+ *  ddelta  in   [M, C]
+ *
+ *  Writes:   dx =, the experts' gradient slabs +=
+ */
+void smoe_experts_backward(smoe_experts *experts, smoe_real *dx, const smoe_real *ddelta,
+                           const int64_t *offset);
+
+#endif

@@ -1,0 +1,21 @@
+/** The directory that holds everything a run makes. */
+#ifndef STABLEMOE_RUN_DIRECTORY_H
+#define STABLEMOE_RUN_DIRECTORY_H
+
+#include "stablemoe/config.h"
+#include "stablemoe/group.h"
+
+/** Make <run.directory> with checkpoints/ and routing/, open log.txt, write used.yml.
+ *
+ *  Collective over group; rank 0 does it, all ranks agree on the outcome.
+ *
+ *  Errors:  SMOE_ERR_CONFIG where a run is there already and neither resume nor overwrite is
+ *           asked for; SMOE_ERR_IO where the directory cannot be written: before the first update.
+ */
+smoe_status smoe_run_directory_open(const smoe_config *config, const smoe_group *group, bool resume,
+                                    bool overwrite);
+
+/** Whether a file named `stop` is there; it is removed, so that a later resume goes on. Local (rank 0 asks). */
+bool smoe_run_directory_stop(const char *directory);
+
+#endif

@@ -1,0 +1,59 @@
+/** One update: read, forward, backward, reduce, clip, Adam. */
+#ifndef STABLEMOE_STEP_H
+#define STABLEMOE_STEP_H
+
+#include "stablemoe/corpus.h"
+#include "stablemoe/model.h"
+#include "stablemoe/optimizer.h"
+#include "stablemoe/routing_log.h"
+
+/** What an update gave; the same bits on all ranks and on any number of ranks. */
+typedef struct smoe_step_result {
+  int stage;
+  double loss; /**< task loss, nats per target token */
+  double n_targets;
+  double balance, distill; /**< weighted loss terms per target token, all MoE layers together */
+  double lr;
+  smoe_norms norm;
+  double clip;              /**< factor the gradients were multiplied with */
+  smoe_routing_load *layer; /**< [M], memory of the step */
+} smoe_step_result;
+
+typedef struct smoe_step {
+  smoe_model *model;
+  const smoe_corpus *corpus;
+  const smoe_settings *settings;
+  smoe_routing_log *tokens_log; /**< where this update's tokens are recorded; NULL: nowhere */
+  int64_t n_sequences;          /**< of the training split */
+  int32_t *input, *target;      /**< [N] of one micro-batch */
+  double *total;            /**< [model->n_sums] */
+  smoe_routing_load *layer; /**< [M] */
+} smoe_step;
+
+/** Set up; model is one built for training. Local.
+ *  Errors:  SMOE_ERR_CONFIG where the corpus has no whole training sequence.
+ */
+smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corpus *corpus,
+                             const smoe_settings *settings);
+
+/** Give it back (not the model). Local. */
+void smoe_step_destroy(smoe_step *step);
+
+/** Stage of the zero-based update. Local. 1 until router.stage1_updates, for methods that have a stage 2. */
+int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t update);
+
+/** Gradients of one update, reduced but not clipped: all of smoe_step_update before the norm.
+ *
+ *  Collective. Fills loss terms and routing figures of result.
+ */
+void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *result);
+
+/** Carry out the zero-based update.
+ *
+ *  Collective.
+ *  Errors:  SMOE_ERR_NUMERIC, the same on all ranks, where loss or gradient is not
+ *           finite; the parameters are then those of before.
+ */
+smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *result);
+
+#endif

@@ -1,0 +1,22 @@
+/** A training run from beginning to end. */
+#ifndef STABLEMOE_TRAIN_H
+#define STABLEMOE_TRAIN_H
+
+#include "stablemoe/config.h"
+#include "stablemoe/group.h"
+
+typedef struct smoe_train_options {
+  bool resume;    /**< go on from the newest sound checkpoint of run.directory */
+  bool overwrite; /**< start anew where run.directory holds a run already */
+  bool dry_run;   /**< check everything, print the plan, do nothing */
+} smoe_train_options;
+
+/** Train as the configuration says.
+ *
+ *  Collective over group.
+ *  Errors:  agreed on all ranks. SMOE_STOPPED where a signal (SIGTERM, SIGUSR1) or a file
+ *           named `stop` in the run directory ended it, after a checkpoint.
+ */
+smoe_status smoe_train(const smoe_config *config, const smoe_group *group, const smoe_train_options *options);
+
+#endif

@@ -1,0 +1,32 @@
+/** A trained model, opened from its checkpoint for evaluation or generation. */
+#ifndef STABLEMOE_OPEN_MODEL_H
+#define STABLEMOE_OPEN_MODEL_H
+
+#include "app.h"
+#include "stablemoe/checkpoint.h"
+#include "stablemoe/corpus.h"
+#include "stablemoe/model.h"
+
+typedef struct smoe_app_model {
+  smoe_config *config;
+  smoe_checkpoint_meta meta;
+  smoe_corpus corpus;
+  smoe_model *model;
+} smoe_app_model;
+
+/** Open a checkpoint with its configuration and corpus.
+ *
+ *  Collective over group.
+ *
+ *  path       in  a checkpoint, or a run directory: its latest one
+ *  corpus     in  corpus to use instead of the one it was trained on; NULL: that one
+ *  single     in  true: one sequence at a time (generation); false: the training's batch
+ *  Errors:    agreed on all ranks.
+ */
+smoe_status smoe_app_model_open(smoe_app_model *out, const smoe_group *group, const char *path,
+                                const char *corpus, bool single);
+
+/** Give it back; fine after a failed open. Local. */
+void smoe_app_model_close(smoe_app_model *model);
+
+#endif

@@ -1,0 +1,105 @@
+#include "stablemoe/status.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char report[SMOE_REPORT_MAX];
+
+static struct {
+  void (*end)(int code);
+  int rank;
+  int n_ranks;
+} panic = {NULL, 0, 1};
+
+/* Sources are compiled from a build directory: "../src/io/h5.c" says no more than "src/io/h5.c". */
+static const char *short_path(const char *file) {
+  while (strncmp(file, "../", 3) == 0) file += 3;
+  return file;
+}
+
+static void format_report(char *out, const char *file, int line, const char *format, va_list args) {
+  char text[SMOE_REPORT_MAX];
+  vsnprintf(text, sizeof text, format, args);
+  snprintf(out, SMOE_REPORT_MAX, "%.*s [%s:%d]", SMOE_REPORT_MAX - 128, text, short_path(file), line);
+}
+
+smoe_status smoe_fail_at(const char *file, int line, smoe_status code, const char *format, ...) {
+  /* Formatted aside first: the arguments may quote the report that is pending. */
+  char text[SMOE_REPORT_MAX];
+  va_list args;
+  va_start(args, format);
+  format_report(text, file, line, format, args);
+  va_end(args);
+  smoe_report_set(text);
+  return code;
+}
+
+const char *smoe_report(void) {
+  return report;
+}
+
+void smoe_report_set(const char *text) {
+  snprintf(report, sizeof report, "%s", text);
+}
+
+const char *smoe_status_name(smoe_status code) {
+  switch (code) {
+  case SMOE_OK:
+    return "ok";
+  case SMOE_ERR_CONFIG:
+    return "config";
+  case SMOE_ERR_IO:
+    return "io";
+  case SMOE_ERR_FORMAT:
+    return "format";
+  case SMOE_ERR_MEMORY:
+    return "memory";
+  case SMOE_ERR_NUMERIC:
+    return "numeric";
+  case SMOE_ERR_MPI:
+    return "mpi";
+  case SMOE_ERR_BUG:
+    return "bug";
+  case SMOE_STOPPED:
+    return "stopped";
+  }
+  return "unknown";
+}
+
+void smoe_panic_setup(void (*end)(int code), int rank, int n_ranks) {
+  panic.end = end;
+  panic.rank = rank;
+  panic.n_ranks = n_ranks;
+}
+
+void smoe_panic_at(const char *file, int line, smoe_status code, const char *format, ...) {
+  char text[SMOE_REPORT_MAX];
+  va_list args;
+  va_start(args, format);
+  format_report(text, file, line, format, args);
+  va_end(args);
+  fflush(stdout);
+  if (panic.n_ranks > 1)
+    fprintf(stderr, "stablemoe: error (%s) on rank %d of %d: %s\n", smoe_status_name(code), panic.rank,
+            panic.n_ranks, text);
+  else
+    fprintf(stderr, "stablemoe: error (%s): %s\n", smoe_status_name(code), text);
+  fflush(stderr);
+  if (panic.end) panic.end((int)code);
+  exit((int)code);
+}
+
+bool smoe_fault(const char *site) {
+  static long passes;
+  const char *wish = getenv("STABLEMOE_FAULT");
+  if (!wish) return false;
+  const size_t length = strlen(site);
+  if (strncmp(wish, site, length) != 0 || wish[length] != '@') return false;
+  char *end;
+  const long rank = strtol(wish + length + 1, &end, 10);
+  const long pass = *end == '#' ? strtol(end + 1, NULL, 10) : 1;
+  if (rank != panic.rank) return false;
+  return ++passes == pass;
+}

@@ -1,0 +1,141 @@
+#include "config_table.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "stablemoe/arena.h"
+
+/* The path of a value in smoe_settings is the name of its key, so one cannot be given without the other. */
+#define INT(path, def, min, max, unit, help)                                                                 \
+  { #path, SMOE_KEY_INT, offsetof(smoe_settings, path), def, min, max, NULL, unit, help }
+#define REAL(path, def, min, max, unit, help)                                                                \
+  { #path, SMOE_KEY_REAL, offsetof(smoe_settings, path), def, min, max, NULL, unit, help }
+#define BOOL(path, def, help)                                                                                \
+  { #path, SMOE_KEY_BOOL, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
+#define TEXT(path, def, help)                                                                                \
+  { #path, SMOE_KEY_TEXT, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
+#define CHOICE(path, def, choices, help)                                                                     \
+  { #path, SMOE_KEY_CHOICE, offsetof(smoe_settings, path), def, 0, 0, choices, "", help }
+
+/* In the order of smoe_position and smoe_schedule_kind. */
+static const char *const positions[] = {"middle", "top", "bottom", "scattered", NULL};
+static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", NULL};
+
+enum { MANY = 1000000000 }; /* an update's number enters the random streams as 32 bits */
+
+static const smoe_key keys[] = {
+    TEXT(run.directory, "runs/default",
+         "Directory of the run: configuration, log, metrics, checkpoints and routing logs go there."),
+    INT(run.seed, "1", 0, INFINITY, "",
+        "Seed of every random number (initial values, order of the data, noise): the same seed repeats the "
+        "run."),
+    INT(run.threads, "0", 0, 1024, "threads", "Threads of each rank; 0: as OMP_NUM_THREADS says, else 1."),
+    INT(run.log_every, "10", 1, MANY, "updates", "Updates between two lines of progress and of metrics.csv."),
+
+    TEXT(data.corpus, "",
+         "Corpus file to train and evaluate on, as `stablemoe prepare` makes it; training needs one."),
+
+    INT(model.width, "256", 1, 65536, "",
+        "Width of the hidden states: numbers that stand for one token between the layers."),
+    INT(model.blocks, "6", 1, 1000, "", "Transformer blocks, each one attention and one feed-forward layer."),
+    INT(model.heads, "8", 1, 1024, "", "Attention heads of each block; must divide model.width."),
+    INT(model.inner, "0", 0, 1048576, "",
+        "Inner width of the blocks' feed-forward layers; 0: four times model.width."),
+    INT(model.context, "256", 1, 65536, "tokens",
+        "Length of a sequence: a token sees at most this many tokens, itself included."),
+    BOOL(model.scale_embedding, "true", "Multiply token embeddings by the square root of model.width."),
+
+    INT(moe.layers, "1", 0, 1000, "",
+        "Mixture-of-experts layers between the blocks; 0: a dense model without experts."),
+    CHOICE(moe.position, "middle", positions,
+           "Where MoE layers stand: one after half of the blocks, after the last block (top), before the "
+           "first block (bottom), or moe.layers of them spread evenly (scattered)."),
+    INT(moe.experts, "8", 1, 65536, "",
+        "Experts of each MoE layer; the ranks share them out, and a token visits only those it is sent to."),
+    INT(moe.sublayers, "2", 1, 1000, "",
+        "Feed-forward sublayers stacked in an expert; more of them make each expert deeper."),
+    INT(moe.inner, "0", 0, 1048576, "",
+        "Inner width of the experts' feed-forward sublayers; 0: four times model.width."),
+    REAL(moe.capacity_factor, "0", 0, INFINITY, "",
+         "Tokens that an expert takes at most, in units of an even share; those beyond pass the layer "
+         "unchanged; 0: no limit."),
+    BOOL(moe.identical_experts, "true",
+         "Start all experts of a layer from the same values, so that only the tokens make them differ."),
+
+    TEXT(router.method, "stable", "Method that chooses the experts of a token."),
+    INT(router.stage1_updates, "-1", -1, MANY, "updates",
+        "Updates of stage 1, which learns the routing; stage 2 then freezes it (methods with two stages "
+        "only); -1: a tenth of train.updates."),
+
+    INT(train.updates, "1000", 1, MANY, "updates", "Length of the training: steps of the optimizer."),
+    INT(train.batch_sequences, "32", 1, 16777216, "sequences",
+        "Sequences of each update over all ranks; a multiple of train.lanes times train.micro_batches."),
+    INT(train.micro_batches, "1", 1, 1048576, "",
+        "Parts in which an update's batch is computed, one after the other; more parts need less memory."),
+    INT(train.lanes, "8", 1, 65536, "",
+        "Parallel parts of each micro-batch, and so the most ranks that can share it; results depend on the "
+        "lanes, not on the ranks."),
+    INT(train.evaluate_every, "200", 0, MANY, "updates",
+        "Updates between two evaluations on the validation split; 0: only at the end."),
+    INT(train.evaluate_sequences, "0", 0, MANY, "sequences",
+        "Validation sequences of each evaluation; 0: all of them."),
+    INT(train.checkpoint_every, "200", 0, MANY, "updates",
+        "Updates between two checkpoints, from which a run can go on; 0: only at the end."),
+    INT(train.keep_last, "3", 0, MANY, "checkpoints", "Newest checkpoints to keep; 0: keep all."),
+    INT(train.keep_every, "0", 0, MANY, "updates",
+        "Keep checkpoints at multiples of this many updates for good; 0: none."),
+
+    REAL(optimizer.lr, "6e-4", 0, 1, "", "Peak learning rate, reached after schedule.warmup updates."),
+    REAL(optimizer.beta1, "0.9", 0, 0.9999999, "", "Adam's decay of the mean of gradients."),
+    REAL(optimizer.beta2, "0.98", 0, 0.9999999, "", "Adam's decay of the mean of squared gradients."),
+    REAL(optimizer.epsilon, "1e-8", 1e-30, 1, "",
+         "Adam's addition to the denominator; keeps steps finite where gradients vanish."),
+    REAL(optimizer.decay, "0", 0, 1, "",
+         "Weight decay, apart from the gradient as in AdamW and scaled by the learning rate; 0: none."),
+    REAL(optimizer.clip, "0.1", 0, INFINITY, "",
+         "Norm to which the gradient of all parameters together is cut down where it is longer; 0: never."),
+    REAL(optimizer.expert_gradient_factor, "1", 0, INFINITY, "",
+         "Factor on the experts' gradients before clipping: 1 is the true gradient; the code of the "
+         "StableMoE paper multiplies them by its number of ranks, which is moe.experts there."),
+
+    CHOICE(schedule.kind, "linear", schedules,
+           "Learning rate after the warm-up: falls linearly to 0 at train.updates, with the inverse square "
+           "root of the update, or stays constant."),
+    INT(schedule.warmup, "100", 0, MANY, "updates",
+        "Updates in which the learning rate rises linearly to optimizer.lr; at most train.updates."),
+
+    INT(log.load_every, "10", 0, MANY, "updates",
+        "Updates between two records of how many tokens each expert got; 0: none."),
+    INT(log.probe_every, "-1", -1, MANY, "updates",
+        "Updates between two records of the experts chosen for a fixed set of validation tokens; 0: none; "
+        "-1: a hundred and twentieth of train.updates, at least 1."),
+    INT(log.probe_sequences, "8", 0, 65536, "sequences",
+        "Validation sequences in that fixed set; 0: no such records."),
+    INT(log.tokens_every, "0", 0, MANY, "updates",
+        "Updates between two full records, expert and gate of every token of the batch (large); 0: none."),
+};
+
+const smoe_keyset smoe_settings_keys = {keys, sizeof keys / sizeof *keys, sizeof(smoe_settings)};
+
+static const struct {
+  const char *section, *title;
+} titles[] = {
+    {"run", "The run itself."},
+    {"data", "The text to learn from."},
+    {"model", "The backbone: a Transformer that predicts the next token."},
+    {"moe", "Mixture-of-experts (MoE) layers between the backbone's blocks."},
+    {"router", "Routing: which expert a token is sent to."},
+    {"train", "Length, batch, evaluation and checkpoints of the training."},
+    {"optimizer", "Adam, which turns gradients into steps."},
+    {"schedule", "The learning rate over the training."},
+    {"log", "The routing log: HDF5 files that say where tokens went."},
+};
+
+char *smoe_config_section_title(const char *section, size_t length) {
+  for (size_t i = 0; i < sizeof titles / sizeof *titles; i++)
+    if (strlen(titles[i].section) == length && strncmp(titles[i].section, section, length) == 0)
+      return smoe_strdup(titles[i].title);
+  if (length > 7 && strncmp(section, "router.", 7) == 0)
+    return smoe_sprintf("Used where router.method is %.*s.", (int)length - 7, section + 7);
+  return smoe_strdup("");
+}

@@ -1,0 +1,159 @@
+#include "stablemoe/corpus.h"
+
+#include <string.h>
+
+#include "spool.h"
+#include "stablemoe/arena.h"
+#include "stablemoe/h5.h"
+
+/* Above, 16 bits do not hold an id. */
+enum { SMALL_VOCABULARY = 65536 };
+
+static hid_t file_of(const smoe_corpus *corpus) {
+  return *(const hid_t *)corpus->file;
+}
+
+/** A file of another kind fails here, with words for its user. */
+static smoe_status check_format(hid_t file, const char *path) {
+  char format[64];
+  int64_t version = 0;
+  SMOE_CHECK(smoe_h5_get_text(file, "/", "format", format, sizeof format) == SMOE_OK &&
+                 strcmp(format, "stablemoe-corpus") == 0,
+             SMOE_ERR_FORMAT, "'%s' is an HDF5 file but no corpus: make one with 'stablemoe prepare'", path);
+  SMOE_TRY(smoe_h5_get_i64(file, "/", "format_version", &version));
+  SMOE_CHECK(version == 1, SMOE_ERR_FORMAT,
+             "the corpus '%s' has format version %lld, this program reads version 1: prepare it again", path,
+             (long long)version);
+  return SMOE_OK;
+}
+
+static smoe_status read_attributes(smoe_corpus *corpus, hid_t file) {
+  int64_t vocabulary, end_id;
+  SMOE_TRY(smoe_h5_get_i64(file, "/", "vocabulary", &vocabulary));
+  SMOE_TRY(smoe_h5_get_i64(file, "/", "end_id", &end_id));
+  SMOE_CHECK(vocabulary >= 1 && vocabulary <= INT32_MAX && end_id >= -1 && end_id < vocabulary,
+             SMOE_ERR_FORMAT, "the corpus '%s' is damaged: vocabulary %lld, end token %lld", corpus->path,
+             (long long)vocabulary, (long long)end_id);
+  corpus->vocabulary = (int)vocabulary;
+  corpus->end_id = (int32_t)end_id;
+  SMOE_TRY(smoe_h5_get_u64(file, "/", "fingerprint", &corpus->fingerprint));
+  SMOE_TRY(smoe_h5_get_f64(file, "/", "unigram_nats", &corpus->unigram));
+  return smoe_h5_get_f64(file, "/", "bigram_nats", &corpus->bigram);
+}
+
+/** Shape of a dataset of one dimension with at least n_min elements of this type. */
+static smoe_status vector_size(hid_t file, const char *name, hid_t type, int64_t n_min, int64_t *n) {
+  int n_dims;
+  int64_t shape[SMOE_H5_DIMS];
+  SMOE_TRY(smoe_h5_shape(file, name, &n_dims, shape));
+  SMOE_CHECK(n_dims == 1 && shape[0] >= n_min, SMOE_ERR_FORMAT,
+             "'%s' of '%s' should have one dimension and at least %lld elements", name, smoe_h5_path(file),
+             (long long)n_min);
+  *n = shape[0];
+  return smoe_h5_expect(file, name, type, 1, shape);
+}
+
+static smoe_status read_split(smoe_corpus *corpus, hid_t file, smoe_split split) {
+  char group[32], name[64];
+  snprintf(group, sizeof group, "/%s", smoe_split_name(split));
+  snprintf(name, sizeof name, "%s/tokens", group);
+  const hid_t type = corpus->vocabulary > SMALL_VOCABULARY ? H5T_STD_U32LE : H5T_STD_U16LE;
+  SMOE_TRY(vector_size(file, name, type, 2, &corpus->n_tokens[split]));
+
+  snprintf(name, sizeof name, "%s/document", group);
+  int64_t n_offsets, first, last;
+  SMOE_TRY(vector_size(file, name, H5T_STD_I64LE, 2, &n_offsets));
+  SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &first, 0, 1));
+  SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &last, n_offsets - 1, 1));
+  SMOE_CHECK(first == 0 && last == corpus->n_tokens[split], SMOE_ERR_FORMAT,
+             "the corpus '%s' is damaged: the documents of %s run from %lld to %lld, its tokens from 0 to "
+             "%lld",
+             corpus->path, smoe_split_name(split), (long long)first, (long long)last,
+             (long long)corpus->n_tokens[split]);
+  corpus->n_documents[split] = n_offsets - 1;
+  return smoe_h5_get_i64(file, group, "n_bytes", &corpus->n_bytes[split]);
+}
+
+static smoe_status read_model(smoe_corpus *corpus, hid_t file) {
+  if (!smoe_h5_exists(file, "/tokenizer/model")) return SMOE_OK;
+  int64_t n;
+  SMOE_TRY(vector_size(file, "/tokenizer/model", H5T_STD_U8LE, 1, &n));
+  corpus->model = smoe_alloc((size_t)n);
+  corpus->model_bytes = (size_t)n;
+  return smoe_h5_read(file, "/tokenizer/model", H5T_NATIVE_UINT8, corpus->model, 0, n);
+}
+
+static smoe_status read_about(smoe_corpus *corpus, hid_t file) {
+  SMOE_TRY(check_format(file, corpus->path));
+  SMOE_TRY(read_attributes(corpus, file));
+  for (int s = 0; s < SMOE_SPLITS; s++) SMOE_TRY(read_split(corpus, file, s));
+  return read_model(corpus, file);
+}
+
+smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path) {
+  *corpus = (smoe_corpus){0};
+  SMOE_CHECK(path[0], SMOE_ERR_CONFIG,
+             "no corpus is named: set data.corpus to a file made by "
+             "'stablemoe prepare'");
+  SMOE_CHECK(strlen(path) < sizeof corpus->path, SMOE_ERR_CONFIG, "the path of the corpus is too long: '%s'",
+             path);
+  SMOE_CHECK(!smoe_fault("corpus.open"), SMOE_ERR_IO, "cannot open '%s': injected fault", path);
+  memcpy(corpus->path, path, strlen(path) + 1);
+  hid_t file;
+  SMOE_TRY(smoe_h5_open(&file, path));
+  corpus->file = smoe_alloc(sizeof file);
+  *(hid_t *)corpus->file = file;
+  const smoe_status status = read_about(corpus, file);
+  if (status != SMOE_OK) {
+    /* Closing may fail again, and the first report says more. */
+    char *report = smoe_strdup(smoe_report());
+    smoe_corpus_close(corpus);
+    smoe_report_set(report);
+    smoe_free(report);
+  }
+  return status;
+}
+
+smoe_status smoe_corpus_open(smoe_corpus *corpus, const smoe_group *group, const char *path) {
+  const smoe_status status = smoe_group_agree(group, smoe_corpus_open_local(corpus, path));
+  if (status != SMOE_OK) {
+    smoe_corpus_close(corpus);
+    return status;
+  }
+  /* Nodes may see different files under one name. */
+  if (smoe_group_same(group, (int64_t)corpus->fingerprint, "the corpus") == SMOE_OK) return SMOE_OK;
+  smoe_corpus_close(corpus);
+  return SMOE_FAIL(SMOE_ERR_IO,
+                   "not all ranks see the same tokens in '%s': put it on a file system that all "
+                   "nodes share, or copy the same file to each",
+                   path);
+}
+
+void smoe_corpus_close(smoe_corpus *corpus) {
+  if (corpus->file) smoe_h5_close(file_of(corpus));
+  smoe_free(corpus->file);
+  smoe_free(corpus->model);
+  corpus->file = NULL;
+  corpus->model = NULL;
+  corpus->model_bytes = 0;
+}
+
+void smoe_corpus_read(const smoe_corpus *corpus, smoe_split split, int64_t first, size_t n, int32_t *tokens) {
+  const int64_t size = corpus->n_tokens[split];
+  if (first < 0 || first > size || (int64_t)n > size - first)
+    SMOE_PANIC(SMOE_ERR_BUG, "%zu tokens from %lld on leave the split %s of '%s', which has %lld", n,
+               (long long)first, smoe_split_name(split), corpus->path, (long long)size);
+  if (n == 0) return;
+  char name[64];
+  snprintf(name, sizeof name, "/%s/tokens", smoe_split_name(split));
+  if (smoe_fault("corpus.read"))
+    SMOE_PANIC(SMOE_ERR_IO, "cannot read '%s' of '%s': injected fault", name, corpus->path);
+  const smoe_status status = smoe_h5_read(file_of(corpus), name, H5T_NATIVE_INT32, tokens, first, (int64_t)n);
+  if (status != SMOE_OK) SMOE_PANIC(status, "%s", smoe_report());
+  for (size_t i = 0; i < n; i++) {
+    if (tokens[i] < 0 || tokens[i] >= corpus->vocabulary)
+      SMOE_PANIC(SMOE_ERR_FORMAT, "the corpus '%s' is damaged: token %lld of %s is %d, the vocabulary %d",
+                 corpus->path, (long long)(first + (int64_t)i), smoe_split_name(split), tokens[i],
+                 corpus->vocabulary);
+  }
+}

@@ -1,0 +1,126 @@
+#include <string.h>
+
+#include "checkpoint_piece.h"
+
+smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group, smoe_checkpoint_meta *meta) {
+  hid_t file;
+  smoe_status mine = SMOE_OK;
+  *meta = (smoe_checkpoint_meta){0};
+  if (group->rank == 0) {
+    mine = smoe_h5_open(&file, path);
+    if (mine == SMOE_OK) {
+      mine = smoe_checkpoint_meta_of(file, meta);
+      smoe_h5_close(file);
+    }
+  }
+  SMOE_TRY_ALL(group, mine);
+  char *configuration = meta->configuration;
+  uint64_t bytes = group->rank == 0 ? strlen(configuration) + 1 : 0;
+  smoe_group_broadcast(group, meta, sizeof *meta, 0);
+  smoe_group_broadcast(group, &bytes, sizeof bytes, 0);
+  meta->configuration = group->rank == 0 ? configuration : smoe_alloc(bytes);
+  smoe_group_broadcast(group, meta->configuration, bytes, 0);
+  return SMOE_OK;
+}
+
+/** Check that the names of a set are those of the table, no more and no fewer. */
+static smoe_status check_names(hid_t file, const smoe_params *params, int set) {
+  const char *folder = smoe_set_folder[set];
+  char **names, path[SMOE_PIECE_NAME];
+  smoe_status status = smoe_h5_list(file, folder, &names);
+  for (char **name = names; *name && status == SMOE_OK; name++)
+    if (smoe_params_find(params, *name) < 0)
+      status = SMOE_FAIL(SMOE_ERR_FORMAT,
+                         "'%s' has '%s/%s', which this model does not have: it is of another configuration",
+                         smoe_h5_path(file), folder, *name);
+  smoe_h5_list_free(names);
+  for (int p = 0; p < params->n_params && status == SMOE_OK; p++)
+    if (!smoe_h5_exists(file, smoe_piece_name(path, folder, &params->param[p])))
+      status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' lacks '%s': it is damaged, or of another configuration",
+                         smoe_h5_path(file), path);
+  return status;
+}
+
+static smoe_status check_shapes(hid_t file, const smoe_params *params, int set) {
+  char name[SMOE_PIECE_NAME];
+  for (int p = 0; p < params->n_params; p++) {
+    int64_t shape[SMOE_H5_DIMS];
+    const smoe_param *param = &params->param[p];
+    const int n_dims = smoe_piece_shape(params, p, shape);
+    smoe_piece_name(name, smoe_set_folder[set], param);
+    SMOE_TRY(smoe_h5_expect(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
+    smoe_piece_name(name, smoe_set_checksum[set], param);
+    SMOE_TRY(smoe_h5_expect(file, name, H5T_STD_U64LE, param->placement == SMOE_EXPERT ? 1 : 0, shape));
+  }
+  return SMOE_OK;
+}
+
+/** Check a file against the table and read this rank's pieces. Local. */
+static smoe_status read_pieces(hid_t file, const smoe_params *params, const smoe_piece *piece, size_t n,
+                               int n_sets) {
+  char name[SMOE_PIECE_NAME];
+  SMOE_TRY(smoe_checkpoint_check(file));
+  for (int set = 0; set < n_sets; set++) {
+    SMOE_TRY(check_names(file, params, set));
+    SMOE_TRY(check_shapes(file, params, set));
+  }
+  SMOE_CHECK(!smoe_fault("checkpoint.read"), SMOE_ERR_IO, "injected fault at checkpoint.read");
+  for (size_t i = 0; i < n; i++) {
+    smoe_piece_name(name, smoe_set_folder[piece[i].set], &params->param[piece[i].param]);
+    SMOE_TRY(smoe_h5_read(file, name, SMOE_H5_REAL, piece[i].values, piece[i].first, (int64_t)piece[i].n));
+  }
+  return SMOE_OK;
+}
+
+/** Compare the checksums of what all ranks read with those in the file. Local. */
+static smoe_status check_sums(hid_t file, const smoe_params *params, int n_sets, const uint64_t *sum) {
+  char name[SMOE_PIECE_NAME];
+  uint64_t *stored = smoe_alloc((size_t)(params->n_experts + 1) * sizeof *stored);
+  smoe_status status = SMOE_OK;
+  for (int set = 0; set < n_sets && status == SMOE_OK; set++)
+    for (int p = 0; p < params->n_params && status == SMOE_OK; p++) {
+      const smoe_param *param = &params->param[p];
+      const size_t n = smoe_piece_slots(params, p);
+      smoe_piece_name(name, smoe_set_checksum[set], param);
+      status = smoe_h5_read(file, name, H5T_NATIVE_UINT64, stored, 0, (int64_t)n);
+      size_t e = 0;
+      while (e < n && stored[e] == sum[e]) e++;
+      smoe_piece_name(name, smoe_set_folder[set], param);
+      if (status == SMOE_OK && e < n && param->placement == SMOE_EXPERT)
+        status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' is damaged: the checksum of '%s' of expert %zu is wrong",
+                           smoe_h5_path(file), name, e);
+      else if (status == SMOE_OK && e < n)
+        status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' is damaged: the checksum of '%s' is wrong",
+                           smoe_h5_path(file), name);
+      sum += n;
+    }
+  smoe_free(stored);
+  return status;
+}
+
+smoe_status smoe_checkpoint_load(const char *path, smoe_params *params) {
+  const smoe_group *group = &params->group;
+  size_t n;
+  int n_sets;
+  hid_t file = H5I_INVALID_HID;
+  smoe_piece *piece = smoe_pieces(params, &n, &n_sets);
+  const size_t n_sums = smoe_piece_slot(params, n_sets, 0);
+  uint64_t *sums = smoe_alloc(n_sums * sizeof *sums);
+
+  smoe_status mine = smoe_h5_open(&file, path);
+  if (mine == SMOE_OK && smoe_fault("checkpoint.open"))
+    mine = SMOE_FAIL(SMOE_ERR_IO, "injected fault at checkpoint.open");
+  if (mine == SMOE_OK) mine = read_pieces(file, params, piece, n, n_sets);
+  smoe_status status = smoe_group_agree(group, mine);
+  if (status == SMOE_OK) {
+    smoe_piece_checksums(sums, piece, n);
+    smoe_group_sum_u64(group, sums, (int)n_sums);
+    /* All ranks have the same sums, and one reader is enough for the few stored ones. */
+    status = smoe_group_agree(group, group->rank == 0 ? check_sums(file, params, n_sets, sums) : SMOE_OK);
+  }
+  if (file >= 0) smoe_h5_close(file);
+  if (status == SMOE_OK) smoe_share_slices(group, params->shared, params->shared_count);
+  smoe_free(piece);
+  smoe_free(sums);
+  return status;
+}

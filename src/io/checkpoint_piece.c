@@ -1,0 +1,112 @@
+#include "checkpoint_piece.h"
+
+#include <stdio.h>
+#include <string.h>
+
+const char *const smoe_set_folder[SMOE_SETS] = {"param", "adam/m", "adam/v"};
+const char *const smoe_set_checksum[SMOE_SETS] = {"checksum/param", "checksum/adam_m", "checksum/adam_v"};
+
+size_t smoe_piece_slots(const smoe_params *params, int param) {
+  return params->param[param].placement == SMOE_EXPERT ? (size_t)params->n_experts : 1;
+}
+
+size_t smoe_piece_slot(const smoe_params *params, int set, int param) {
+  size_t before = 0, all = 0;
+  for (int p = 0; p < params->n_params; p++) {
+    if (p == param) before = all;
+    all += smoe_piece_slots(params, p);
+  }
+  return (size_t)set * all + before;
+}
+
+/** Start of a set's replicated slab, counted as if this rank had all of it, and of its experts. */
+static smoe_real *set_values(const smoe_params *params, int set, smoe_placement placement) {
+  if (placement == SMOE_EXPERT)
+    return set == 0 ? params->expert : set == 1 ? params->expert_m : params->expert_v;
+  return set == 0 ? params->shared + params->slice_first : set == 1 ? params->shared_m : params->shared_v;
+}
+
+static smoe_piece *add_pieces(smoe_piece *piece, const smoe_params *params, int set, int p, size_t slot) {
+  const smoe_param *param = &params->param[p];
+  smoe_real *values = set_values(params, set, param->placement);
+  if (param->placement == SMOE_REPLICATED) {
+    size_t begin;
+    const size_t n = smoe_params_in_slice(params, p, &begin);
+    if (n) values += param->offset + begin - params->slice_first;
+    *piece++ = (smoe_piece){set, p, slot, (int64_t)begin, begin, n, values};
+    return piece;
+  }
+  for (int j = 0; j < params->n_local; j++) {
+    const size_t expert = (size_t)(params->expert_first + j);
+    *piece++ = (smoe_piece){.set = set,
+                            .param = p,
+                            .slot = slot + expert,
+                            .first = (int64_t)(expert * param->count),
+                            .n = param->count,
+                            .values = values + (size_t)j * params->expert_count + param->offset};
+  }
+  return piece;
+}
+
+smoe_piece *smoe_pieces(const smoe_params *params, size_t *n, int *n_sets) {
+  *n_sets = params->shared_m ? SMOE_SETS : 1;
+  const size_t most = (size_t)*n_sets * (size_t)params->n_params * (size_t)(params->n_local + 1);
+  smoe_piece *pieces = smoe_alloc(most * sizeof *pieces), *end = pieces;
+  size_t slot = 0;
+  for (int set = 0; set < *n_sets; set++)
+    for (int p = 0; p < params->n_params; p++) {
+      end = add_pieces(end, params, set, p, slot);
+      slot += smoe_piece_slots(params, p);
+    }
+  *n = (size_t)(end - pieces);
+  return pieces;
+}
+
+void smoe_piece_checksums(uint64_t *sums, const smoe_piece *piece, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    sums[piece[i].slot] += smoe_checksum(piece[i].values, piece[i].begin, piece[i].n);
+}
+
+const char *smoe_piece_name(char *text, const char *folder, const smoe_param *param) {
+  snprintf(text, SMOE_PIECE_NAME, "%s/%s", folder, param->name);
+  return text;
+}
+
+int smoe_piece_shape(const smoe_params *params, int p, int64_t shape[SMOE_H5_DIMS]) {
+  const smoe_param *param = &params->param[p];
+  int n = 0;
+  if (param->placement == SMOE_EXPERT) shape[n++] = params->n_experts;
+  for (int d = 0; d < param->n_dims; d++) shape[n++] = param->shape[d];
+  return n;
+}
+
+smoe_status smoe_checkpoint_check(hid_t file) {
+  char format[64], real[16];
+  int64_t version;
+  if (smoe_h5_get_text(file, "/", "format", format, sizeof format) != SMOE_OK ||
+      strcmp(format, SMOE_CHECKPOINT_KIND) != 0)
+    return SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' is not a StableMoE checkpoint", smoe_h5_path(file));
+  SMOE_TRY(smoe_h5_get_i64(file, "/", "version", &version));
+  SMOE_CHECK(version == SMOE_CHECKPOINT_FORMAT, SMOE_ERR_FORMAT,
+             "'%s' has format version %lld, this program reads version %d", smoe_h5_path(file),
+             (long long)version, SMOE_CHECKPOINT_FORMAT);
+  SMOE_TRY(smoe_h5_get_text(file, "/meta", "real", real, sizeof real));
+  SMOE_CHECK(strcmp(real, SMOE_REAL_NAME) == 0, SMOE_ERR_FORMAT,
+             "'%s' holds numbers of type %s, this build of the program reads %s", smoe_h5_path(file), real,
+             SMOE_REAL_NAME);
+  return SMOE_OK;
+}
+
+smoe_status smoe_checkpoint_meta_of(hid_t file, smoe_checkpoint_meta *meta) {
+  int64_t stage;
+  *meta = (smoe_checkpoint_meta){0};
+  SMOE_TRY(smoe_checkpoint_check(file));
+  SMOE_TRY(smoe_h5_get_i64(file, "/meta", "update", &meta->update));
+  SMOE_TRY(smoe_h5_get_i64(file, "/meta", "stage", &stage));
+  meta->stage = (int)stage;
+  SMOE_TRY(smoe_h5_get_u64(file, "/meta", "seed", &meta->seed));
+  SMOE_TRY(smoe_h5_get_i64(file, "/meta", "tokens", &meta->n_tokens_seen));
+  SMOE_TRY(smoe_h5_get_u64(file, "/meta", "fingerprint", &meta->fingerprint));
+  SMOE_TRY(smoe_h5_get_text(file, "/meta", "corpus", meta->corpus, sizeof meta->corpus));
+  return smoe_h5_read_document(file, "/meta/configuration", &meta->configuration);
+}

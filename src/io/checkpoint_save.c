@@ -1,0 +1,200 @@
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "checkpoint_piece.h"
+#include "part_file.h"
+
+/** What the pieces of a save have in common. */
+typedef struct save_plan {
+  const smoe_params *params;
+  smoe_piece *piece;
+  size_t n_pieces;
+  int n_sets;
+  uint64_t *sums; /**< of the whole parameters, the same on all ranks */
+} save_plan;
+
+static void keep_first(smoe_status *status, smoe_status next) {
+  if (*status == SMOE_OK) *status = next;
+}
+
+/** Texts that say what wrote the file. Collective; goes on after a failure, as all ranks must. */
+static smoe_status write_versions(hid_t file) {
+  char mpi[MPI_MAX_LIBRARY_VERSION_STRING], hdf5[32];
+  unsigned major, minor, release;
+  int length;
+  SMOE_MPI(MPI_Get_library_version(mpi, &length));
+  char *end = strchr(mpi, ',');
+  if (end) *end = '\0';
+  H5get_libversion(&major, &minor, &release);
+  snprintf(hdf5, sizeof hdf5, "%u.%u.%u", major, minor, release);
+  smoe_status status = smoe_h5_set_text(file, "/meta", "program", "stablemoe " SMOE_VERSION);
+  keep_first(&status, smoe_h5_set_text(file, "/meta", "hdf5", hdf5));
+  keep_first(&status, smoe_h5_set_text(file, "/meta", "mpi", mpi));
+  return status;
+}
+
+static smoe_status write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
+  smoe_status status = smoe_h5_document(file, "/meta/configuration", strlen(meta->configuration) + 1);
+  keep_first(&status, smoe_h5_set_text(file, "/", "format", SMOE_CHECKPOINT_KIND));
+  keep_first(&status, smoe_h5_set_i64(file, "/", "version", SMOE_CHECKPOINT_FORMAT));
+  keep_first(&status, smoe_h5_set_text(file, "/meta", "real", SMOE_REAL_NAME));
+  keep_first(&status, smoe_h5_set_i64(file, "/meta", "update", meta->update));
+  keep_first(&status, smoe_h5_set_i64(file, "/meta", "stage", meta->stage));
+  keep_first(&status, smoe_h5_set_u64(file, "/meta", "seed", meta->seed));
+  keep_first(&status, smoe_h5_set_i64(file, "/meta", "tokens", meta->n_tokens_seen));
+  keep_first(&status, smoe_h5_set_u64(file, "/meta", "fingerprint", meta->fingerprint));
+  keep_first(&status, smoe_h5_set_text(file, "/meta", "corpus", meta->corpus));
+  keep_first(&status, write_versions(file));
+  return status;
+}
+
+/** Make every dataset. Collective; goes on after a failure, as all ranks must. */
+static smoe_status make_datasets(hid_t file, const save_plan *plan) {
+  smoe_status status = SMOE_OK;
+  char name[SMOE_PIECE_NAME];
+  for (int set = 0; set < plan->n_sets; set++)
+    for (int p = 0; p < plan->params->n_params; p++) {
+      const smoe_param *param = &plan->params->param[p];
+      int64_t shape[SMOE_H5_DIMS];
+      const int n_dims = smoe_piece_shape(plan->params, p, shape);
+      const bool expert = param->placement == SMOE_EXPERT;
+      smoe_piece_name(name, smoe_set_folder[set], param);
+      keep_first(&status, smoe_h5_dataset(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
+      smoe_piece_name(name, smoe_set_checksum[set], param);
+      keep_first(&status, smoe_h5_dataset(file, name, H5T_STD_U64LE, expert ? 1 : 0, shape));
+    }
+  return status;
+}
+
+/** Write, or compare, the texts and checksums: rank 0 does it for all. */
+static smoe_status put_small(const smoe_part_file *part, const save_plan *plan,
+                             const smoe_checkpoint_meta *meta) {
+  char name[SMOE_PIECE_NAME];
+  const uint64_t *sum = plan->sums;
+  for (int set = 0; set < plan->n_sets; set++)
+    for (int p = 0; p < plan->params->n_params; p++) {
+      const size_t n = smoe_piece_slots(plan->params, p);
+      smoe_piece_name(name, smoe_set_checksum[set], &plan->params->param[p]);
+      SMOE_TRY(smoe_part_put_range(part, name, H5T_NATIVE_UINT64, sum, 0, (int64_t)n));
+      sum += n;
+    }
+  if (!part->comparing) return smoe_h5_write_document(part->file, "/meta/configuration", meta->configuration);
+  smoe_checkpoint_meta read;
+  SMOE_TRY(smoe_checkpoint_meta_of(part->file, &read));
+  const bool same = read.update == meta->update && strcmp(read.configuration, meta->configuration) == 0;
+  smoe_free(read.configuration);
+  SMOE_CHECK(same, SMOE_ERR_IO, "the meta data of '%s' do not read back as they were written", part->part);
+  return SMOE_OK;
+}
+
+/** Write, or compare, what this rank has. Local. */
+static smoe_status put(const smoe_part_file *part, const save_plan *plan, const smoe_checkpoint_meta *meta) {
+  char name[SMOE_PIECE_NAME];
+  for (size_t i = 0; i < plan->n_pieces; i++) {
+    const smoe_piece *piece = &plan->piece[i];
+    smoe_piece_name(name, smoe_set_folder[piece->set], &plan->params->param[piece->param]);
+    SMOE_TRY(smoe_part_put_range(part, name, SMOE_H5_REAL, piece->values, piece->first, (int64_t)piece->n));
+  }
+  return part->group->rank == 0 ? put_small(part, plan, meta) : SMOE_OK;
+}
+
+static int64_t bytes_of(const smoe_params *params, int n_sets) {
+  const int64_t n = smoe_params_total(params, SMOE_REPLICATED) + smoe_params_total(params, SMOE_EXPERT);
+  return n * n_sets * (int64_t)sizeof(smoe_real) + 4096 * (int64_t)params->n_params * n_sets;
+}
+
+/** Point <directory>/latest to a checkpoint. A rename, so that it is never missing. */
+static smoe_status point_latest(const char *directory, const char *path) {
+  char *link = smoe_sprintf("%s/latest", directory), *temporary = smoe_sprintf("%s.part", link);
+  unlink(temporary);
+  const bool done = symlink(strrchr(path, '/') + 1, temporary) == 0 && rename(temporary, link) == 0;
+  const int error = errno;
+  if (!done) unlink(temporary);
+  smoe_status status = SMOE_OK;
+  if (!done)
+    status = SMOE_FAIL(SMOE_ERR_IO, "the checkpoint '%s' is whole, but '%s' cannot be pointed to it: %s",
+                       path, link, strerror(error));
+  smoe_free(link);
+  smoe_free(temporary);
+  return status;
+}
+
+static smoe_status save(smoe_part_file *part, const char *directory, const save_plan *plan,
+                        const smoe_checkpoint_meta *meta) {
+  const smoe_group *group = part->group;
+  SMOE_TRY(smoe_part_create(part, group, "checkpoint", directory, meta->update,
+                            bytes_of(plan->params, plan->n_sets)));
+  smoe_status mine = make_datasets(part->file, plan);
+  keep_first(&mine, write_meta(part->file, meta));
+  keep_first(&mine, smoe_part_fault(part, "metadata"));
+  /* No rank writes into a dataset that another could not make. */
+  mine = smoe_group_agree(group, mine);
+  if (mine == SMOE_OK) mine = put(part, plan, meta);
+  keep_first(&mine, smoe_part_fault(part, "write"));
+  SMOE_TRY(smoe_part_close(part, mine));
+  SMOE_TRY(smoe_part_publish(part, put(part, plan, meta)));
+
+  mine = smoe_part_fault(part, "latest");
+  SMOE_TRY_ALL(group, mine);
+  SMOE_TRY_ALL(group, group->rank == 0 ? point_latest(directory, part->path) : SMOE_OK);
+  return SMOE_OK;
+}
+
+smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *params,
+                                 const smoe_checkpoint_meta *meta) {
+  save_plan plan = {.params = params};
+  plan.piece = smoe_pieces(params, &plan.n_pieces, &plan.n_sets);
+  const size_t n_sums = smoe_piece_slot(params, plan.n_sets, 0);
+  plan.sums = smoe_alloc(n_sums * sizeof *plan.sums);
+  smoe_piece_checksums(plan.sums, plan.piece, plan.n_pieces);
+  smoe_group_sum_u64(&params->group, plan.sums, (int)n_sums);
+
+  smoe_part_file part = {.group = &params->group};
+  const smoe_status status = save(&part, directory, &plan, meta);
+  smoe_part_end(&part);
+  smoe_free(plan.piece);
+  smoe_free(plan.sums);
+  return status;
+}
+
+char **smoe_checkpoint_list(const char *directory) {
+  size_t n;
+  int64_t *update = smoe_step_list(directory, &n);
+  char **path = smoe_alloc((n + 1) * sizeof *path);
+  for (size_t i = 0; i < n; i++) path[i] = smoe_step_path(directory, update[i]);
+  smoe_free(update);
+  return path;
+}
+
+/** Whether `latest` points to the checkpoint of this update. */
+static bool is_latest(const char *directory, int64_t update) {
+  char target[64], *link = smoe_sprintf("%s/latest", directory);
+  const ssize_t length = readlink(link, target, sizeof target - 1);
+  smoe_free(link);
+  if (length < 0) return false;
+  target[length] = '\0';
+  return smoe_step_of_name(target) == update;
+}
+
+static smoe_status prune(const char *directory, int64_t keep_last, int64_t keep_every) {
+  size_t n;
+  int64_t *update = smoe_step_list(directory, &n);
+  smoe_status status = SMOE_OK;
+  for (size_t i = (size_t)keep_last; i < n; i++) {
+    if ((keep_every > 0 && update[i] % keep_every == 0) || is_latest(directory, update[i])) continue;
+    char *path = smoe_step_path(directory, update[i]);
+    if (unlink(path) != 0 && errno != ENOENT)
+      status = SMOE_FAIL(SMOE_ERR_IO, "cannot delete the old checkpoint '%s': %s", path, strerror(errno));
+    smoe_free(path);
+  }
+  smoe_free(update);
+  return status;
+}
+
+smoe_status smoe_checkpoint_prune(const char *directory, const smoe_group *group, int64_t keep_last,
+                                  int64_t keep_every) {
+  if (keep_last <= 0) return SMOE_OK;
+  return smoe_group_agree(group, group->rank == 0 ? prune(directory, keep_last, keep_every) : SMOE_OK);
+}

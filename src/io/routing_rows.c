@@ -1,0 +1,206 @@
+#include "routing_rows.h"
+
+#include <hdf5_hl.h>
+#include <string.h>
+
+#include "stablemoe/arena.h"
+
+typedef enum kind { I32, I64, F64, REAL } kind;
+
+typedef struct column {
+  const char *name;
+  kind kind;
+  int n_dims;
+  smoe_routing_dim dim[SMOE_H5_DIMS];
+  const char *units, *long_name;
+} column;
+
+/* Shapes. */
+#define STEPS SMOE_DIM_STEP, SMOE_DIM_LAYER
+#define PROBE SMOE_DIM_PROBE_STEP, SMOE_DIM_LAYER, SMOE_DIM_PROBE_TOKEN
+#define TOKENS SMOE_DIM_TOKENS_STEP, SMOE_DIM_LAYER, SMOE_DIM_TOKENS_PLACE, SMOE_DIM_SLOT
+
+/* A table is read by its columns. The first SMOE_DIMS entries are the scales of the dimensions of
+ * the same number.
+ */
+// clang-format off
+static const column columns[SMOE_COLS] = {
+    [SMOE_COL_STEP]         = {"step",         I64, 1, {SMOE_DIM_STEP},         "updates", "updates done"},
+    [SMOE_COL_LAYER]        = {"layer",        I32, 1, {SMOE_DIM_LAYER},        "1",       "MoE layer"},
+    [SMOE_COL_EXPERT]       = {"expert",       I32, 1, {SMOE_DIM_EXPERT},       "1",       "expert"},
+    [SMOE_COL_SLOT]         = {"slot",         I32, 1, {SMOE_DIM_SLOT},         "1",
+                               "slot of a token: its first, second, ... expert"},
+    [SMOE_COL_PROBE_STEP]   = {"probe/step",   I64, 1, {SMOE_DIM_PROBE_STEP},   "updates", "updates done"},
+    [SMOE_COL_PROBE_TOKEN]  = {"probe/token",  I32, 1, {SMOE_DIM_PROBE_TOKEN},  "1",
+                               "token id of each probe token, from the validation split"},
+    [SMOE_COL_TOKENS_STEP]  = {"tokens/step",  I64, 1, {SMOE_DIM_TOKENS_STEP},  "updates", "updates done"},
+    [SMOE_COL_TOKENS_PLACE] = {"tokens/place", I64, 1, {SMOE_DIM_TOKENS_PLACE}, "tokens",
+                               "place in the batch of the update"},
+
+    [SMOE_COL_STAGE]     = {"stage",     I32, 1, {SMOE_DIM_STEP},           "1",      "training stage"},
+    [SMOE_COL_LOAD]      = {"load",      I64, 3, {STEPS, SMOE_DIM_EXPERT},  "tokens",
+                            "tokens per expert over the global batch, before dropping"},
+    [SMOE_COL_ASSIGNED]  = {"assigned",  I64, 2, {STEPS}, "rows", "rows for experts, before dropping"},
+    [SMOE_COL_DROPPED]   = {"dropped",   I64, 2, {STEPS}, "rows", "rows beyond the experts' capacity"},
+    [SMOE_COL_BALANCE]   = {"balance",   F64, 2, {STEPS}, "loss per token", "balance loss"},
+    [SMOE_COL_DISTILL]   = {"distill",   F64, 2, {STEPS}, "loss per token", "distillation loss"},
+    [SMOE_COL_AGREEMENT] = {"agreement", F64, 2, {STEPS}, "1",
+                            "share of tokens whose learned and distilled choice agree; NaN: no such choice"},
+    [SMOE_COL_GATE_MEAN] = {"gate_mean", F64, 2, {STEPS}, "1", "mean gate of the tokens' experts"},
+
+    [SMOE_COL_PROBE_STAGE]     = {"probe/stage",     I32, 1, {SMOE_DIM_PROBE_STEP}, "1", "training stage"},
+    [SMOE_COL_PROBE_EXPERT]    = {"probe/expert",    I32, 3, {PROBE}, "1", "expert that training uses"},
+    [SMOE_COL_PROBE_LEARNED]   = {"probe/learned",   I32, 3, {PROBE}, "1",
+                                  "expert of the learned router; -1: there is none"},
+    [SMOE_COL_PROBE_DISTILLED] = {"probe/distilled", I32, 3, {PROBE}, "1",
+                                  "expert of the distilled router; -1: there is none"},
+
+    [SMOE_COL_TOKENS_ID]     = {"tokens/id",     I32,  2, {SMOE_DIM_TOKENS_STEP, SMOE_DIM_TOKENS_PLACE}, "1",
+                                "token id"},
+    [SMOE_COL_TOKENS_EXPERT] = {"tokens/expert", I32,  4, {TOKENS}, "1",
+                                "expert; -1: slot unused, -1 - e: dropped by expert e"},
+    [SMOE_COL_TOKENS_GATE]   = {"tokens/gate",   REAL, 4, {TOKENS}, "1", "gate of the expert"},
+};
+// clang-format on
+
+static hid_t memory_type(kind k) {
+  return k == I32   ? H5T_NATIVE_INT32
+         : k == I64 ? H5T_NATIVE_INT64
+         : k == F64 ? H5T_NATIVE_DOUBLE
+                    : SMOE_H5_REAL;
+}
+
+static hid_t file_type(kind k) {
+  return k == I32 ? H5T_STD_I32LE : k == I64 ? H5T_STD_I64LE : k == F64 ? H5T_IEEE_F64LE : SMOE_H5_REAL_FILE;
+}
+
+int64_t smoe_routing_length(const smoe_routing_log *log, smoe_routing_dim dim) {
+  switch (dim) {
+  case SMOE_DIM_STEP:
+    return log->n_steps;
+  case SMOE_DIM_LAYER:
+    return log->shape.n_layers;
+  case SMOE_DIM_EXPERT:
+    return log->shape.n_experts;
+  case SMOE_DIM_SLOT:
+    return log->shape.n_slots;
+  case SMOE_DIM_PROBE_STEP:
+    return log->n_probes;
+  case SMOE_DIM_PROBE_TOKEN:
+    return log->n_probes ? log->shape.n_probe : 0;
+  case SMOE_DIM_TOKENS_STEP:
+    return log->n_records;
+  default:
+    return log->n_records ? log->shape.n_tokens : 0;
+  }
+}
+
+/** Shape of a column now; returns its elements, 0: the column is absent. */
+static int64_t shape_of(const smoe_routing_log *log, const column *c, int64_t shape[SMOE_H5_DIMS]) {
+  int64_t n = 1;
+  for (int d = 0; d < c->n_dims; d++) n *= shape[d] = smoe_routing_length(log, c->dim[d]);
+  return n;
+}
+
+int64_t smoe_routing_bytes(const smoe_routing_log *log) {
+  int64_t bytes = 0, shape[SMOE_H5_DIMS];
+  for (int c = 0; c < SMOE_COLS; c++)
+    bytes += shape_of(log, &columns[c], shape) * (int64_t)H5Tget_size(memory_type(columns[c].kind)) + 4096;
+  return bytes;
+}
+
+static void keep_first(smoe_status *status, smoe_status next) {
+  if (*status == SMOE_OK) *status = next;
+}
+
+/** Attach the scales of a column's dimensions, or make it one. Collective. */
+static smoe_status attach(hid_t file, const smoe_routing_log *log, int c) {
+  const column *col = &columns[c];
+  const hid_t set = H5Dopen2(file, col->name, H5P_DEFAULT);
+  herr_t bad = set < 0 ? -1 : 0;
+  if (bad >= 0 && c < SMOE_DIMS) {
+    const char *slash = strrchr(col->name, '/');
+    bad = H5DSset_scale(set, slash ? slash + 1 : col->name);
+  } else {
+    for (int d = 0; d < col->n_dims && bad >= 0; d++) {
+      const hid_t by = H5Dopen2(file, columns[col->dim[d]].name, H5P_DEFAULT);
+      bad = by < 0 ? -1 : H5DSattach_scale(set, by, (unsigned)d);
+      if (by >= 0) H5Dclose(by);
+    }
+  }
+  smoe_status status = SMOE_OK;
+  if (bad < 0)
+    status = SMOE_FAIL(SMOE_ERR_IO, "cannot attach the dimension scales of '%s' in '%s': %s", col->name,
+                       smoe_h5_path(file), smoe_h5_error());
+  if (set >= 0) H5Dclose(set);
+  return status;
+}
+
+smoe_status smoe_routing_make(const smoe_routing_log *log, hid_t file, int64_t update) {
+  smoe_status status = smoe_h5_set_text(file, "/", "format", "stablemoe-routing");
+  keep_first(&status, smoe_h5_set_i64(file, "/", "version", SMOE_ROUTING_FORMAT));
+  keep_first(&status, smoe_h5_set_text(file, "/", "method", log->method));
+  keep_first(&status, smoe_h5_set_i64(file, "/", "first_update", log->first_step));
+  keep_first(&status, smoe_h5_set_i64(file, "/", "last_update", update));
+  keep_first(&status, smoe_h5_set_i64(file, "/", "n_layers", log->shape.n_layers));
+  keep_first(&status, smoe_h5_set_i64(file, "/", "n_experts", log->shape.n_experts));
+  keep_first(&status, smoe_h5_set_i64(file, "/", "n_slots", log->shape.n_slots));
+  keep_first(&status, smoe_h5_set_i64(file, "/", "complete", 1));
+  for (int c = 0; c < SMOE_COLS; c++) {
+    const column *col = &columns[c];
+    int64_t shape[SMOE_H5_DIMS];
+    if (shape_of(log, col, shape) == 0) continue;
+    keep_first(&status, smoe_h5_dataset(file, col->name, file_type(col->kind), col->n_dims, shape));
+    keep_first(&status, smoe_h5_set_text(file, col->name, "units", col->units));
+    keep_first(&status, smoe_h5_set_text(file, col->name, "long_name", col->long_name));
+    keep_first(&status, attach(file, log, c));
+  }
+  return status;
+}
+
+/** This rank's part of the probe: its tokens of every row. */
+static smoe_status put_probe(const smoe_routing_log *log, const smoe_part_file *part) {
+  const int64_t first[3] = {0, 0, log->shape.probe_first};
+  const int64_t count[3] = {log->n_probes, log->shape.n_layers, log->shape.n_probe_local};
+  if (log->n_probes == 0 || log->shape.n_probe_local == 0) return SMOE_OK;
+  for (int c = SMOE_COL_PROBE_EXPERT; c <= SMOE_COL_PROBE_DISTILLED; c++)
+    SMOE_TRY(smoe_part_put(part, columns[c].name, H5T_NATIVE_INT32, log->rows[c].data, 3, first, count));
+  return smoe_part_put(part, "probe/token", H5T_NATIVE_INT32, log->rows[SMOE_COL_PROBE_TOKEN].data, 1,
+                       first + 2, count + 2);
+}
+
+/** This rank's pieces of the token records. */
+static smoe_status put_tokens(const smoe_routing_log *log, const smoe_part_file *part) {
+  const smoe_token_piece *piece = (const smoe_token_piece *)(const void *)log->piece.data;
+  const size_t n_pieces = log->piece.bytes / sizeof *piece;
+  const int32_t *id = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_ID].data;
+  const int32_t *expert = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_EXPERT].data;
+  const smoe_real *gate = (const smoe_real *)(const void *)log->rows[SMOE_COL_TOKENS_GATE].data;
+  for (size_t i = 0; i < n_pieces; i++) {
+    const smoe_token_piece *p = &piece[i];
+    const int64_t first[4] = {p->record, p->layer, p->first, 0};
+    const int64_t count[4] = {1, 1, p->n, log->shape.n_slots};
+    SMOE_TRY(smoe_part_put(part, "tokens/expert", H5T_NATIVE_INT32, expert + p->choice, 4, first, count));
+    SMOE_TRY(smoe_part_put(part, "tokens/gate", SMOE_H5_REAL, gate + p->choice, 4, first, count));
+    if (p->layer != 0) continue;
+    const int64_t at[2] = {p->record, p->first}, n[2] = {1, p->n};
+    SMOE_TRY(smoe_part_put(part, "tokens/id", H5T_NATIVE_INT32, id + p->id, 2, at, n));
+  }
+  return SMOE_OK;
+}
+
+smoe_status smoe_routing_put(const smoe_routing_log *log, const smoe_part_file *part) {
+  SMOE_TRY(put_probe(log, part));
+  SMOE_TRY(put_tokens(log, part));
+  if (log->group->rank != 0) return SMOE_OK;
+  for (int c = 0; c < SMOE_COLS; c++) {
+    int64_t shape[SMOE_H5_DIMS];
+    const int64_t n = shape_of(log, &columns[c], shape);
+    const bool shared_out =
+        c == SMOE_COL_PROBE_TOKEN || (c >= SMOE_COL_PROBE_EXPERT && c <= SMOE_COL_TOKENS_GATE);
+    if (n == 0 || shared_out) continue;
+    SMOE_TRY(
+        smoe_part_put_range(part, columns[c].name, memory_type(columns[c].kind), log->rows[c].data, 0, n));
+  }
+  return SMOE_OK;
+}

@@ -1,0 +1,231 @@
+#include "stablemoe/params.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "stablemoe/exchange.h"
+#include "stablemoe/random.h"
+
+static size_t round_to_unit(size_t n) {
+  return (n + SMOE_UNIT - 1) / SMOE_UNIT * SMOE_UNIT;
+}
+
+static void find_slice(smoe_params *params) {
+  const smoe_group *group = &params->group;
+  params->slice_first = smoe_slice_first(params->shared_count, group->rank, group->n_ranks);
+  params->slice_count =
+      smoe_slice_first(params->shared_count, group->rank + 1, group->n_ranks) - params->slice_first;
+}
+
+void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts) {
+  *params = (smoe_params){.group = *group, .lanes = *lanes, .n_experts = n_experts};
+  params->expert_first = smoe_expert_first(n_experts, group->rank, group->n_ranks);
+  params->n_local = smoe_expert_first(n_experts, group->rank + 1, group->n_ranks) - params->expert_first;
+}
+
+int smoe_params_declare(smoe_params *params, smoe_placement placement, const int64_t *shape, smoe_init init,
+                        bool decay, const char *name_format, ...) {
+  smoe_param param = {.placement = placement, .init = init, .decay = decay, .count = 1};
+  va_list arguments;
+  va_start(arguments, name_format);
+  const int length = vsnprintf(param.name, sizeof param.name, name_format, arguments);
+  va_end(arguments);
+  if (length < 1 || length >= SMOE_NAME_MAX)
+    SMOE_PANIC(SMOE_ERR_BUG, "the parameter name '%s' is empty or too long", param.name);
+  if (smoe_params_find(params, param.name) >= 0)
+    SMOE_PANIC(SMOE_ERR_BUG, "parameter '%s' is declared twice", param.name);
+  for (; param.n_dims < SMOE_DIMS_MAX && shape[param.n_dims] > 0; param.n_dims++) {
+    param.shape[param.n_dims] = shape[param.n_dims];
+    param.count *= (size_t)shape[param.n_dims];
+  }
+  if (param.n_dims == 0) SMOE_PANIC(SMOE_ERR_BUG, "parameter '%s' has no elements", param.name);
+  if (placement == SMOE_EXPERT && params->n_experts == 0)
+    SMOE_PANIC(SMOE_ERR_BUG, "'%s' belongs to experts, and the model has none", param.name);
+
+  size_t *end = placement == SMOE_EXPERT ? &params->expert_count : &params->shared_count;
+  param.offset = *end;
+  *end += round_to_unit(param.count);
+  params->param = smoe_realloc(params->param, (size_t)(params->n_params + 1) * sizeof *params->param);
+  params->param[params->n_params] = param;
+  find_slice(params);
+  return params->n_params++;
+}
+
+/** Take n reals, zero: what stands between parameters must never be anything else. */
+static smoe_real *take_zero(smoe_arena *arena, size_t n) {
+  smoe_real *reals = smoe_arena_reals(arena, n);
+  if (reals && n) memset(reals, 0, n * sizeof *reals);
+  return reals;
+}
+
+void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training) {
+  const size_t experts = (size_t)params->n_local * params->expert_count;
+  params->shared = take_zero(arena, params->shared_count);
+  params->expert = take_zero(arena, experts);
+  params->shared_m = params->shared_v = params->shared_grad = params->lane_grad = NULL;
+  params->expert_m = params->expert_v = params->expert_grad = NULL;
+  if (!training) return;
+  params->shared_m = take_zero(arena, params->slice_count);
+  params->shared_v = take_zero(arena, params->slice_count);
+  params->shared_grad = take_zero(arena, params->slice_count);
+  params->lane_grad = take_zero(arena, (size_t)params->lanes.count * params->shared_count);
+  params->expert_m = take_zero(arena, experts);
+  params->expert_v = take_zero(arena, experts);
+  params->expert_grad = take_zero(arena, experts);
+}
+
+void smoe_params_end(smoe_params *params) {
+  smoe_free(params->param);
+  params->param = NULL;
+  params->n_params = 0;
+}
+
+/** Value that the distribution alone gives to an element, by its global index. */
+static double draw(const smoe_init *init, uint64_t seed, uint32_t name, uint64_t index) {
+  switch (init->kind) {
+  case SMOE_INIT_CONSTANT:
+    return init->value;
+  case SMOE_INIT_UNIFORM:
+    return init->value * (2.0 * smoe_random_uniform(seed, SMOE_RANDOM_INIT, name, index) - 1.0);
+  default:
+    return init->value * smoe_random_normal(seed, SMOE_RANDOM_INIT, name, index);
+  }
+}
+
+/** Make n vectors of `size` numbers orthonormal, by Gram-Schmidt done twice: once leaves errors
+ *  as large as the vectors are nearly dependent, twice is as good as the arithmetic.
+ */
+static void make_orthonormal(double *vector, size_t n, size_t size) {
+  for (size_t i = 0; i < n; i++) {
+    double *v = vector + i * size;
+    for (int pass = 0; pass < 2; pass++) {
+      for (size_t j = 0; j < i; j++) {
+        const double *u = vector + j * size;
+        double dot = 0.0;
+        for (size_t k = 0; k < size; k++) dot += u[k] * v[k];
+        for (size_t k = 0; k < size; k++) v[k] -= dot * u[k];
+      }
+      double square = 0.0;
+      for (size_t k = 0; k < size; k++) square += v[k] * v[k];
+      const double scale = 1.0 / sqrt(square);
+      for (size_t k = 0; k < size; k++) v[k] *= scale;
+    }
+  }
+}
+
+/** One copy of an orthogonal parameter. The matrix has shape[0] rows; other dimensions are columns. */
+static void fill_orthogonal(smoe_real *values, const smoe_param *param, uint64_t seed, uint64_t first) {
+  const uint32_t name = smoe_hash_text(param->name);
+  const size_t rows = (size_t)param->shape[0], columns = param->count / rows;
+  const size_t n = rows < columns ? rows : columns, size = rows < columns ? columns : rows;
+  double *vector = smoe_alloc(n * size * sizeof *vector);
+  for (size_t i = 0; i < param->count; i++)
+    vector[i] = smoe_random_normal(seed, SMOE_RANDOM_INIT, name, first + i);
+  make_orthonormal(vector, n, size);
+  for (size_t r = 0; r < rows; r++)
+    for (size_t c = 0; c < columns; c++) {
+      const double value = rows <= columns ? vector[r * size + c] : vector[c * size + r];
+      values[r * columns + c] = (smoe_real)(param->init.value * value);
+    }
+  smoe_free(vector);
+}
+
+/** One copy of a parameter; copy is the global expert number, 0 for REPLICATED. */
+static void fill(smoe_real *values, const smoe_param *param, uint64_t seed, int copy) {
+  const uint64_t first = param->init.same_for_experts ? 0 : (uint64_t)copy * param->count;
+  if (param->init.kind == SMOE_INIT_ORTHOGONAL) {
+    fill_orthogonal(values, param, seed, first);
+    return;
+  }
+  const uint32_t name = smoe_hash_text(param->name);
+#pragma omp parallel for schedule(static)
+  for (size_t i = 0; i < param->count; i++) values[i] = (smoe_real)draw(&param->init, seed, name, first + i);
+}
+
+static void zero(smoe_real *values, size_t n) {
+  if (values && n) memset(values, 0, n * sizeof *values);
+}
+
+void smoe_params_initialise(smoe_params *params, uint64_t seed) {
+  const size_t experts = (size_t)params->n_local * params->expert_count;
+  zero(params->shared, params->shared_count);
+  zero(params->shared_m, params->slice_count);
+  zero(params->shared_v, params->slice_count);
+  zero(params->expert, experts);
+  zero(params->expert_m, experts);
+  zero(params->expert_v, experts);
+  for (int p = 0; p < params->n_params; p++) {
+    const smoe_param *param = &params->param[p];
+    if (param->placement == SMOE_REPLICATED)
+      fill(params->shared + param->offset, param, seed, 0);
+    else
+      for (int j = 0; j < params->n_local; j++)
+        fill(smoe_params_expert(params, p, j), param, seed, params->expert_first + j);
+  }
+}
+
+int smoe_params_find(const smoe_params *params, const char *name) {
+  for (int p = 0; p < params->n_params; p++)
+    if (strcmp(params->param[p].name, name) == 0) return p;
+  return -1;
+}
+
+smoe_real *smoe_params_shared(const smoe_params *params, int index) {
+  SMOE_ASSERT(params->param[index].placement == SMOE_REPLICATED);
+  return params->shared + params->param[index].offset;
+}
+
+smoe_real *smoe_params_lane_grad(const smoe_params *params, int index, int lane) {
+  SMOE_ASSERT(params->param[index].placement == SMOE_REPLICATED && lane >= 0 && lane < params->lanes.count);
+  return params->lane_grad + (size_t)lane * params->shared_count + params->param[index].offset;
+}
+
+smoe_real *smoe_params_expert(const smoe_params *params, int index, int j) {
+  SMOE_ASSERT(params->param[index].placement == SMOE_EXPERT && j >= 0 && j < params->n_local);
+  return params->expert + (size_t)j * params->expert_count + params->param[index].offset;
+}
+
+smoe_real *smoe_params_expert_grad(const smoe_params *params, int index, int j) {
+  SMOE_ASSERT(params->param[index].placement == SMOE_EXPERT && j >= 0 && j < params->n_local);
+  return params->expert_grad + (size_t)j * params->expert_count + params->param[index].offset;
+}
+
+int smoe_params_freeze(smoe_params *params, const char *prefix, bool frozen) {
+  int n = 0;
+  for (int p = 0; p < params->n_params; p++)
+    if (strncmp(params->param[p].name, prefix, strlen(prefix)) == 0) {
+      params->param[p].frozen = frozen;
+      n++;
+    }
+  return n;
+}
+
+size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first) {
+  const smoe_param *param = &params->param[index];
+  const size_t slice_end = params->slice_first + params->slice_count, end = param->offset + param->count;
+  const size_t from = param->offset > params->slice_first ? param->offset : params->slice_first;
+  const size_t to = end < slice_end ? end : slice_end;
+  *first = 0;
+  if (param->placement != SMOE_REPLICATED || from >= to) return 0;
+  *first = from - param->offset;
+  return to - from;
+}
+
+int64_t smoe_params_total(const smoe_params *params, smoe_placement placement) {
+  int64_t total = 0;
+  for (int p = 0; p < params->n_params; p++)
+    if (params->param[p].placement == placement) total += (int64_t)params->param[p].count;
+  return placement == SMOE_EXPERT ? total * params->n_experts : total;
+}
+
+uint64_t smoe_checksum(const smoe_real *values, size_t first, size_t n) {
+  uint64_t sum = 0;
+  for (size_t done = 0; done < n; done += SMOE_UNIT) {
+    const size_t size = n - done < SMOE_UNIT ? n - done : SMOE_UNIT;
+    sum += XXH3_64bits_withSeed(values + done, size * sizeof *values, (first + done) / SMOE_UNIT);
+  }
+  return sum;
+}

@@ -1,0 +1,78 @@
+#include "stablemoe/router.h"
+
+#include <math.h>
+#include <string.h>
+
+extern const smoe_router_ops smoe_router_stable;
+
+const smoe_router_ops *const smoe_router_methods[] = {
+    &smoe_router_stable,
+    NULL,
+};
+
+const smoe_router_ops *smoe_router_find(const char *name) {
+  for (size_t i = 0; smoe_router_methods[i]; i++)
+    if (strcmp(smoe_router_methods[i]->name, name) == 0) return smoe_router_methods[i];
+  return NULL;
+}
+
+size_t smoe_router_keysets(const smoe_keyset **sets) {
+  size_t n = 0;
+  if (sets) sets[n] = &smoe_settings_keys;
+  n++;
+  for (size_t i = 0; smoe_router_methods[i]; i++) {
+    if (!smoe_router_methods[i]->keyset) continue;
+    if (sets) sets[n] = smoe_router_methods[i]->keyset;
+    n++;
+  }
+  return n;
+}
+
+smoe_status smoe_router_check(const smoe_config *config) {
+  const smoe_settings *settings = smoe_config_settings(config);
+  const smoe_router_ops *ops = smoe_router_find(settings->router.method);
+  if (!ops) {
+    char names[512] = "";
+    for (size_t i = 0; smoe_router_methods[i]; i++) {
+      if (i) strncat(names, ", ", sizeof names - strlen(names) - 1);
+      strncat(names, smoe_router_methods[i]->name, sizeof names - strlen(names) - 1);
+    }
+    return SMOE_FAIL(SMOE_ERR_CONFIG, "router.method is '%s'; the methods are: %s", settings->router.method,
+                     names);
+  }
+  return ops->check ? ops->check(config) : SMOE_OK;
+}
+
+void smoe_router_declare(smoe_router *router, const smoe_config *config, smoe_params *params, int layer,
+                         int vocabulary) {
+  const smoe_settings *settings = smoe_config_settings(config);
+  const smoe_router_ops *ops = smoe_router_find(settings->router.method);
+  SMOE_ASSERT(ops);
+  *router = (smoe_router){
+      .ops = ops,
+      .config = config,
+      .params = params,
+      .options = ops->keyset ? smoe_config_options(config, ops->keyset) : NULL,
+      .layer = layer,
+      .n_experts = (int)settings->moe.experts,
+      .n_slots = ops->slots(config),
+      .width = (size_t)settings->model.width,
+      .vocabulary = vocabulary,
+  };
+  ops->declare(router, params);
+}
+
+void smoe_route_argmax(int32_t *expert, const smoe_real *score, const int32_t *token, size_t n,
+                       int n_experts) {
+  for (size_t t = 0; t < n; t++) {
+    const smoe_real *row = score + t * (size_t)n_experts;
+    int32_t best = 0;
+    smoe_real best_score = -INFINITY;
+    for (int e = 0; e < n_experts; e++)
+      if (isfinite(row[e]) && row[e] > best_score) {
+        best_score = row[e];
+        best = e;
+      }
+    expert[t] = token && token[t] < 0 ? -1 : best;
+  }
+}

@@ -1,0 +1,156 @@
+#include "stablemoe/evaluate.h"
+
+#include <math.h>
+#include <string.h>
+
+/* One pass over consecutive sequences of a split, micro-batch by micro-batch. */
+typedef struct pass {
+  smoe_model *model;
+  const smoe_corpus *corpus;
+  smoe_split split;
+  int64_t n_sequences; /* beyond it everything is padding */
+  int32_t *input, *target;
+} pass;
+
+static void pass_begin(pass *p) {
+  const size_t n = p->model->tokens.n_tokens;
+  p->input = smoe_alloc(n * sizeof *p->input);
+  p->target = smoe_alloc(n * sizeof *p->target);
+}
+
+static void pass_end(pass *p) {
+  smoe_free(p->input);
+  smoe_free(p->target);
+}
+
+static int64_t pass_batches(const pass *p) {
+  const int64_t batch = p->model->tokens.n_global / (int64_t)p->model->tokens.context;
+  return (p->n_sequences + batch - 1) / batch;
+}
+
+static void pass_forward(pass *p, int64_t number, const smoe_route_context *context) {
+  const smoe_token_shape *tokens = &p->model->tokens;
+  const int64_t t = (int64_t)tokens->context;
+  const int64_t first = (number * tokens->n_global + tokens->first_token) / t;
+  for (int64_t i = 0; i < (int64_t)tokens->n_tokens / t; i++) {
+    if (first + i < p->n_sequences) {
+      smoe_corpus_sequence(p->corpus, p->split, first + i, t, p->input + i * t, p->target + i * t);
+    } else {
+      memset(p->input + i * t, 0xff, (size_t)t * sizeof *p->input);
+      memset(p->target + i * t, 0xff, (size_t)t * sizeof *p->target);
+    }
+  }
+  smoe_model_forward(p->model, p->input, p->target, context);
+}
+
+static smoe_route_context context_of(int64_t update, int stage, const smoe_model *model) {
+  return (smoe_route_context){.seed = (uint64_t)smoe_config_settings(model->config)->run.seed,
+                              .update = update,
+                              .stage = stage,
+                              .training = false,
+                              .n_targets = 1};
+}
+
+smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_split split, int64_t sequences,
+                          int64_t update, int stage, smoe_evaluation *result) {
+  const int64_t t = (int64_t)model->tokens.context;
+  pass p = {.model = model, .corpus = corpus, .split = split};
+  p.n_sequences = (corpus->n_tokens[split] - 1 + t - 1) / t;
+  SMOE_CHECK(corpus->n_tokens[split] > 1, SMOE_ERR_CONFIG, "the split of '%s' to evaluate is empty",
+             corpus->path);
+  if (sequences > 0 && sequences < p.n_sequences) p.n_sequences = sequences;
+  pass_begin(&p);
+  const smoe_route_context context = context_of(update, stage, model);
+  smoe_model_begin_sums(model);
+  for (int64_t i = 0; i < pass_batches(&p); i++) pass_forward(&p, i, &context);
+  pass_end(&p);
+
+  double *total = smoe_alloc((size_t)model->n_sums * sizeof *total);
+  smoe_lanes_sum(&model->params.group, &model->params.lanes, total, model->sums, model->n_sums);
+  const smoe_lane_sums *sums = (const smoe_lane_sums *)total;
+  int64_t assigned = 0, dropped = 0;
+  for (int m = 0; m < model->n_moe; m++) {
+    assigned += model->moe[m].n_assigned;
+    dropped += model->moe[m].n_dropped;
+  }
+  *result = (smoe_evaluation){.loss = sums->loss / sums->n_targets,
+                              .perplexity = exp(sums->loss / sums->n_targets),
+                              .n_targets = sums->n_targets,
+                              .drop_rate = assigned ? (double)dropped / (double)assigned : 0};
+  smoe_free(total);
+  return SMOE_OK;
+}
+
+int64_t smoe_probe_tokens(const smoe_corpus *corpus, const smoe_settings *settings) {
+  const int64_t whole = smoe_corpus_sequences(corpus, SMOE_VALID, settings->model.context);
+  const int64_t wished = settings->log.probe_every > 0 ? settings->log.probe_sequences : 0;
+  return (wished < whole ? wished : whole) * settings->model.context;
+}
+
+/* Choices of the whole probe on all ranks: [kind, M, P] with kind expert, learned, distilled. */
+enum { EXPERT, LEARNED, DISTILLED, KINDS };
+
+static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe, int64_t first,
+                         const int *count, int32_t *batch) {
+  const smoe_token_shape *tokens = &model->tokens;
+  const int64_t n = first + tokens->n_global <= n_probe ? tokens->n_global : n_probe - first;
+  for (int m = 0; m < model->n_moe; m++) {
+    const smoe_moe_layer *moe = &model->moe[m];
+    const int32_t *mine[KINDS] = {NULL, moe->learned, moe->distilled};
+    for (int kind = 0; kind < KINDS; kind++) {
+      int32_t *out = all + ((int64_t)kind * model->n_moe + m) * n_probe + first;
+      if (kind == EXPERT) {
+        /* The first slot stands for the token; a dropped one still tells the choice. */
+        int32_t *first_slot = smoe_alloc(tokens->n_tokens * sizeof *first_slot);
+        for (size_t i = 0; i < tokens->n_tokens; i++) {
+          const int32_t e = moe->expert[i * (size_t)moe->router.n_slots];
+          first_slot[i] = e < -1 ? -2 - e : e;
+        }
+        smoe_group_gather_i32(&model->params.group, batch, first_slot, count);
+        smoe_free(first_slot);
+      } else {
+        smoe_group_gather_i32(&model->params.group, batch, mine[kind], count);
+      }
+      memcpy(out, batch, (size_t)n * sizeof *batch);
+    }
+  }
+}
+
+static int *tokens_of_ranks(const smoe_model *model) {
+  const smoe_group *group = &model->params.group;
+  int *count = smoe_alloc((size_t)group->n_ranks * sizeof *count);
+  for (int r = 0; r < group->n_ranks; r++)
+    count[r] = smoe_lanes_of_rank(model->params.lanes.n_lanes, r, group->n_ranks).count *
+               (int)model->tokens.lane_tokens;
+  return count;
+}
+
+void smoe_probe(smoe_model *model, const smoe_corpus *corpus, const smoe_settings *settings,
+                smoe_routing_log *log, int64_t step, int stage) {
+  const int64_t n_probe = smoe_probe_tokens(corpus, settings);
+  const size_t block = (size_t)model->n_moe * (size_t)n_probe;
+  int32_t *all = smoe_alloc(KINDS * block * sizeof *all);
+  int32_t *batch = smoe_alloc((size_t)model->tokens.n_global * sizeof *batch);
+  int *count = tokens_of_ranks(model);
+  pass p = {.model = model,
+            .corpus = corpus,
+            .split = SMOE_VALID,
+            .n_sequences = n_probe / settings->model.context};
+  const smoe_route_context context = context_of(step, stage, model);
+  pass_begin(&p);
+  smoe_model_begin_sums(model);
+  for (int64_t i = 0; i < pass_batches(&p); i++) {
+    pass_forward(&p, i, &context);
+    gather_batch(model, all, n_probe, i * model->tokens.n_global, count, batch);
+  }
+  pass_end(&p);
+  /* What training uses: in stage 1 the learned choice, where the method has one. */
+  int32_t *expert = all + EXPERT * block, *learned = all + LEARNED * block;
+  if (stage == 1)
+    for (size_t i = 0; i < block; i++)
+      if (learned[i] >= 0) expert[i] = learned[i];
+  smoe_routing_log_probe(log, step, stage, expert, learned, all + DISTILLED * block);
+  smoe_free(all);
+  smoe_free(batch);
+  smoe_free(count);
+}

@@ -1,0 +1,309 @@
+#include "stablemoe/train.h"
+
+#include <math.h>
+#include <signal.h>
+#include <string.h>
+
+#include "stablemoe/checkpoint.h"
+#include "stablemoe/kernel.h"
+#include "stablemoe/log.h"
+#include "stablemoe/metrics.h"
+#include "stablemoe/run_directory.h"
+#include "stablemoe/timer.h"
+
+/* Everything a run holds on one rank. */
+typedef struct run {
+  const smoe_config *config;
+  const smoe_settings *settings;
+  const smoe_group *group;
+  smoe_corpus corpus;
+  smoe_model *model;
+  smoe_step step;
+  smoe_routing_log *log; /* NULL for a dense model */
+  smoe_metrics metrics;
+  char *checkpoints, *routing; /* directories */
+  int64_t start;               /* updates done when this process began */
+  double began;
+} run;
+
+static volatile sig_atomic_t stop_signal;
+
+static void on_signal(int number) {
+  stop_signal = number;
+}
+
+static void catch_signals(void) {
+  struct sigaction action = {.sa_handler = on_signal};
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGUSR1, &action, NULL);
+}
+
+/* ---- setting up ---- */
+
+static smoe_model_shape shape_of(const run *r) {
+  const smoe_settings *settings = r->settings;
+  const int64_t parts = settings->train.lanes * settings->train.micro_batches;
+  return (smoe_model_shape){.vocabulary = r->corpus.vocabulary,
+                            .n_lanes = (int)settings->train.lanes,
+                            .lane_sequences = (size_t)(settings->train.batch_sequences / parts),
+                            .training = true};
+}
+
+static smoe_status check_ranks(const smoe_settings *settings, const smoe_group *group) {
+  SMOE_CHECK(settings->moe.layers == 0 || group->n_ranks <= settings->moe.experts, SMOE_ERR_CONFIG,
+             "%d ranks for moe.experts = %lld: start at most one rank per expert (mpirun -n %lld), or use "
+             "more experts",
+             group->n_ranks, (long long)settings->moe.experts, (long long)settings->moe.experts);
+  SMOE_CHECK(group->n_ranks <= settings->train.lanes, SMOE_ERR_CONFIG,
+             "%d ranks for train.lanes = %lld: every rank needs a lane; set train.lanes to a multiple of the "
+             "ranks (which changes the order of sums, so do it for a new run)",
+             group->n_ranks, (long long)settings->train.lanes);
+  return SMOE_OK;
+}
+
+static smoe_status build(run *r, bool plan_only) {
+  const smoe_settings *settings = r->settings;
+  SMOE_TRY(check_ranks(settings, r->group));
+  SMOE_TRY(smoe_corpus_open(&r->corpus, r->group, settings->data.corpus));
+  const smoe_model_shape shape = shape_of(r);
+  SMOE_TRY(smoe_model_create(&r->model, r->config, r->group, &shape, plan_only));
+  SMOE_TRY_ALL(r->group, smoe_model_print_plan(r->model));
+  return smoe_step_create(&r->step, r->model, &r->corpus, settings);
+}
+
+static smoe_routing_shape log_shape(const run *r) {
+  const smoe_settings *settings = r->settings;
+  const int64_t n_probe = smoe_probe_tokens(&r->corpus, settings);
+  /* The probe is small: rank 0 writes all of it. */
+  return (smoe_routing_shape){.n_layers = r->model->n_moe,
+                              .n_experts = (int)settings->moe.experts,
+                              .n_slots = r->model->moe[0].router.n_slots,
+                              .n_probe = n_probe,
+                              .probe_first = r->group->rank == 0 ? 0 : n_probe,
+                              .n_probe_local = r->group->rank == 0 ? n_probe : 0,
+                              .n_tokens = settings->train.batch_sequences * settings->model.context,
+                              .method = settings->router.method};
+}
+
+static void open_log(run *r) {
+  if (r->model->n_moe == 0) return;
+  const smoe_routing_shape shape = log_shape(r);
+  r->log = smoe_routing_log_create(r->group, &shape);
+  if (shape.n_probe_local == 0) return;
+  const int64_t context = r->settings->model.context;
+  int32_t *token = smoe_alloc((size_t)shape.n_probe * sizeof *token);
+  for (int64_t s = 0; s < shape.n_probe / context; s++)
+    smoe_corpus_read(&r->corpus, SMOE_VALID, s * context, (size_t)context, token + s * context);
+  smoe_routing_log_probe_tokens(r->log, token);
+  smoe_free(token);
+}
+
+/* ---- resuming ---- */
+
+static smoe_status check_meta(const run *r, const char *path, const smoe_checkpoint_meta *meta) {
+  SMOE_CHECK(meta->fingerprint == r->corpus.fingerprint, SMOE_ERR_CONFIG,
+             "'%s' was trained on another corpus ('%s') than data.corpus = '%s': resume with that one", path,
+             meta->corpus, r->settings->data.corpus);
+  SMOE_CHECK(meta->seed == (uint64_t)r->settings->run.seed, SMOE_ERR_CONFIG,
+             "'%s' was trained with run.seed = %llu: resume with that seed", path,
+             (unsigned long long)meta->seed);
+  return SMOE_OK;
+}
+
+/* Load one checkpoint; its update number goes to *update. */
+static smoe_status load(run *r, const char *path, int64_t *update) {
+  smoe_checkpoint_meta meta = {0};
+  SMOE_TRY(smoe_checkpoint_read_meta(path, r->group, &meta));
+  smoe_status status = check_meta(r, path, &meta);
+  if (status == SMOE_OK) status = smoe_checkpoint_load(path, &r->model->params);
+  *update = meta.update;
+  smoe_free(meta.configuration);
+  return status;
+}
+
+/* The newest checkpoint that is sound; a damaged one is passed over, and said to be. */
+static smoe_status resume(run *r, int64_t *update) {
+  /* All ranks walk the list of rank 0: a shared file system may show others a different one. */
+  char **list = r->group->rank == 0 ? smoe_checkpoint_list(r->checkpoints) : NULL;
+  int64_t n = 0;
+  while (list && list[n]) n++;
+  smoe_group_broadcast(r->group, &n, sizeof n, 0);
+  smoe_status status = SMOE_OK;
+  *update = 0;
+  if (n == 0) smoe_note("no checkpoint in '%s': starting from the beginning", r->checkpoints);
+  for (int64_t i = 0; i < n; i++) {
+    char path[4096] = "";
+    if (list) snprintf(path, sizeof path, "%s", list[i]);
+    smoe_group_broadcast(r->group, path, sizeof path, 0);
+    status = load(r, path, update);
+    if (status == SMOE_OK) {
+      smoe_note("resumed from '%s': %lld updates done", path, (long long)*update);
+      break;
+    }
+    if (status != SMOE_ERR_FORMAT && status != SMOE_ERR_IO) break;
+    if (i + 1 < n) smoe_warn("%s; falling back to the checkpoint before", smoe_report());
+  }
+  for (int64_t i = 0; list && list[i]; i++) smoe_free(list[i]);
+  smoe_free(list);
+  return status;
+}
+
+static smoe_status begin(run *r, const smoe_train_options *options, int64_t *update) {
+  const smoe_settings *settings = r->settings;
+  *update = 0;
+  if (options->resume) SMOE_TRY(resume(r, update));
+  if (*update == 0) smoe_params_initialise(&r->model->params, (uint64_t)settings->run.seed);
+  SMOE_TRY(smoe_routing_log_rewind(r->group, r->routing, *update));
+  open_log(r);
+  SMOE_TRY_ALL(r->group, smoe_metrics_open(&r->metrics, settings->run.directory, r->model, *update));
+  return SMOE_OK;
+}
+
+/* ---- while it runs ---- */
+
+static bool due(int64_t every, int64_t done) {
+  return every > 0 && done % every == 0;
+}
+
+static smoe_status save(run *r, int64_t done) {
+  const smoe_settings *settings = r->settings;
+  smoe_checkpoint_meta meta = {
+      .update = done,
+      .stage = smoe_stage(r->model, settings, done),
+      .seed = (uint64_t)settings->run.seed,
+      .n_tokens_seen = done * settings->train.batch_sequences * settings->model.context,
+      .fingerprint = r->corpus.fingerprint,
+      .configuration = smoe_config_text(r->config, false),
+  };
+  snprintf(meta.corpus, sizeof meta.corpus, "%s", settings->data.corpus);
+  /* The log first: a checkpoint without its log would leave a hole after a resume. */
+  smoe_status status = r->log ? smoe_routing_log_write(r->log, r->routing, done) : SMOE_OK;
+  if (status == SMOE_OK) status = smoe_checkpoint_save(r->checkpoints, &r->model->params, &meta);
+  smoe_free(meta.configuration);
+  SMOE_TRY(status);
+  return smoe_checkpoint_prune(r->checkpoints, r->group, settings->train.keep_last,
+                               settings->train.keep_every);
+}
+
+static void record(run *r, int64_t done, const smoe_step_result *result) {
+  const smoe_settings *settings = r->settings;
+  if (!r->log) return;
+  if (due(settings->log.load_every, done)) smoe_routing_log_load(r->log, done, result->stage, result->layer);
+  if (due(settings->log.probe_every, done) && smoe_probe_tokens(&r->corpus, settings) > 0)
+    smoe_probe(r->model, &r->corpus, settings, r->log, done, smoe_stage(r->model, settings, done));
+}
+
+static void format_duration(char *out, size_t bytes, double seconds) {
+  const long s = (long)seconds;
+  if (s >= 3600)
+    snprintf(out, bytes, "%ldh%02ldm", s / 3600, s / 60 % 60);
+  else
+    snprintf(out, bytes, "%ldm%02lds", s / 60, s % 60);
+}
+
+static void report(const run *r, int64_t done, const smoe_step_result *result, double seconds) {
+  const int64_t total = r->settings->train.updates;
+  const double each = (smoe_seconds() - r->began) / (double)(done - r->start);
+  char left[32], text[512], routing[128] = "";
+  format_duration(left, sizeof left, each * (double)(total - done));
+  if (r->model->n_moe) {
+    const smoe_routing_load *layer = &result->layer[0];
+    const smoe_balance balance = smoe_balance_of(layer->load, r->metrics.n_experts);
+    snprintf(routing, sizeof routing, ", balance %.3f, distill %.3f, max/mean load %.2f", result->balance,
+             result->distill, balance.max_over_mean);
+  }
+  snprintf(text, sizeof text,
+           "update %lld/%lld, stage %d: loss %.4f%s, norm %.3f, lr %.2e, %.0f tokens/s, %s left",
+           (long long)done, (long long)total, result->stage, result->loss, routing, result->norm.all,
+           result->lr, result->n_targets / seconds, left);
+  if (due(r->settings->run.log_every, done) || done == total)
+    smoe_note("%s", text);
+  else
+    smoe_live("%s", text);
+}
+
+/* Whether any rank was asked to stop; the same answer on all ranks. */
+static bool asked_to_stop(const run *r) {
+  double stop = stop_signal != 0;
+  if (r->group->rank == 0 && smoe_run_directory_stop(r->settings->run.directory)) stop = 1;
+  smoe_group_max_f64(r->group, &stop, 1);
+  return stop > 0;
+}
+
+static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid) {
+  SMOE_TRY(smoe_evaluate(r->model, &r->corpus, SMOE_VALID, r->settings->train.evaluate_sequences, done,
+                         smoe_stage(r->model, r->settings, done), valid));
+  smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens (corpus bigram: %.4f)",
+            (long long)done, valid->loss, valid->perplexity, valid->n_targets, r->corpus.bigram);
+  return SMOE_OK;
+}
+
+static smoe_status one_update(run *r, int64_t update) {
+  const smoe_settings *settings = r->settings;
+  const int64_t done = update + 1;
+  const bool last = done == settings->train.updates;
+  smoe_step_result result = {0};
+  const double before = smoe_seconds();
+  r->step.tokens_log = due(settings->log.tokens_every, done) ? r->log : NULL;
+  if (r->step.tokens_log) smoe_routing_log_tokens(r->log, done);
+  if (update == settings->router.stage1_updates && smoe_stage(r->model, settings, update) == 2)
+    smoe_note("update %lld: stage 2 begins, the router is frozen", (long long)done);
+  SMOE_TRY(smoe_step_update(&r->step, update, &result));
+  const double seconds = smoe_seconds() - before;
+  report(r, done, &result, seconds);
+  record(r, done, &result);
+
+  smoe_evaluation valid;
+  const bool evaluated = due(settings->train.evaluate_every, done) || last;
+  if (evaluated) SMOE_TRY(validate(r, done, &valid));
+  const int64_t tokens = done * settings->train.batch_sequences * settings->model.context;
+  SMOE_TRY_ALL(r->group,
+               smoe_metrics_write(&r->metrics, done, tokens, &result, evaluated ? &valid : NULL, seconds));
+
+  const bool stop = !last && asked_to_stop(r);
+  if (due(settings->train.checkpoint_every, done) || last || stop) SMOE_TRY(save(r, done));
+  if (stop)
+    return SMOE_FAIL(SMOE_STOPPED,
+                     "stopped on request after update %lld; a checkpoint is saved, --resume goes on",
+                     (long long)done);
+  return SMOE_OK;
+}
+
+static smoe_status train(run *r, const smoe_train_options *options) {
+  const smoe_settings *settings = r->settings;
+  SMOE_TRY(build(r, options->dry_run));
+  if (options->dry_run) {
+    smoe_note("dry run: configuration, corpus and memory are fine; nothing was started");
+    return SMOE_OK;
+  }
+  SMOE_TRY(smoe_run_directory_open(r->config, r->group, options->resume, options->overwrite));
+  int64_t update;
+  SMOE_TRY(begin(r, options, &update));
+  if (update >= settings->train.updates) {
+    smoe_note("all %lld updates are done already", (long long)settings->train.updates);
+    return SMOE_OK;
+  }
+  catch_signals();
+  r->start = update;
+  r->began = smoe_seconds();
+  for (; update < settings->train.updates; update++) SMOE_TRY(one_update(r, update));
+  return SMOE_OK;
+}
+
+smoe_status smoe_train(const smoe_config *config, const smoe_group *group,
+                       const smoe_train_options *options) {
+  const smoe_settings *settings = smoe_config_settings(config);
+  run r = {.config = config, .settings = settings, .group = group};
+  r.checkpoints = smoe_sprintf("%s/checkpoints", settings->run.directory);
+  r.routing = smoe_sprintf("%s/routing", settings->run.directory);
+  const smoe_status status = train(&r, options);
+  smoe_metrics_close(&r.metrics);
+  if (r.log) smoe_routing_log_destroy(r.log);
+  smoe_step_destroy(&r.step);
+  smoe_model_destroy(r.model);
+  smoe_corpus_close(&r.corpus);
+  smoe_log_file(NULL);
+  smoe_free(r.checkpoints);
+  smoe_free(r.routing);
+  return status;
+}

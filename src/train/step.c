@@ -1,0 +1,132 @@
+#include "stablemoe/step.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "stablemoe/kernel.h"
+
+smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corpus *corpus,
+                             const smoe_settings *settings) {
+  const size_t n = model->tokens.n_tokens;
+  *step = (smoe_step){.model = model, .corpus = corpus, .settings = settings};
+  step->n_sequences = smoe_corpus_sequences(corpus, SMOE_TRAIN, settings->model.context);
+  SMOE_CHECK(step->n_sequences > 0, SMOE_ERR_CONFIG,
+             "the training split of '%s' has %lld tokens, too few for one sequence of model.context = %lld: "
+             "use more text or a shorter context",
+             corpus->path, (long long)corpus->n_tokens[SMOE_TRAIN], (long long)settings->model.context);
+  step->input = smoe_alloc(n * sizeof *step->input);
+  step->target = smoe_alloc(n * sizeof *step->target);
+  step->total = smoe_alloc((size_t)model->n_sums * sizeof *step->total);
+  step->layer = smoe_alloc((size_t)model->n_moe * sizeof *step->layer);
+  return SMOE_OK;
+}
+
+void smoe_step_destroy(smoe_step *step) {
+  smoe_free(step->input);
+  smoe_free(step->target);
+  smoe_free(step->total);
+  smoe_free(step->layer);
+  *step = (smoe_step){0};
+}
+
+int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t update) {
+  const smoe_router_ops *ops = model->n_moe ? model->moe[0].router.ops : NULL;
+  return ops && ops->two_stages && update >= settings->router.stage1_updates ? 2 : 1;
+}
+
+/* Place j of the update's batch stands in micro-batch j / (lanes S), lane j / S % lanes. */
+static void read_micro_batch(smoe_step *step, int64_t update, int64_t micro_batch) {
+  const smoe_settings *settings = step->settings;
+  const smoe_token_shape *tokens = &step->model->tokens;
+  const int64_t context = settings->model.context;
+  const int64_t first = (micro_batch * tokens->n_global + tokens->first_token) / context;
+  const int64_t n = (int64_t)tokens->n_tokens / context;
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t s = smoe_sampler_sequence((uint64_t)settings->run.seed, step->n_sequences,
+                                            settings->train.batch_sequences, update, first + i);
+    smoe_corpus_sequence(step->corpus, SMOE_TRAIN, s, context, step->input + i * context,
+                         step->target + i * context);
+  }
+}
+
+static void record_tokens(smoe_step *step, int64_t micro_batch) {
+  const smoe_model *model = step->model;
+  const int64_t first = micro_batch * model->tokens.n_global + model->tokens.first_token;
+  for (int m = 0; m < model->n_moe; m++)
+    smoe_routing_log_tokens_add(step->tokens_log, m, first, model->tokens.n_tokens, step->input,
+                                model->moe[m].expert, model->moe[m].gate);
+}
+
+static void fill_result(smoe_step *step, smoe_step_result *result) {
+  const smoe_model *model = step->model;
+  const smoe_params *params = &model->params;
+  smoe_lanes_sum(&params->group, &params->lanes, step->total, model->sums, model->n_sums);
+  const smoe_lane_sums *sums = (const smoe_lane_sums *)step->total;
+  result->n_targets = sums->n_targets;
+  result->loss = sums->loss / sums->n_targets;
+  result->balance = result->distill = 0;
+  result->layer = step->layer;
+  for (int m = 0; m < model->n_moe; m++) {
+    const smoe_route_sums *route = (const smoe_route_sums *)(step->total + smoe_model_route_sums(m));
+    const smoe_moe_layer *moe = &model->moe[m];
+    step->layer[m] = (smoe_routing_load){
+        .load = moe->load,
+        .n_assigned = moe->n_assigned,
+        .n_dropped = moe->n_dropped,
+        .balance = route->balance / sums->n_targets,
+        .distill = route->distill / sums->n_targets,
+        .agreement = route->n_compared > 0 ? route->n_agree / route->n_compared : NAN,
+        .gate_mean = route->n_gates > 0 ? route->gate / route->n_gates : NAN,
+    };
+    result->balance += step->layer[m].balance;
+    result->distill += step->layer[m].distill;
+  }
+}
+
+void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *result) {
+  const smoe_settings *settings = step->settings;
+  smoe_model *model = step->model;
+  smoe_params *params = &model->params;
+  const smoe_route_context context = {
+      .seed = (uint64_t)settings->run.seed,
+      .update = update,
+      .stage = smoe_stage(model, settings, update),
+      .training = true,
+      /* Training sequences are whole, so every token has a target. */
+      .n_targets = settings->train.batch_sequences * settings->model.context,
+  };
+  result->stage = context.stage;
+  smoe_model_begin_update(model);
+  for (int64_t micro_batch = 0; micro_batch < settings->train.micro_batches; micro_batch++) {
+    read_micro_batch(step, update, micro_batch);
+    smoe_model_forward(model, step->input, step->target, &context);
+    if (step->tokens_log) record_tokens(step, micro_batch);
+    smoe_model_backward(model, step->input, &context);
+  }
+  smoe_reduce_lanes(&params->group, &params->lanes, params->shared_grad, params->lane_grad,
+                    model->reduce_scratch, params->shared_count);
+  const smoe_real factor = (smoe_real)settings->optimizer.expert_gradient_factor;
+  if (factor != 1)
+    for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++)
+      params->expert_grad[i] *= factor;
+  fill_result(step, result);
+}
+
+smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *result) {
+  const smoe_settings *settings = step->settings;
+  smoe_params *params = &step->model->params;
+  /* Also after a resume in stage 2, where the switch itself lies behind. */
+  if (smoe_stage(step->model, settings, update) == 2) smoe_model_freeze(step->model);
+  smoe_step_gradients(step, update, result);
+  result->lr = smoe_learning_rate(settings, update);
+  result->norm = smoe_gradient_norms(params);
+  SMOE_CHECK(isfinite(result->loss) && isfinite(result->norm.all), SMOE_ERR_NUMERIC,
+             "update %lld: the %s is not finite (loss %g, gradient norm %g); a smaller optimizer.lr or a "
+             "longer schedule.warmup may help; the last checkpoint is sound",
+             (long long)update + 1, isfinite(result->loss) ? "gradient" : "loss", result->loss,
+             result->norm.all);
+  const double clip = settings->optimizer.clip;
+  result->clip = clip > 0 && result->norm.all > clip ? clip / result->norm.all : 1;
+  smoe_optimizer_step(params, settings, update, result->clip);
+  return SMOE_OK;
+}

@@ -1,0 +1,144 @@
+"""Made-up runs with the files of real ones, for the tests of analysis/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+PER_LAYER = ("max_over_mean", "cv", "entropy", "dead", "drop_rate", "gate_mean", "agreement")
+
+
+@dataclass
+class Shape:
+    updates: int = 600
+    stage1: int = 120
+    layers: int = 1
+    experts: int = 16
+    tokens: int = 4096
+    probes: int = 60
+    probe_tokens: int = 512
+    files: int = 4
+    seed: int = 1
+
+
+def loads(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """[S, M, E] that begin skewed, even out in stage 1, and jitter in stage 2."""
+    skew = rng.normal(size=(shape.layers, shape.experts)) * 1.3
+    out = np.zeros((shape.updates, shape.layers, shape.experts), np.int64)
+    for s in range(shape.updates):
+        for m in range(shape.layers):
+            scale = 0.25 + np.exp(-s / (0.3 * shape.stage1)) if s < shape.stage1 else 0.35
+            p = np.exp(skew[m] * scale + 0.05 * rng.normal(size=shape.experts))
+            out[s, m] = rng.multinomial(shape.tokens, p / p.sum())
+    return out
+
+
+def choices(shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Probe steps [Q], and expert, learned, distilled [Q, M, P]: learned settles, distilled follows."""
+    step = np.unique(np.linspace(shape.updates / shape.probes, shape.updates, shape.probes).astype(np.int64))
+    size = (shape.layers, shape.probe_tokens)
+    learned = np.zeros((len(step), *size), np.int32)
+    distilled = np.zeros_like(learned)
+    learned[0] = rng.integers(shape.experts, size=size)
+    distilled[0] = rng.integers(shape.experts, size=size)
+    for q in range(1, len(step)):
+        frozen = step[q] > shape.stage1
+        moves = rng.random(size) < (0.02 if frozen else 0.5 * np.exp(-step[q] / (0.4 * shape.stage1)))
+        learned[q] = np.where(moves, rng.integers(shape.experts, size=size), learned[q - 1])
+        follows = rng.random(size) < 0.35
+        distilled[q] = distilled[q - 1] if frozen else np.where(follows, learned[q - 1], distilled[q - 1])
+    frozen = (step > shape.stage1)[:, None, None]
+    return step, np.where(frozen, distilled, learned), np.where(frozen, -1, learned), distilled
+
+
+def write_routing(run: Path, shape: Shape, version: int = 1) -> None:
+    """RUN/routing/step-*.h5, shape.files stretches of equal length."""
+    rng = np.random.default_rng(shape.seed)
+    load = loads(shape, rng)
+    step = np.arange(1, shape.updates + 1)
+    stage = np.where(step > shape.stage1, 2, 1)
+    probe_step, expert, learned, distilled = choices(shape, rng)
+    token = rng.integers(1000, size=shape.probe_tokens).astype(np.int32)
+    token[-3:] = -1  # padding
+    (run / "routing").mkdir(parents=True, exist_ok=True)
+    bounds = np.linspace(0, shape.updates, shape.files + 1).astype(int)
+    for low, high in zip(bounds[:-1], bounds[1:]):
+        rows = slice(low, high)
+        of_file = (probe_step > low) & (probe_step <= high)
+        with h5py.File(run / "routing" / f"step-{high:09d}.h5", "w") as file:
+            file.attrs["format"] = np.bytes_(b"stablemoe-routing")
+            file.attrs["version"] = np.int64(version)
+            file.attrs["method"] = np.bytes_(b"stable")
+            file.attrs["n_layers"], file.attrs["n_experts"] = np.int64(shape.layers), np.int64(shape.experts)
+            file["step"], file["stage"], file["load"] = step[rows], stage[rows], load[rows]
+            size = (high - low, shape.layers)
+            file["dropped"] = np.zeros(size, np.int64)
+            file["balance"] = np.full(size, 0.01)
+            file["distill"] = np.where(stage[rows, None] == 1, 1.0, 0.0) * np.ones(size)
+            file["agreement"] = np.where(stage[rows, None] == 1, 0.5, np.nan) * np.ones(size)
+            file["gate_mean"] = np.full(size, 0.5)
+            if not of_file.any():
+                continue  # what has no rows is absent
+            file["probe/token"], file["probe/step"] = token, probe_step[of_file]
+            file["probe/stage"] = np.where(probe_step[of_file] > shape.stage1, 2, 1)
+            for name, values in (("expert", expert), ("learned", learned), ("distilled", distilled)):
+                file[f"probe/{name}"] = values[of_file].astype(np.int32)
+
+
+def write_metrics(run: Path, shape: Shape) -> None:
+    """RUN/metrics.csv, one row per update, validation every twentieth of the run."""
+    rng = np.random.default_rng(shape.seed)
+    load = loads(shape, rng)
+    names = ("update,stage,tokens,loss,balance,distill,lr,grad_norm,grad_norm_shared,grad_norm_expert,clip,"
+             "valid_loss,valid_perplexity").split(",")
+    names += [f"moe{m}_{name}" for m in range(shape.layers) for name in PER_LAYER]
+    names += ["seconds", "tokens_per_s"]
+    lines = [",".join(names)]
+    for u in range(1, shape.updates + 1):
+        first = u <= shape.stage1
+        x = u / shape.updates
+        loss = 3.1 + 5.2 * np.exp(-x * 18) + 1.4 * np.exp(-x * 3.2) + rng.normal() * 0.07
+        valid = loss + 0.12 if u % max(1, shape.updates // 20) == 0 else None
+        distill = np.log(shape.experts) * np.exp(-u / (0.5 * shape.stage1)) + 0.3 + 0.03 * rng.normal()
+        balance = 0.002 + 0.06 * np.exp(-u / (0.2 * shape.stage1)) + 0.001 * rng.random()
+        row = [u, 1 if first else 2, u * shape.tokens, loss, balance if first else 0, distill if first else 0]
+        row += [6e-4, 0.4, 0.3, 0.2, 0.25, valid, None if valid is None else np.exp(valid)]
+        for m in range(shape.layers):
+            mean = load[u - 1, m].mean()
+            agree = 0.9 - 0.8 * np.exp(-u / (0.3 * shape.stage1)) + 0.02 * rng.normal() if first else None
+            row += [load[u - 1, m].max() / mean, load[u - 1, m].std() / mean, 2.7, 0, 0, 0.55, agree]
+        row += [0.4, 10000]
+        lines.append(",".join("" if value is None else f"{value:.7g}" for value in row))
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_run(run: Path, shape: Shape) -> None:
+    """All files of a finished run, with a corpus beside them."""
+    write_metrics(run, shape)
+    write_routing(run, shape)
+    with h5py.File(run / "corpus.h5", "w") as file:
+        file.attrs["unigram_nats"], file.attrs["bigram_nats"] = 6.42, 4.87
+    (run / "used.yml").write_text(f"""\
+# what this run used
+run:
+  directory: {run.name}
+  seed: {shape.seed}
+data:
+  corpus: corpus.h5  # relative
+model:
+  width: 128
+  blocks: 4
+moe:
+  experts: {shape.experts}
+router:
+  method: stable
+  stage1_updates: {shape.stage1}
+  stable:
+    width: 50
+train:
+  updates: {shape.updates}
+""", encoding="utf-8")

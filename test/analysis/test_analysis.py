@@ -1,0 +1,341 @@
+"""Tests of analysis/: numbers against hand-worked ones, and whole runs that are made up here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+sys.dont_write_bytecode = True
+
+import analysis
+
+if analysis.missing_modules():
+    print(f"skipped: {sys.executable} cannot import {', '.join(analysis.missing_modules())} "
+          f"(Debian: {analysis.DEBIAN_PACKAGES})")
+    sys.exit(77)
+
+import h5py
+import numpy as np
+
+import synthetic
+from analysis import figures, routing
+from analysis import run as runs
+from analysis.__main__ import main
+
+TINY = synthetic.Shape(updates=100, stage1=20, layers=2, experts=4, tokens=256, probes=20, probe_tokens=40,
+                       files=3)
+
+
+class Numbers(unittest.TestCase):
+    """Functions of arrays."""
+
+    def test_last_fluctuation(self) -> None:
+        expert = np.array([[0, 1, 2, 3],
+                           [0, 0, 2, 1],
+                           [0, 1, 3, 1],
+                           [0, 1, 2, 1]])
+        np.testing.assert_array_equal(routing.last_fluctuation(expert), [-1, 1, 2, 0])
+        np.testing.assert_array_equal(routing.last_fluctuation(expert[:1]), [-1, -1, -1, -1])
+        self.assertEqual(routing.last_fluctuation(np.zeros((3, 0))).shape, (0,))
+        self.assertRaises(ValueError, routing.last_fluctuation, np.zeros((0, 3)))
+
+    def test_fluctuation_curve(self) -> None:
+        x, y = routing.fluctuation_curve(np.array([-1, 1, 2, 0]), np.array([25, 50, 75, 100]), 100)
+        np.testing.assert_allclose(x, [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(y, [0.25, 0.5, 0.75, 1, 1])
+
+    def test_still_changing(self) -> None:
+        last, step = np.array([-1, 1, 2, 0]), np.array([20, 50, 80, 100])
+        shares = [routing.still_changing(last, step, 100, percent) for percent in (10, 20, 50, 80)]
+        self.assertEqual(shares, [0.75, 0.5, 0.25, 0.0])  # "exceeds": not the step at the limit itself
+        self.assertTrue(np.isnan(routing.still_changing(np.zeros(0, int), step, 100, 20)))
+
+    def test_still_changing_is_one_minus_the_curve(self) -> None:
+        rng = np.random.default_rng(3)
+        step = np.arange(1, 121) * 500
+        last = routing.last_fluctuation(rng.integers(3, size=(120, 200)))
+        x, y = routing.fluctuation_curve(last, step, 60000)
+        for percent in (20, 50, 80):
+            self.assertAlmostEqual(routing.still_changing(last, step, 60000, percent),
+                                   1 - y[np.flatnonzero(np.round(x * 120) <= percent * 1.2)[-1]])
+
+    def test_balance(self) -> None:
+        even = routing.balance(np.array([[5, 5, 5, 5], [20, 0, 0, 0], [0, 0, 0, 0], [10, 10, 0, 0]]))
+        np.testing.assert_allclose(even.max_over_mean, [1, 4, np.nan, 2])
+        np.testing.assert_allclose(even.cv, [0, np.sqrt(3), np.nan, 1])
+        np.testing.assert_allclose(even.entropy, [1, 0, np.nan, 0.5])
+        np.testing.assert_allclose(even.dead, [0, 3, np.nan, 2])
+
+    def test_load_share(self) -> None:
+        share = routing.load_share(np.array([[[1, 3], [0, 0]]]))
+        np.testing.assert_allclose(share, [[[0.25, 0.75], [np.nan, np.nan]]])
+
+    def test_agreement(self) -> None:
+        learned = np.array([[0, 1, 2, -1], [3, 3, 3, 3], [-1, -1, -1, -1]])
+        distilled = np.array([[0, 2, -1, -1], [3, 3, 3, 0], [0, 0, 0, 0]])
+        np.testing.assert_allclose(routing.agreement(learned, distilled), [0.5, 0.75, np.nan])
+
+    def test_latest_rows(self) -> None:
+        np.testing.assert_array_equal(routing.latest_rows(np.array([1, 2, 3, 2, 3, 4])), [0, 3, 4, 5])
+
+    def test_smooth(self) -> None:
+        values = np.array([1.0, 2, 3, 4, np.nan, 6, 10, 10, 10])
+        np.testing.assert_allclose(figures.smooth(values, 3, np.array([6])),
+                                   [1, 2, 3, 3.5, np.nan, 6, 10, 10, 10])
+
+    def test_heat_columns(self) -> None:
+        edges, means = figures.heat_columns(np.array([1, 2, 3, 4]), np.array([[1.0], [3], [5], [7]]), limit=2)
+        np.testing.assert_allclose(edges, [0.5, 2.5, 4.5])
+        np.testing.assert_allclose(means, [[2], [6]])
+        edges, means = figures.heat_columns(np.array([10, 20, 40, 50]), np.array([[1.0], [2], [4], [5]]))
+        np.testing.assert_allclose(means, [[1], [2], [np.nan], [4], [5]])
+
+    def test_settings(self) -> None:
+        text = r"""# a comment
+run:
+  seed: 7
+  directory: "runs/a # \"b\"" # unit
+router:
+  method: stable
+  stable:
+    width: 50
+    weight: 3e-1
+  stage1_updates: -1
+empty:
+train:
+  on: true
+"""
+        self.assertEqual(runs.parse_settings(text),
+                         {"run.seed": 7, "run.directory": 'runs/a # "b"', "router.method": "stable",
+                          "router.stable.width": 50, "router.stable.weight": 0.3, "router.stage1_updates": -1,
+                          "train.on": True})
+
+
+class InDirectory(unittest.TestCase):
+    """Tests that need a directory of their own."""
+
+    def setUp(self) -> None:
+        held = tempfile.TemporaryDirectory()
+        self.addCleanup(held.cleanup)
+        self.path = Path(held.name) / "run"
+        self.path.mkdir()
+
+    def call(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr of the command."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main([str(argument) for argument in arguments])
+        return status, out.getvalue(), err.getvalue()
+
+    def figures(self) -> list[str]:
+        return sorted(path.name for path in (self.path / "figures").iterdir())
+
+
+class Reading(InDirectory):
+    """Files of a run."""
+
+    def test_log_in_order_of_update(self) -> None:
+        synthetic.write_routing(self.path, TINY)
+        log = routing.load_log(self.path)
+        self.assertEqual([path.name for path in log.files],
+                         ["step-000000033.h5", "step-000000066.h5", "step-000000100.h5"])
+        np.testing.assert_array_equal(log.step, np.arange(1, 101))
+        np.testing.assert_array_equal(log.load, synthetic.loads(TINY, np.random.default_rng(TINY.seed)))
+        self.assertEqual((log.n_layers, log.n_experts, log.n_probe, log.method), (2, 4, 40, "stable"))
+        self.assertEqual(log.notes, [])
+
+    def test_probe_blocks_are_the_whole(self) -> None:
+        synthetic.write_routing(self.path, TINY)
+        log = routing.load_log(self.path)
+        rng = np.random.default_rng(TINY.seed)
+        synthetic.loads(TINY, rng)
+        step, expert, learned, distilled = synthetic.choices(TINY, rng)
+        np.testing.assert_array_equal(log.probe_step, step)
+        before = routing.BLOCK_BYTES
+        self.addCleanup(setattr, routing, "BLOCK_BYTES", before)
+        for routing.BLOCK_BYTES in (before, 4 * len(step) * 7):  # all at once, and 7 tokens at a time
+            blocks = [block for (block,) in log.probe_blocks(("expert",), 1)]
+            np.testing.assert_array_equal(np.concatenate(blocks, axis=1), expert[:, 1, :-3])
+            np.testing.assert_array_equal(routing.layer_last_fluctuation(log, 1),
+                                          routing.last_fluctuation(expert[:, 1, :-3]))
+            np.testing.assert_allclose(routing.probe_agreement(log, 0),
+                                       routing.agreement(learned[:, 0, :-3], distilled[:, 0, :-3]))
+
+    def test_probes_without_loads(self) -> None:
+        synthetic.write_routing(self.path, TINY)
+        for path in (self.path / "routing").iterdir():
+            with h5py.File(path, "r+") as file:
+                for name in ("step", "stage", "load", *routing.LAYER_TERMS):
+                    del file[name]
+        log = routing.load_log(self.path)
+        self.assertEqual((log.load.shape, len(log.probe_step), log.notes), ((0, 2, 4), 20, []))
+        self.assertEqual(self.call(self.path)[0], 0)
+        self.assertEqual(self.figures(), ["agreement.png", "fluctuation.png"])
+
+    def test_later_file_wins(self) -> None:
+        synthetic.write_routing(self.path, TINY)
+        with h5py.File(self.path / "routing/step-000000066.h5", "r+") as file:
+            file["step"][:2] = [32, 33]  # as if the run had gone back and repeated these
+            file["probe/step"][0] = 30
+            file["load"][0] = 77
+            file["probe/expert"][0] = 3
+        log = routing.load_log(self.path)
+        self.assertEqual(len(log.step), 98)
+        self.assertTrue(np.all(log.load[log.step == 32] == 77))
+        row = int(np.flatnonzero(log.probe_step == 30)[0])
+        (expert,) = next(log.probe_blocks(("expert",), 0, np.array([row])))
+        self.assertTrue(np.all(expert == 3))
+
+    def test_other_version_is_left_out(self) -> None:
+        synthetic.write_routing(self.path, TINY)
+        with h5py.File(self.path / "routing/step-000000066.h5", "r+") as file:
+            file.attrs["version"] = 9
+        (self.path / "routing/step-000000100.h5").write_bytes(b"not HDF5")
+        (self.path / "routing/step-000000120.h5.part").write_bytes(b"unfinished")
+        log = routing.load_log(self.path)
+        self.assertEqual(len(log.files), 1)
+        self.assertIn("step-000000066.h5 has format version 9, this program reads 1", log.notes[0])
+        self.assertIn("step-000000100.h5 cannot be read", log.notes[1])
+
+    def test_two_runs_in_one_directory(self) -> None:
+        synthetic.write_routing(self.path, TINY)
+        with h5py.File(self.path / "routing/step-000000100.h5", "r+") as file:
+            file["probe/token"][0] = 999999
+        self.assertIn("two runs", routing.load_log(self.path).notes[0])
+        with h5py.File(self.path / "routing/step-000000066.h5", "r+") as file:
+            file.attrs["format"] = "stablemoe-checkpoint"
+        self.assertIn("is no routing log", routing.load_log(self.path).notes[0])
+
+    def test_metrics(self) -> None:
+        lines = ["update,stage,loss,valid_loss,new", "1,1,3.5,,x", "1,1,3.5,,1", "2,1,3.25,3.5,2",
+                 "3,1,2,,text", "3,2,2.5,,2", "4,2,2.2"]
+        (self.path / "metrics.csv").write_text("\n".join(lines))
+        metrics = runs.read_metrics(self.path / "metrics.csv")
+        np.testing.assert_array_equal(metrics.columns["update"], [1, 2, 3])
+        np.testing.assert_array_equal(metrics.columns["loss"], [3.5, 3.25, 2.5])
+        np.testing.assert_array_equal(metrics.column("valid_loss"), [np.nan, 3.5, np.nan])
+        self.assertTrue(np.isnan(metrics.column("balance")).all())
+        self.assertIn("1 incomplete", metrics.notes[0])
+        np.testing.assert_array_equal(metrics.column("new"), [1, 2, 2])
+
+
+class Command(InDirectory):
+    """python3 -m analysis."""
+
+    def test_whole_run(self) -> None:
+        synthetic.write_run(self.path, TINY)
+        status, out, err = self.call(self.path)
+        self.assertEqual((status, err), (0, ""))
+        names = ["agreement.png", "fluctuation.png", "load-moe0.png", "load-moe1.png", "losses.png"]
+        self.assertEqual(self.figures(), names)
+        for name in names:
+            self.assertIn(f"figures/{name}", out)
+        self.assertRegex(out, r"BASE, as published +40\.9 % +29\.1 % +15\.4 %")
+        self.assertRegex(out, r"moe1 \(37 tokens, 20 probes\) +0\.0 % +0\.0 % +0\.0 %")
+        self.assertIn("stage 2 from update 21", out)
+        self.assertIn("unigram 6.4200, bigram 4.8700", out)
+        self.assertNotIn("not made", out)
+
+    def test_same_bytes_again(self) -> None:
+        synthetic.write_run(self.path, TINY)
+        self.call(self.path)
+        again = self.path.parent / "again"
+        self.call(self.path, "-o", again)
+        for name in self.figures():
+            self.assertEqual((again / name).read_bytes(), (self.path / "figures" / name).read_bytes(), name)
+
+    def test_no_routing_files_yet(self) -> None:
+        synthetic.write_metrics(self.path, TINY)
+        status, out, _ = self.call(self.path)
+        self.assertEqual(status, 0)
+        self.assertIn("no routing files yet", out)
+        self.assertIn("fluctuation.png: no routing log", out)
+        self.assertEqual(self.figures(), ["agreement.png", "load-moe0.png", "load-moe1.png", "losses.png"])
+
+    def test_other_version_still_makes_the_rest(self) -> None:
+        synthetic.write_run(self.path, TINY)
+        synthetic.write_routing(self.path, TINY, version=2)
+        status, out, _ = self.call(self.path)
+        self.assertEqual(status, 0)
+        self.assertIn("has format version 2, this program reads 1", out)
+        self.assertIn("losses.png", self.figures())
+        self.assertNotIn("fluctuation.png", self.figures())
+
+    def test_unfinished_run_of_one_stage(self) -> None:
+        shape = synthetic.Shape(updates=3, stage1=50, probes=1, probe_tokens=8, files=1, experts=2)
+        synthetic.write_run(self.path, shape)
+        text = (self.path / "used.yml").read_text().replace("updates: 3", "updates: 500")
+        (self.path / "used.yml").write_text(text)
+        status, out, _ = self.call(self.path)
+        self.assertEqual(status, 0)
+        self.assertIn("3 of 500 updates (not finished", out)
+        self.assertIn("fluctuation.png: 1 of the 2 probes", out)
+
+    def test_routing_log_alone(self) -> None:
+        synthetic.write_routing(self.path, TINY)
+        status, out, _ = self.call(self.path)
+        self.assertEqual(status, 0)
+        self.assertEqual(self.figures(),
+                         ["agreement.png", "fluctuation.png", "load-moe0.png", "load-moe1.png"])
+        self.assertIn("losses.png: no metrics", out)
+
+    def test_dense_run(self) -> None:
+        (self.path / "metrics.csv").write_text("update,stage,tokens,loss\n1,1,10,5.0\n2,1,20,4.0\n")
+        status, _, _ = self.call(self.path)
+        self.assertEqual((status, self.figures()), (0, ["losses.png"]))
+
+    def test_nothing_there(self) -> None:
+        status, out, err = self.call(self.path)
+        self.assertEqual((status, out), (3, ""))
+        self.assertIn("nothing to draw", err)
+        status, out, err = self.call(self.path / "absent")
+        self.assertEqual((status, out, err.count("\n")), (2, "", 1))
+        self.assertIn("no run directory", err)
+
+    def test_output_that_cannot_be_made(self) -> None:
+        synthetic.write_metrics(self.path, TINY)
+        (self.path / "figures").write_text("a file")
+        status, _, err = self.call(self.path)
+        self.assertEqual(status, 3)
+        self.assertIn("cannot write the figures", err)
+
+
+class Interpreter(InDirectory):
+    """Interpreters that lack packages."""
+
+    def bare(self, *arguments: str, python: str) -> subprocess.CompletedProcess[str]:
+        """Run the command with an interpreter that sees no packages beside its own library."""
+        program = (f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); sys.dont_write_bytecode = True; "
+                   f"sys.argv[1:] = {list(arguments)!r}; runpy.run_module('analysis', run_name='__main__')")
+        return subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True,
+                              env={**os.environ, "STABLEMOE_PYTHON": python}, check=False, timeout=120)
+
+    def test_help_needs_no_packages(self) -> None:
+        done = self.bare("--help", python="/nonexistent")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("fluctuation.png", done.stdout)
+
+    def test_packages_missing(self) -> None:
+        done = self.bare(str(self.path), python="/nonexistent")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("python3-numpy python3-h5py python3-matplotlib", done.stderr)
+        self.assertIn("STABLEMOE_PYTHON=/nonexistent", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+
+    def test_other_interpreter_takes_over(self) -> None:
+        synthetic.write_metrics(self.path, TINY)
+        done = self.bare(str(self.path), python=sys.executable)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("losses.png", self.figures())
+
+
+if __name__ == "__main__":
+    unittest.main()

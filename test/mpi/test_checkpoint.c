@@ -1,0 +1,376 @@
+/* Checkpoints: the same file from any number of ranks, and whatever is wrong with one is found. */
+#include "files.h"
+#include "stablemoe/checkpoint.h"
+#include "stablemoe/random.h"
+
+enum { EXPERTS = 4, LANES = 4, SEED = 5 };
+
+static smoe_group world;
+static const smoe_group self = {MPI_COMM_SELF, 0, 1};
+
+typedef struct model {
+  smoe_params params;
+  smoe_arena arena;
+} model;
+
+/** Lay a small model out; extra: with one more parameter. */
+static void begin(model *m, const smoe_group *group, bool training, bool extra) {
+  const smoe_lanes lanes = smoe_lanes_of_rank(LANES, group->rank, group->n_ranks);
+  const smoe_init normal = {SMOE_INIT_NORMAL, 1.0, false};
+  smoe_params *params = &m->params;
+  smoe_params_begin(params, group, &lanes, EXPERTS);
+  smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){97, 33, 0}, normal, true, "embedding/token");
+  smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){3, 5, 7}, normal, true, "block0/cube");
+  smoe_params_declare(params, SMOE_EXPERT, (int64_t[]){33, 66, 0}, normal, true, "moe0/expert/w1");
+  smoe_params_declare(params, SMOE_EXPERT, (int64_t[]){5, 0, 0}, normal, false, "moe0/expert/b1");
+  smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){33, 0, 0}, normal, false, "norm/gain");
+  if (extra) smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){2, 0, 0}, normal, false, "norm/extra");
+  smoe_arena_measure(&m->arena, "model");
+  smoe_params_layout(params, &m->arena, training);
+  CHECK_OK(smoe_arena_reserve(&m->arena));
+  smoe_params_layout(params, &m->arena, training);
+}
+
+static void end(model *m) {
+  smoe_params_end(&m->params);
+  smoe_arena_release(&m->arena);
+}
+
+static smoe_real moment(int which, size_t index) {
+  return (smoe_real)smoe_random_uniform(SEED, SMOE_RANDOM_TEST, (uint32_t)which, index);
+}
+
+/** Values and moments that are functions of the global index. */
+static void fill(model *m) {
+  smoe_params *params = &m->params;
+  smoe_params_initialise(params, SEED);
+  for (int p = 0; p < params->n_params && params->shared_m; p++) {
+    const smoe_param *param = &params->param[p];
+    size_t first;
+    const size_t n = smoe_params_in_slice(params, p, &first);
+    for (size_t i = 0; i < n; i++) {
+      params->shared_m[param->offset + first + i - params->slice_first] = moment(2 * p, first + i);
+      params->shared_v[param->offset + first + i - params->slice_first] = moment(2 * p + 1, first + i);
+    }
+    for (int j = 0; j < params->n_local && param->placement == SMOE_EXPERT; j++)
+      for (size_t i = 0; i < param->count; i++) {
+        const size_t at = (size_t)j * params->expert_count + param->offset + i;
+        const size_t index = (size_t)(params->expert_first + j) * param->count + i;
+        params->expert_m[at] = moment(2 * p, index);
+        params->expert_v[at] = moment(2 * p + 1, index);
+      }
+  }
+}
+
+static void check_reals(const smoe_real *a, const smoe_real *b, size_t n, const char *what) {
+  CHECK(n == 0 || memcmp(a, b, n * sizeof *a) == 0, "%s differ", what);
+}
+
+static void check_equal(const model *a, const model *b) {
+  const smoe_params *p = &a->params, *q = &b->params;
+  const size_t experts = (size_t)p->n_local * p->expert_count;
+  check_reals(p->shared, q->shared, p->shared_count, "replicated values");
+  check_reals(p->expert, q->expert, experts, "experts");
+  if (!p->shared_m || !q->shared_m) return;
+  check_reals(p->shared_m, q->shared_m, p->slice_count, "first moments");
+  check_reals(p->shared_v, q->shared_v, p->slice_count, "second moments");
+  check_reals(p->expert_m, q->expert_m, experts, "experts' first moments");
+  check_reals(p->expert_v, q->expert_v, experts, "experts' second moments");
+}
+
+/** Meta data of an update. */
+static smoe_checkpoint_meta meta_of(int64_t update) {
+  static char text[] = "model:\n  width: 33\n";
+  return (smoe_checkpoint_meta){.update = update,
+                                .stage = 2,
+                                .seed = UINT64_MAX - 1,
+                                .n_tokens_seen = 1234567890123,
+                                .fingerprint = 0xfedcba9876543210u,
+                                .corpus = "corpus.h5",
+                                .configuration = text};
+}
+
+/** Load on these ranks into an empty model, and compare with one that was filled. */
+static void check_load(const smoe_group *group, const char *path, bool training) {
+  model loaded, wanted;
+  begin(&loaded, group, training, false);
+  begin(&wanted, group, training, false);
+  fill(&wanted);
+  CHECK_OK(smoe_checkpoint_load(path, &loaded.params));
+  check_equal(&loaded, &wanted);
+  end(&loaded);
+  end(&wanted);
+}
+
+/** All ranks and one rank write the same file, and read each other's. */
+static void test_any_ranks(const char *together, const char *alone) {
+  model m;
+  const smoe_checkpoint_meta meta = meta_of(12);
+  begin(&m, &world, true, false);
+  fill(&m);
+  CHECK_OK(smoe_checkpoint_save(together, &m.params, &meta));
+  end(&m);
+  if (world.rank == 0) {
+    begin(&m, &self, true, false);
+    fill(&m);
+    CHECK_OK(smoe_checkpoint_save(alone, &m.params, &meta));
+    end(&m);
+  }
+  smoe_group_barrier(&world);
+  char *path = smoe_sprintf("%s/latest", together), *other = smoe_sprintf("%s/step-000000012.h5", alone);
+  if (world.rank == 0) {
+    const int n = test_same_files(path, other);
+    CHECK(n == 5 * 6 + 1, "%d datasets", n);
+    CHECK_OK(smoe_checkpoint_print(path));
+    CHECK_OK(smoe_checkpoint_verify(path));
+  }
+  check_load(&world, path, true);
+  check_load(&world, other, true);
+  check_load(&world, other, false);
+  check_load(&self, path, true);
+  smoe_free(path);
+  smoe_free(other);
+}
+
+static void test_meta(const char *path) {
+  smoe_checkpoint_meta read, meta = meta_of(12);
+  CHECK_OK(smoe_checkpoint_read_meta(path, &world, &read));
+  CHECK(read.update == meta.update && read.stage == meta.stage && read.seed == meta.seed);
+  CHECK(read.n_tokens_seen == meta.n_tokens_seen && read.fingerprint == meta.fingerprint);
+  CHECK(strcmp(read.corpus, meta.corpus) == 0 && strcmp(read.configuration, meta.configuration) == 0);
+  smoe_free(read.configuration);
+  CHECK_REFUSED(smoe_checkpoint_read_meta("/none/such.h5", &world, &read), SMOE_ERR_IO, "/none/such.h5");
+}
+
+/** A model that is not the file's: one parameter more, and without moments on either side. */
+static void test_other_models(const char *path, const char *directory) {
+  model m;
+  begin(&m, &world, true, true);
+  CHECK_REFUSED(smoe_checkpoint_load(path, &m.params), SMOE_ERR_FORMAT, "lacks 'param/norm/extra'");
+  const smoe_checkpoint_meta meta = meta_of(13);
+  fill(&m);
+  CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
+  end(&m);
+  char *larger = smoe_sprintf("%s/step-000000013.h5", directory);
+  begin(&m, &world, true, false);
+  CHECK_REFUSED(smoe_checkpoint_load(larger, &m.params), SMOE_ERR_FORMAT, "param/norm/extra");
+  end(&m);
+
+  begin(&m, &world, false, false);
+  fill(&m);
+  CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
+  end(&m);
+  check_load(&world, larger, false);
+  begin(&m, &world, true, false);
+  CHECK_REFUSED(smoe_checkpoint_load(larger, &m.params), SMOE_ERR_FORMAT, "adam/m/");
+  end(&m);
+  smoe_free(larger);
+}
+
+/* Damages of an open file, by rank 0. */
+
+static void flip_first_bit(hid_t file, const char *name, int64_t element) {
+  smoe_real value;
+  smoe_h5_read(file, name, SMOE_H5_REAL, &value, element, 1);
+  *(unsigned char *)&value ^= 1;
+  smoe_h5_write(file, name, SMOE_H5_REAL, &value, element, 1);
+}
+
+static void swap_experts(hid_t file) {
+  enum { N = 33 * 66 };
+  static smoe_real a[N], b[N];
+  smoe_h5_read(file, "param/moe0/expert/w1", SMOE_H5_REAL, a, 1 * N, N);
+  smoe_h5_read(file, "param/moe0/expert/w1", SMOE_H5_REAL, b, 3 * N, N);
+  smoe_h5_write(file, "param/moe0/expert/w1", SMOE_H5_REAL, b, 1 * N, N);
+  smoe_h5_write(file, "param/moe0/expert/w1", SMOE_H5_REAL, a, 3 * N, N);
+}
+
+static void replace(hid_t file, const char *name, hid_t type, int n_dims, const int64_t *shape) {
+  H5Ldelete(file, name, H5P_DEFAULT);
+  smoe_h5_dataset(file, name, type, n_dims, shape);
+}
+
+static void damage(hid_t file, int kind) {
+  switch (kind) {
+  case 0:
+    flip_first_bit(file, "param/embedding/token", 97 * 33 - 1);
+    break;
+  case 1:
+    flip_first_bit(file, "adam/v/norm/gain", 0);
+    break;
+  case 2:
+    flip_first_bit(file, "adam/m/moe0/expert/b1", 2 * 5 + 4);
+    break;
+  case 3:
+    swap_experts(file);
+    break;
+  case 4:
+    H5Ldelete(file, "adam/m/block0/cube", H5P_DEFAULT);
+    break;
+  case 5:
+    replace(file, "param/block0/cube", SMOE_H5_REAL_FILE, 3, (int64_t[]){3, 7, 5});
+    break;
+  case 6:
+    replace(file, "param/norm/gain", H5T_STD_I32LE, 1, (int64_t[]){33});
+    break;
+  case 7:
+    H5Ldelete(file, "checksum/param/norm/gain", H5P_DEFAULT);
+    break;
+  case 8:
+    smoe_h5_set_i64(file, "/", "version", 99);
+    break;
+  case 9:
+    smoe_h5_set_text(file, "/", "format", "stablemoe-corpus");
+    break;
+  default:
+    smoe_h5_set_text(file, "/meta", "real", "half");
+  }
+}
+
+static void test_damage(const char *path) {
+  const char *const says[] = {"'param/embedding/token'",
+                              "'adam/v/norm/gain'",
+                              "'adam/m/moe0/expert/b1' of expert 2",
+                              "'param/moe0/expert/w1' of expert 1",
+                              "lacks 'adam/m/block0/cube'",
+                              "[3, 7, 5]",
+                              "'param/norm/gain'",
+                              "'checksum/param/norm/gain'",
+                              "version 99",
+                              "not a StableMoE checkpoint",
+                              "type half"};
+  char *damaged = test_path("damaged.h5");
+  for (int kind = 0; kind < 11; kind++) {
+    if (world.rank == 0) {
+      test_copy_file(path, damaged);
+      const hid_t file = H5Fopen(damaged, H5F_ACC_RDWR, H5P_DEFAULT);
+      damage(file, kind);
+      H5Fclose(file);
+      CHECK(smoe_checkpoint_verify(damaged) == SMOE_ERR_FORMAT, "damage %d is not seen by verify", kind);
+    }
+    smoe_group_barrier(&world);
+    model m;
+    begin(&m, &world, true, false);
+    CHECK_REFUSED(smoe_checkpoint_load(damaged, &m.params), SMOE_ERR_FORMAT, says[kind]);
+    end(&m);
+  }
+  smoe_free(damaged);
+}
+
+/** Files cut off at many places are refused, and nothing worse. */
+static void test_truncated(const char *path) {
+  char *damaged = test_path("damaged.h5");
+  model m;
+  begin(&m, &world, true, false);
+  for (int cut = 0; cut < 8; cut++) {
+    if (world.rank == 0) {
+      test_copy_file(path, damaged);
+      FILE *file = fopen(damaged, "rb");
+      fseek(file, 0, SEEK_END);
+      const long size = ftell(file);
+      fclose(file);
+      CHECK(truncate(damaged, cut == 7 ? size - 1 : size * cut / 8) == 0);
+      CHECK(smoe_checkpoint_verify(damaged) == SMOE_ERR_FORMAT, "cut %d", cut);
+    }
+    smoe_group_barrier(&world);
+    CHECK_REFUSED(smoe_checkpoint_load(damaged, &m.params), SMOE_ERR_FORMAT, "damaged.h5");
+  }
+  end(&m);
+  smoe_free(damaged);
+}
+
+/** A save that fails anywhere leaves the directory as it was. */
+static void test_failed_saves(const char *directory) {
+  const char *const sites[] = {"checkpoint.create", "checkpoint.metadata", "checkpoint.write",
+                               "checkpoint.close",  "checkpoint.verify",   "checkpoint.rename"};
+  const int rank = world.n_ranks - 1;
+  const smoe_checkpoint_meta meta = meta_of(20);
+  char *latest = smoe_sprintf("%s/latest", directory),
+       *path = smoe_sprintf("%s/step-000000020.h5", directory);
+  model m;
+  begin(&m, &world, true, false);
+  fill(&m);
+  for (size_t s = 0; s < sizeof sites / sizeof *sites; s++) {
+    test_fault(sites[s], rank);
+    CHECK_REFUSED(smoe_checkpoint_save(directory, &m.params, &meta), SMOE_ERR_IO, sites[s]);
+    smoe_group_barrier(&world);
+    CHECK(test_count_files(directory, ".part") == 0 && access(path, F_OK) != 0, "after %s", sites[s]);
+    check_load(&world, latest, true);
+  }
+  test_fault("checkpoint.latest", rank);
+  CHECK_REFUSED(smoe_checkpoint_save(directory, &m.params, &meta), SMOE_ERR_IO, "checkpoint.latest");
+  check_load(&world, path, true);
+  test_fault("checkpoint.open", rank);
+  CHECK_REFUSED(smoe_checkpoint_load(path, &m.params), SMOE_ERR_IO, "checkpoint.open");
+  test_fault("checkpoint.read", rank);
+  CHECK_REFUSED(smoe_checkpoint_load(path, &m.params), SMOE_ERR_IO, "checkpoint.read");
+  unsetenv("STABLEMOE_FAULT");
+  char *file_as_directory = smoe_sprintf("%s/sub", path);
+  CHECK_REFUSED(smoe_checkpoint_save(file_as_directory, &m.params, &meta), SMOE_ERR_IO, "cannot make");
+  smoe_free(file_as_directory);
+  end(&m);
+  smoe_free(latest);
+  smoe_free(path);
+}
+
+static void check_updates(const char *directory, const int64_t *updates, int n) {
+  char **paths = smoe_checkpoint_list(directory);
+  int i = 0;
+  for (; paths[i] && i < n; i++) {
+    char *wanted = smoe_sprintf("%s/step-%09lld.h5", directory, (long long)updates[i]);
+    CHECK(strcmp(paths[i], wanted) == 0, "'%s', not '%s'", paths[i], wanted);
+    smoe_free(wanted);
+  }
+  CHECK(i == n && !paths[i], "%d checkpoints, not %d", i, n);
+  smoe_h5_list_free(paths);
+}
+
+static void test_list_and_prune(void) {
+  char *directory = test_path("many"), *rest = test_path("many/step-000000007.h5.part");
+  model m;
+  check_updates(directory, NULL, 0);
+  begin(&m, &world, false, false);
+  fill(&m);
+  for (int64_t update = 10; update <= 60; update += 10) {
+    const smoe_checkpoint_meta meta = meta_of(update);
+    CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
+    if (world.rank == 0 && update == 50) test_copy_file("/dev/null", rest);
+    smoe_group_barrier(&world);
+  }
+  CHECK(access(rest, F_OK) != 0, "a leftover is still there");
+  CHECK_OK(smoe_checkpoint_prune(directory, &world, 0, 0));
+  check_updates(directory, (int64_t[]){60, 50, 40, 30, 20, 10}, 6);
+  smoe_group_barrier(&world);
+  CHECK_OK(smoe_checkpoint_prune(directory, &world, 2, 30));
+  check_updates(directory, (int64_t[]){60, 50, 30}, 3);
+  smoe_group_barrier(&world);
+  /* A run that went back to an older checkpoint keeps what it has just saved. */
+  const smoe_checkpoint_meta meta = meta_of(35);
+  CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
+  CHECK_OK(smoe_checkpoint_prune(directory, &world, 1, 0));
+  check_updates(directory, (int64_t[]){60, 35}, 2);
+  end(&m);
+  smoe_free(directory);
+  smoe_free(rest);
+}
+
+int main(int argc, char **argv) {
+  smoe_group_start(&world, &argc, &argv);
+  test_directory_make(&world);
+  char *together = test_path("together"), *alone = test_path("alone"), *others = test_path("others");
+  char *path = smoe_sprintf("%s/step-000000012.h5", together);
+  test_any_ranks(together, alone);
+  test_meta(path);
+  test_other_models(path, others);
+  test_damage(path);
+  test_truncated(path);
+  test_failed_saves(together);
+  test_list_and_prune();
+  test_directory_delete(&world, test_directory);
+  smoe_free(together);
+  smoe_free(alone);
+  smoe_free(others);
+  smoe_free(path);
+  smoe_group_end(&world);
+  return test_verdict("checkpoint");
+}

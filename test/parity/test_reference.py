@@ -1,0 +1,239 @@
+"""The reference against central differences, and against its equations written out another way."""
+
+import os
+import sys
+import unittest
+from dataclasses import replace
+
+import numpy as np
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "analysis"))
+import reference as ref
+
+S, T, C, F, FE, V, E, WIDTH = 3, 5, 8, 12, 10, 11, 4, 6
+CONFIG = ref.Config(blocks=2, heads=2, scale_embedding=True, moe_layers=2, position="scattered", experts=E,
+                    sublayers=2, balance_weight=0.3, distill_weight=0.7)
+
+
+def make_params(config, seed=0, width=C, vocabulary=V, context=T):
+    """A model whose every parameter matters: nothing at zero or one."""
+    rng = np.random.default_rng(seed)
+    shapes = {"embedding/table": (vocabulary, width), "embedding/position": (context, width),
+              "norm/gamma": (width,), "norm/beta": (width,)}
+
+    def ffn(prefix, inner, lead=()):
+        for name, shape in zip(ref.FFN, ((width,), (width,), (inner, width), (inner,), (width, inner), (width,))):
+            shapes[f"{prefix}/{name}"] = lead + shape
+
+    for i in range(config.blocks):
+        for name, shape in (("norm/gamma", (width,)), ("norm/beta", (width,)), ("qkv/weight", (3 * width, width)),
+                            ("qkv/bias", (3 * width,)), ("proj/weight", (width, width)), ("proj/bias", (width,))):
+            shapes[f"block{i}/attention/{name}"] = shape
+        ffn(f"block{i}/ffn", F)
+    for m in range(config.moe_layers):
+        shapes[f"moe{m}/router/centroid"] = (config.experts, width)
+        shapes[f"moe{m}/router/distilled/embedding"] = (vocabulary, WIDTH)
+        shapes[f"moe{m}/router/distilled/centroid"] = (config.experts, WIDTH)
+        for s in range(config.sublayers):
+            ffn(f"moe{m}/expert/ffn{s}", FE, (config.experts,))
+    params = {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    for name in params:
+        if name.endswith("gamma"):
+            params[name] += 1.0
+    return params
+
+
+def make_batch(seed=1, sequences=S, context=T, vocabulary=V):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocabulary, (sequences, context))
+    targets = rng.integers(0, vocabulary, (sequences, context))
+    return tokens, targets
+
+
+def total(params, batches, config, stage):
+    n_targets = sum((targets >= 0).sum() for _, targets in batches)
+    loss = 0.0
+    for tokens, targets in batches:
+        terms, _ = ref.forward(params, tokens, targets, config, stage)
+        loss += terms["task"] + terms["balance"] + terms["distill"]
+    return loss / n_targets
+
+
+class Gradients(unittest.TestCase):
+    def check(self, config, stage, padded=False):
+        params = make_params(config)
+        batches = [make_batch(1), make_batch(2)]
+        if padded:
+            batches[1][0][-1, 3:] = -1
+            batches[1][1][-1, 2:] = -1
+        _, grads, info = ref.gradients(params, batches, config, stage)
+        step, rng = 1e-5, np.random.default_rng(3)
+        for name, grad in grads.items():
+            value = params[name]
+            picks = rng.choice(value.size, min(value.size, 4), replace=False)
+            picks = np.append(picks, np.argmax(np.abs(grad)))
+            for index in picks:
+                place = np.unravel_index(index, value.shape)
+                kept, sides = value[place], []
+                for offset in (step, -step):
+                    value[place] = kept + offset
+                    sides.append(total(params, batches, config, stage))
+                value[place] = kept
+                slope = (sides[0] - sides[1]) / (2 * step)
+                scale = max(np.abs(grad).max(), 1e-3)
+                self.assertLessEqual(abs(slope - grad[place]) / scale, 1e-6, f"{name}{list(place)}")
+        return params, grads, info
+
+    def test_stage_1(self):
+        _, grads, _ = self.check(CONFIG, 1)
+        for name, grad in grads.items():
+            self.assertGreater(np.abs(grad).max(), 0, name)
+
+    def test_stage_1_dropping_and_padding(self):
+        _, _, info = self.check(replace(CONFIG, capacity_factor=1.0), 1, padded=True)
+        self.assertGreater(sum(layer["dropped"] for micro in info for layer in micro), 0)
+
+    def test_stage_2(self):
+        _, grads, _ = self.check(replace(CONFIG, scale_embedding=False), 2, padded=True)
+        self.assertFalse([name for name in grads if "/distilled/" in name])
+
+    def test_stage_2_dropping(self):
+        self.check(replace(CONFIG, capacity_factor=0.5), 2)
+
+    def test_positions(self):
+        for position in ("middle", "top", "bottom"):
+            self.check(replace(CONFIG, position=position, moe_layers=1), 1)
+
+    def test_dense(self):
+        self.check(replace(CONFIG, moe_layers=0, experts=0), 1)
+
+
+class Equations(unittest.TestCase):
+    def test_places(self):
+        def after(position, blocks, layers):
+            return ref.Config(blocks=blocks, heads=1, moe_layers=layers, position=position).moe_after()
+
+        self.assertEqual(after("middle", 12, 1), [6])
+        self.assertEqual(after("top", 12, 1), [12])
+        self.assertEqual(after("bottom", 12, 1), [0])
+        self.assertEqual(after("scattered", 12, 3), [3, 6, 9])
+        self.assertEqual(after("scattered", 5, 2), [1, 3])
+
+    def test_attention_by_loops(self):
+        rng = np.random.default_rng(5)
+        qkv, heads = rng.standard_normal((2, 4, 3 * C)), 2
+        d = C // heads
+        out, _ = ref.attention_forward(qkv, heads)
+        for s in range(2):
+            for h in range(heads):
+                q, k, v = (qkv[s, :, part * C + h * d: part * C + (h + 1) * d] for part in range(3))
+                for i in range(4):
+                    weight = np.array([np.exp(q[i] @ k[j] / np.sqrt(d)) for j in range(i + 1)])
+                    expect = sum(w * v[j] for j, w in enumerate(weight)) / weight.sum()
+                    np.testing.assert_allclose(out[s, i, h * d: (h + 1) * d], expect, rtol=1e-12)
+
+    def test_moe_token_by_token(self):
+        """Equations 5 to 7, 8 and 10 with loops over tokens and experts."""
+        config = replace(CONFIG, moe_layers=1, capacity_factor=1.0)
+        params = make_params(config)
+        rng = np.random.default_rng(7)
+        n = 14
+        x, token = rng.standard_normal((n, C)), rng.integers(0, V, n)
+        y, terms, info, _ = ref.moe_forward(x, token, params, "moe0", config, 1, False)
+        centroid = params["moe0/router/centroid"]
+        chosen = [max(range(E), key=lambda i, t=t: centroid[i] @ x[t]) for t in range(n)]
+        used, balance, distill, dropped = [0] * E, 0.0, 0.0, 0
+        for t in range(n):
+            a = chosen[t]
+            gate = 1 / (1 + np.exp(-centroid[a] @ x[t]))
+            balance += (chosen.count(a) - n / E) / (n / E) * gate
+            r = [params["moe0/router/distilled/centroid"][i] @ params["moe0/router/distilled/embedding"][token[t]]
+                 for i in range(E)]
+            distill -= np.log(np.exp(r[a]) / np.exp(r).sum())
+            z = x[t].copy()
+            used[a] += 1
+            if used[a] > n // E:
+                dropped += 1
+            else:
+                for s in range(config.sublayers):
+                    gamma, beta, w1, b1, w2, b2 = ref.ffn_arrays(params, f"moe0/expert/ffn{s}", a)
+                    u = (z - z.mean()) / np.sqrt(z.var() + 1e-5) * gamma + beta
+                    z = z + w2 @ np.maximum(w1 @ u + b1, 0) + b2
+            np.testing.assert_allclose(y[t], gate * z + (1 - gate) * x[t], rtol=1e-12)
+        self.assertGreater(dropped, 0)
+        self.assertEqual(info["dropped"], dropped)
+        self.assertAlmostEqual(terms["balance"], 0.3 * balance, places=12)
+        self.assertAlmostEqual(terms["distill"], 0.7 * distill, places=12)
+
+    def test_stage_2_follows_the_token_id(self):
+        params = make_params(CONFIG)
+        tokens, targets = make_batch(3, sequences=8)
+        terms, cache = ref.forward(params, tokens, targets, CONFIG, 2)
+        self.assertEqual((terms["balance"], terms["distill"]), (0.0, 0.0))
+        for info in cache["moe"]:
+            for word in range(V):
+                self.assertLessEqual(len(set(info["expert"][tokens.ravel() == word])), 1)
+        evaluated, _ = ref.forward(params, tokens, targets, CONFIG, 1, training=False)
+        self.assertEqual(evaluated["task"], terms["task"])
+
+    def test_causal(self):
+        params, (tokens, targets) = make_params(CONFIG), make_batch()
+        _, one = ref.forward(params, tokens, targets, CONFIG, 1)
+        tokens = tokens.copy()
+        tokens[:, -1] = (tokens[:, -1] + 1) % V
+        _, other = ref.forward(params, tokens, targets, CONFIG, 1)
+        np.testing.assert_array_equal(one["log_p"][:, :-1], other["log_p"][:, :-1])
+        self.assertGreater(np.abs(one["log_p"][:, -1] - other["log_p"][:, -1]).max(), 1e-3)
+
+    def test_argmax(self):
+        self.assertEqual(list(ref.argmax(np.array([[1.0, 2, 2], [np.nan, -5, -6], [np.inf, 0, 0]]))), [1, 1, 1])
+
+    def test_keep_first(self):
+        kept = ref.keep_first(np.array([0, 0, -1, 1, 0, 0]), 2, 1.0)  # floor(5 / 2) = 2 each
+        self.assertEqual(list(kept), [True, True, False, True, False, False])
+
+    def test_micro_batches_accumulate(self):
+        config = replace(CONFIG, balance_weight=0.0)  # the only term that sees the micro-batch
+        params, (tokens, targets) = make_params(CONFIG), make_batch(sequences=4)
+        whole, once, _ = ref.gradients(params, [(tokens, targets)], config, 1)
+        parts, twice, _ = ref.gradients(params, [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])], config, 1)
+        self.assertAlmostEqual(whole["task"], parts["task"], places=12)
+        for name in once:
+            np.testing.assert_allclose(once[name], twice[name], atol=1e-13, err_msg=name)
+
+    def test_read_keys(self):
+        text = "# of a run\nrun:\n  seed: 3  # any\nrouter:\n  method: stable\n  stable:\n    width: 50\nmoe:\n  layers: 2\n"
+        self.assertEqual(ref.read_keys(text), {"run.seed": "3", "router.method": "stable",
+                                               "router.stable.width": "50", "moe.layers": "2"})
+
+
+class Optimizer(unittest.TestCase):
+    def test_learning_rate(self):
+        config = ref.Config(blocks=1, heads=1, lr=2.0, warmup=4, updates=14)
+        self.assertEqual([ref.learning_rate(config, u) for u in (0, 3, 4, 9, 13)], [0.5, 2.0, 2.0, 1.0, 0.2])
+        config = replace(config, schedule="inverse_sqrt")
+        self.assertEqual([ref.learning_rate(config, u) for u in (1, 3, 15)], [1.0, 2.0, 1.0])
+        self.assertEqual(ref.learning_rate(replace(config, schedule="constant"), 9), 2.0)
+
+    def test_clip(self):
+        grads = {"a": np.array([3.0]), "b": np.array([[4.0]])}
+        self.assertEqual(ref.gradient_norm(grads), 5.0)
+        config = ref.Config(blocks=1, heads=1, clip=0.1)
+        self.assertEqual(ref.clip_factor(5.0, config), 0.1 / 5)
+        self.assertEqual(ref.clip_factor(0.05, config), 1.0)
+        self.assertEqual(ref.clip_factor(5.0, replace(config, clip=0.0)), 1.0)
+
+    def test_adam_by_hand(self):
+        config = ref.Config(blocks=1, heads=1, lr=0.1, beta1=0.5, beta2=0.75, epsilon=1.0, decay=0.2, schedule="constant")
+        params, moments = {"w": np.array([1.0]), "b": np.array([1.0])}, {}
+        ref.adam(params, {"w": np.array([4.0]), "b": np.array([4.0])}, moments, {"w"}, config, 0, 0.5)
+        # g = 2: m = 1, v = 1, corrected 2 and 4: step 0.1 * 2 / 3, decay 0.1 * 0.2 * 1
+        self.assertAlmostEqual(params["b"][0], 1 - 0.2 / 3, places=15)
+        self.assertAlmostEqual(params["w"][0], 1 - 0.2 / 3 - 0.02, places=15)
+        ref.adam(params, {"b": np.array([1.0])}, moments, {"w"}, config, 1, 1.0)
+        # m = 1, v = 1, corrections 0.75 and 0.4375
+        self.assertAlmostEqual(params["b"][0], 1 - 0.2 / 3 - 0.1 * (1 / 0.75) / (np.sqrt(1 / 0.4375) + 1), places=15)
+
+
+if __name__ == "__main__":
+    unittest.main()
