@@ -173,7 +173,8 @@ def attention_backward(dout, cache):
 
 def block_forward(x, params, prefix, heads):
     """x += proj(attention(LN(x))); x += FFN(LN(x)); x [S, T, C]."""
-    u, norm = norm_forward(x, params[f"{prefix}/attention/norm/gamma"], params[f"{prefix}/attention/norm/beta"])
+    gamma, beta = (params[f"{prefix}/attention/norm/{name}"] for name in ("gamma", "beta"))
+    u, norm = norm_forward(x, gamma, beta)
     qkv = u @ params[f"{prefix}/attention/qkv/weight"].T + params[f"{prefix}/attention/qkv/bias"]
     a, attention = attention_forward(qkv, heads)
     x = x + a @ params[f"{prefix}/attention/proj/weight"].T + params[f"{prefix}/attention/proj/bias"]
@@ -259,14 +260,16 @@ def moe_forward(x, token, params, prefix, config, stage, frozen_routing):
         for s in range(config.sublayers):
             z, caches[e, s] = ffn_forward(z, ffn_arrays(params, f"{prefix}/expert/ffn{s}", e))
         delta[mine] = z - x[mine]
-    info = {"load": load, "dropped": len(rows) - int(kept.sum()), "expert": expert, "kept": kept, "gate": gate,
-            "gap": gap((distilled_score if frozen_routing else score)[rows])}
-    cache = (x, token, expert, gate, kept, delta, caches, excess, learned, feature, distilled_score, learning)
+    info = {"load": load, "dropped": len(rows) - int(kept.sum()), "expert": expert, "kept": kept,
+            "gate": gate, "gap": gap((distilled_score if frozen_routing else score)[rows])}
+    cache = (x, token, expert, gate, kept, delta, caches, excess, learned, feature, distilled_score,
+             learning)
     return x + gate[:, None] * delta, terms, info, cache
 
 
 def moe_backward(dy, grads, params, prefix, config, scale, cache):
-    x, token, expert, gate, kept, delta, caches, excess, learned, feature, distilled_score, learning = cache
+    (x, token, expert, gate, kept, delta, caches, excess, learned, feature, distilled_score,
+     learning) = cache
     rows = np.flatnonzero(token >= 0)
     dx = dy.copy()
     ddelta = gate[:, None] * dy
@@ -317,8 +320,8 @@ def forward(params, tokens, targets, config, stage, training=True):
     places = config.moe_after()
     for i in range(config.blocks + 1):
         for m in (m for m, place in enumerate(places) if place == i):
-            y, more, seen, cache = moe_forward(x.reshape(-1, x.shape[-1]), tokens.ravel(), params, f"moe{m}", config,
-                                               stage, frozen_routing=stage == 2 or not training)
+            y, more, seen, cache = moe_forward(x.reshape(-1, x.shape[-1]), tokens.ravel(), params, f"moe{m}",
+                                               config, stage, frozen_routing=stage == 2 or not training)
             x = y.reshape(x.shape)
             steps.append((moe_backward, f"moe{m}", cache))
             info.append(seen)
@@ -330,7 +333,8 @@ def forward(params, tokens, targets, config, stage, training=True):
     hidden, norm = norm_forward(x, params["norm/gamma"], params["norm/beta"])
     log_p = log_softmax(hidden @ table.T)
     real = targets >= 0
-    token_loss = np.where(real, -np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], -1)[..., 0], 0.0)
+    target_log_p = np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], -1)[..., 0]
+    token_loss = np.where(real, -target_log_p, 0.0)
     terms["task"] = token_loss.sum()
     terms["n_targets"] = int(real.sum())
     return terms, {"tokens": tokens, "targets": targets, "steps": steps, "hidden": hidden, "norm": norm,

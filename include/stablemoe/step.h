@@ -26,8 +26,9 @@ typedef struct smoe_step {
   smoe_routing_log *tokens_log; /**< where this update's tokens are recorded; NULL: nowhere */
   int64_t n_sequences;          /**< of the training split */
   int32_t *input, *target;      /**< [N] of one micro-batch */
-  double *total;            /**< [model->n_sums] */
-  smoe_routing_load *layer; /**< [M] */
+  double *total;                /**< [model->n_sums] */
+  smoe_routing_load *layer;     /**< [M] */
+  int64_t *load;                /**< [M, E] of the update; evaluations leave it alone */
 } smoe_step;
 
 /** Set up; model is one built for training. Local.

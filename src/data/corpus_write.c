@@ -108,6 +108,7 @@ static smoe_status write_all(writing *w) {
   SMOE_TRY(
       put(w->file, "/count", H5T_STD_I64LE, H5T_NATIVE_INT64, w->statistics.count, w->spool->vocabulary));
   SMOE_TRY(write_tokenizer(w));
+  SMOE_CHECK(!smoe_fault("corpus.write"), SMOE_ERR_IO, "cannot write '%s': injected fault", w->spool->output);
   return write_attributes(w);
 }
 

@@ -42,6 +42,7 @@ smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *grou
   herr_t bad = access < 0 || creation < 0 ? -1 : 0;
   /* From 1.8 on object headers carry checksums of their own, so damage there is seen. */
   if (bad >= 0) bad = H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_LATEST);
+  if (bad >= 0) bad = H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
   if (bad >= 0) bad = H5Pset_obj_track_times(creation, 0);
   if (bad >= 0 && group) bad = H5Pset_fapl_mpio(access, group->comm, MPI_INFO_NULL);
   if (bad >= 0) *file = H5Fcreate(path, H5F_ACC_TRUNC, creation, access);
@@ -61,6 +62,7 @@ smoe_status smoe_h5_open(hid_t *file, const char *path) {
   SMOE_CHECK(H5Fis_hdf5(path) > 0, SMOE_ERR_FORMAT, "'%s' is not an HDF5 file, or its beginning is damaged",
              path);
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  if (access >= 0) H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
 #if H5_VERSION_GE(1, 10, 7)
   /* Whole files are only read, and many shared file systems have no locks. */
   if (access >= 0) H5Pset_file_locking(access, 0, 1);

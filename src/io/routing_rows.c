@@ -58,7 +58,7 @@ static const column columns[SMOE_COLS] = {
     [SMOE_COL_TOKENS_ID]     = {"tokens/id",     I32,  2, {SMOE_DIM_TOKENS_STEP, SMOE_DIM_TOKENS_PLACE}, "1",
                                 "token id"},
     [SMOE_COL_TOKENS_EXPERT] = {"tokens/expert", I32,  4, {TOKENS}, "1",
-                                "expert; -1: slot unused, -1 - e: dropped by expert e"},
+                                "expert; -1: slot unused, -2 - e: dropped by expert e"},
     [SMOE_COL_TOKENS_GATE]   = {"tokens/gate",   REAL, 4, {TOKENS}, "1", "gate of the expert"},
 };
 // clang-format on

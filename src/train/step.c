@@ -18,6 +18,7 @@ smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corp
   step->target = smoe_alloc(n * sizeof *step->target);
   step->total = smoe_alloc((size_t)model->n_sums * sizeof *step->total);
   step->layer = smoe_alloc((size_t)model->n_moe * sizeof *step->layer);
+  step->load = smoe_alloc((size_t)model->n_moe * (size_t)model->params.n_experts * sizeof *step->load);
   return SMOE_OK;
 }
 
@@ -26,6 +27,7 @@ void smoe_step_destroy(smoe_step *step) {
   smoe_free(step->target);
   smoe_free(step->total);
   smoe_free(step->layer);
+  smoe_free(step->load);
   *step = (smoe_step){0};
 }
 
@@ -69,8 +71,10 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_route_sums *route = (const smoe_route_sums *)(step->total + smoe_model_route_sums(m));
     const smoe_moe_layer *moe = &model->moe[m];
+    int64_t *load = step->load + (size_t)m * (size_t)params->n_experts;
+    memcpy(load, moe->load, (size_t)params->n_experts * sizeof *load);
     step->layer[m] = (smoe_routing_load){
-        .load = moe->load,
+        .load = load,
         .n_assigned = moe->n_assigned,
         .n_dropped = moe->n_dropped,
         .balance = route->balance / sums->n_targets,

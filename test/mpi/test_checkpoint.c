@@ -208,7 +208,7 @@ static void damage(hid_t file, int kind) {
     H5Ldelete(file, "adam/m/block0/cube", H5P_DEFAULT);
     break;
   case 5:
-    replace(file, "param/block0/cube", SMOE_H5_REAL_FILE, 3, (int64_t[]){3, 7, 5});
+    replace(file, "param/block0/cube", SMOE_H5_REAL_FILE, 3, (int64_t[]){3, 5, 8});
     break;
   case 6:
     replace(file, "param/norm/gain", H5T_STD_I32LE, 1, (int64_t[]){33});
@@ -233,7 +233,7 @@ static void test_damage(const char *path) {
                               "'adam/m/moe0/expert/b1' of expert 2",
                               "'param/moe0/expert/w1' of expert 1",
                               "lacks 'adam/m/block0/cube'",
-                              "[3, 7, 5]",
+                              "[3, 5, 8]",
                               "'param/norm/gain'",
                               "'checksum/param/norm/gain'",
                               "version 99",

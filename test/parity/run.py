@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Run the dump program on every case at several rank counts and compare with the reference.
 
-    run.py --dump PROGRAM --mpirun mpirun --ranks 1,2 --tolerance 1e-10 [--case NAME] [--keep DIRECTORY]
+    run.py --dump PROGRAM --tolerance 1e-10 --epsilon 1e-6 [--ranks 1,2] [--case NAME] [--keep DIRECTORY]
 
 Beside the tolerance, a case says what it must meet (tokens dropped, gradients clipped,
 which stages), so that it cannot pass by never reaching what it is for. Dumps of
-different rank counts must have the same bits.
+different rank counts must have the same bits. Exit status 77: NumPy or h5py is missing.
 """
 
 import argparse
@@ -14,15 +14,20 @@ import subprocess
 import sys
 import tempfile
 
-import numpy as np
+try:
+    import numpy as np
 
-import compare
-from tiny_corpus import write_corpus
+    import compare
+    from tiny_corpus import write_corpus
+except ImportError as missing:
+    print(f"skipped: {missing}; install python3-numpy and python3-h5py", file=sys.stderr)
+    sys.exit(77)
 
 BASE = {
-    "run.seed": 7, "model.width": 16, "model.blocks": 3, "model.heads": 2, "model.inner": 24, "model.context": 8,
-    "model.scale_embedding": "true", "moe.layers": 2, "moe.position": "scattered", "moe.experts": 5,
-    "moe.sublayers": 2, "moe.inner": 20, "moe.capacity_factor": 0, "router.method": "stable",
+    "run.seed": 7, "model.width": 16, "model.blocks": 3, "model.heads": 2, "model.inner": 24,
+    "model.context": 8, "model.scale_embedding": "true", "moe.layers": 2, "moe.position": "scattered", "moe.experts": 5,
+    "moe.sublayers": 2, "moe.inner": 20, "moe.capacity_factor": 0,
+    "router.method": "stable",
     "router.stage1_updates": 2, "router.stable.width": 6, "router.stable.distill_weight": 0.7,
     "train.updates": 10, "train.batch_sequences": 8, "train.micro_batches": 1, "train.lanes": 4,
     "optimizer.lr": 0.02, "optimizer.decay": 0.1, "optimizer.clip": 0.1, "schedule.warmup": 3,
@@ -31,9 +36,11 @@ BASE = {
 # Name: what differs from BASE, and what the case must meet.
 CASES = {
     "stage-1": ({}, {"stages": [1, 1]}),
-    "stage-1-capacity": ({"moe.capacity_factor": 1.0, "train.micro_batches": 2}, {"stages": [1, 1], "dropped": True}),
+    "stage-1-capacity": ({"moe.capacity_factor": 1.0, "train.micro_batches": 2},
+                         {"stages": [1, 1], "dropped": True}),
     "stage-2": ({"router.stage1_updates": 0, "train.micro_batches": 2}, {"stages": [2, 2]}),
-    "stage-2-capacity": ({"router.stage1_updates": 0, "moe.capacity_factor": 1.0}, {"stages": [2, 2], "dropped": True}),
+    "stage-2-capacity": ({"router.stage1_updates": 0, "moe.capacity_factor": 1.0},
+                         {"stages": [2, 2], "dropped": True}),
     "switch-of-stages": (
         {"router.stage1_updates": 1, "moe.layers": 1, "moe.position": "middle", "model.blocks": 2,
          "model.scale_embedding": "false", "optimizer.clip": 0, "optimizer.expert_gradient_factor": 5,
@@ -86,15 +93,16 @@ def run_case(name, options, directory):
         result, met = compare.compare(dump, options.tolerance)
         complaints += result.failures
         if met["gap"] < 100 * options.tolerance:
-            complaints.append(f"a choice hangs on a difference of {met['gap']:.2g} between scores: change the seed")
+            complaints.append(f"a choice hangs on a difference of {met['gap']:.2g} between scores: "
+                              "change the seed")
         if met["stages"] != must_meet.get("stages", [1, 1]):
             complaints.append(f"stages {met['stages']}, {must_meet.get('stages', [1, 1])} meant")
         if bool(met["dropped"]) != must_meet.get("dropped", False):
             complaints.append(f"{met['dropped']} tokens dropped: not what the case is for")
         if bool(met["clipped"]) != must_meet.get("clipped", True):
             complaints.append(f"clipped in {met['clipped']} updates: not what the case is for")
-        print(f"{name} at {ranks} ranks: {result.count} comparisons, worst {result.worst[0]:.2g} ({result.worst[1]}), "
-              f"{met['dropped']} dropped, narrowest choice {met['gap']:.2g}", flush=True)
+        print(f"{name} at {ranks} ranks: {result.count} comparisons, worst {result.worst[0]:.2g} "
+              f"({result.worst[1]}), {met['dropped']} dropped, narrowest choice {met['gap']:.2g}", flush=True)
     for other in dumps[1:]:
         complaints += [f"{os.path.basename(other)}: {what} has other bits than at {options.ranks[0]} ranks"
                        for what in compare.same_bits(dumps[0], other)]
@@ -107,15 +115,16 @@ def main():
     parser.add_argument("--mpirun", default="mpirun")
     parser.add_argument("--ranks", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
     parser.add_argument("--tolerance", type=float, required=True)
-    # Far above the gradients' rounding errors, or Adam turns noise around zero into whole steps.
-    parser.add_argument("--epsilon", type=float, default=1e-3)
+    parser.add_argument("--epsilon", type=float, required=True,
+                        help="Adam's; far above rounding errors of gradients")
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--keep", help="directory for the files; a temporary one otherwise")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.keep or temporary
         os.makedirs(directory, exist_ok=True)
-        write_corpus(os.path.join(directory, "corpus.h5"), np.random.default_rng(11), vocabulary=23, n_tokens=600)
+        write_corpus(os.path.join(directory, "corpus.h5"), np.random.default_rng(11), vocabulary=23,
+                     n_tokens=600)
         failed = 0
         for name in [options.case] if options.case else CASES:
             complaints = run_case(name, options, directory)

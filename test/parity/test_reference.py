@@ -5,10 +5,14 @@ import sys
 import unittest
 from dataclasses import replace
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError as missing:
+    print(f"skipped: {missing}; install python3-numpy", file=sys.stderr)
+    sys.exit(77)
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "analysis"))
-import reference as ref
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+from analysis import reference as ref
 
 S, T, C, F, FE, V, E, WIDTH = 3, 5, 8, 12, 10, 11, 4, 6
 CONFIG = ref.Config(blocks=2, heads=2, scale_embedding=True, moe_layers=2, position="scattered", experts=E,
@@ -22,12 +26,14 @@ def make_params(config, seed=0, width=C, vocabulary=V, context=T):
               "norm/gamma": (width,), "norm/beta": (width,)}
 
     def ffn(prefix, inner, lead=()):
-        for name, shape in zip(ref.FFN, ((width,), (width,), (inner, width), (inner,), (width, inner), (width,))):
+        forms = ((width,), (width,), (inner, width), (inner,), (width, inner), (width,))
+        for name, shape in zip(ref.FFN, forms):
             shapes[f"{prefix}/{name}"] = lead + shape
 
     for i in range(config.blocks):
-        for name, shape in (("norm/gamma", (width,)), ("norm/beta", (width,)), ("qkv/weight", (3 * width, width)),
-                            ("qkv/bias", (3 * width,)), ("proj/weight", (width, width)), ("proj/bias", (width,))):
+        for name, shape in (("norm/gamma", (width,)), ("norm/beta", (width,)),
+                            ("qkv/weight", (3 * width, width)), ("qkv/bias", (3 * width,)),
+                            ("proj/weight", (width, width)), ("proj/bias", (width,))):
             shapes[f"block{i}/attention/{name}"] = shape
         ffn(f"block{i}/ffn", F)
     for m in range(config.moe_layers):
@@ -147,8 +153,8 @@ class Equations(unittest.TestCase):
             a = chosen[t]
             gate = 1 / (1 + np.exp(-centroid[a] @ x[t]))
             balance += (chosen.count(a) - n / E) / (n / E) * gate
-            r = [params["moe0/router/distilled/centroid"][i] @ params["moe0/router/distilled/embedding"][token[t]]
-                 for i in range(E)]
+            feature = params["moe0/router/distilled/embedding"][token[t]]
+            r = [params["moe0/router/distilled/centroid"][i] @ feature for i in range(E)]
             distill -= np.log(np.exp(r[a]) / np.exp(r).sum())
             z = x[t].copy()
             used[a] += 1
@@ -186,7 +192,8 @@ class Equations(unittest.TestCase):
         self.assertGreater(np.abs(one["log_p"][:, -1] - other["log_p"][:, -1]).max(), 1e-3)
 
     def test_argmax(self):
-        self.assertEqual(list(ref.argmax(np.array([[1.0, 2, 2], [np.nan, -5, -6], [np.inf, 0, 0]]))), [1, 1, 1])
+        score = np.array([[1.0, 2, 2], [np.nan, -5, -6], [np.inf, 0, 0]])
+        self.assertEqual(list(ref.argmax(score)), [1, 1, 1])
 
     def test_keep_first(self):
         kept = ref.keep_first(np.array([0, 0, -1, 1, 0, 0]), 2, 1.0)  # floor(5 / 2) = 2 each
@@ -196,13 +203,15 @@ class Equations(unittest.TestCase):
         config = replace(CONFIG, balance_weight=0.0)  # the only term that sees the micro-batch
         params, (tokens, targets) = make_params(CONFIG), make_batch(sequences=4)
         whole, once, _ = ref.gradients(params, [(tokens, targets)], config, 1)
-        parts, twice, _ = ref.gradients(params, [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])], config, 1)
+        halves = [(tokens[:2], targets[:2]), (tokens[2:], targets[2:])]
+        parts, twice, _ = ref.gradients(params, halves, config, 1)
         self.assertAlmostEqual(whole["task"], parts["task"], places=12)
         for name in once:
             np.testing.assert_allclose(once[name], twice[name], atol=1e-13, err_msg=name)
 
     def test_read_keys(self):
-        text = "# of a run\nrun:\n  seed: 3  # any\nrouter:\n  method: stable\n  stable:\n    width: 50\nmoe:\n  layers: 2\n"
+        text = ("# of a run\nrun:\n  seed: 3  # any\nrouter:\n  method: stable\n  stable:\n    width: 50\n"
+                "moe:\n  layers: 2\n")
         self.assertEqual(ref.read_keys(text), {"run.seed": "3", "router.method": "stable",
                                                "router.stable.width": "50", "moe.layers": "2"})
 
@@ -224,7 +233,8 @@ class Optimizer(unittest.TestCase):
         self.assertEqual(ref.clip_factor(5.0, replace(config, clip=0.0)), 1.0)
 
     def test_adam_by_hand(self):
-        config = ref.Config(blocks=1, heads=1, lr=0.1, beta1=0.5, beta2=0.75, epsilon=1.0, decay=0.2, schedule="constant")
+        config = ref.Config(blocks=1, heads=1, lr=0.1, beta1=0.5, beta2=0.75, epsilon=1.0, decay=0.2,
+                            schedule="constant")
         params, moments = {"w": np.array([1.0]), "b": np.array([1.0])}, {}
         ref.adam(params, {"w": np.array([4.0]), "b": np.array([4.0])}, moments, {"w"}, config, 0, 0.5)
         # g = 2: m = 1, v = 1, corrected 2 and 4: step 0.1 * 2 / 3, decay 0.1 * 0.2 * 1
@@ -232,7 +242,8 @@ class Optimizer(unittest.TestCase):
         self.assertAlmostEqual(params["w"][0], 1 - 0.2 / 3 - 0.02, places=15)
         ref.adam(params, {"b": np.array([1.0])}, moments, {"w"}, config, 1, 1.0)
         # m = 1, v = 1, corrections 0.75 and 0.4375
-        self.assertAlmostEqual(params["b"][0], 1 - 0.2 / 3 - 0.1 * (1 / 0.75) / (np.sqrt(1 / 0.4375) + 1), places=15)
+        expect = 1 - 0.2 / 3 - 0.1 * (1 / 0.75) / (np.sqrt(1 / 0.4375) + 1)
+        self.assertAlmostEqual(params["b"][0], expect, places=15)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "stablemoe/arena.h"
 #include "stablemoe/random.h"
 
 static char test_directory[256];
+static pid_t test_directory_owner;
 
 static inline int test_remove_one(const char *path, const struct stat *about, int type, struct FTW *where) {
   (void)about, (void)type, (void)where;
   return remove(path);
 }
 
+/* A child that exits leaves it to its parent. */
 static inline void test_directory_remove(void) {
-  nftw(test_directory, test_remove_one, 16, FTW_DEPTH | FTW_PHYS);
+  if (getpid() == test_directory_owner) nftw(test_directory, test_remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 /** Make the directory; it goes when the program ends. */
@@ -30,6 +33,7 @@ static inline void test_directory_make(void) {
     perror("mkdtemp");
     exit(99);
   }
+  test_directory_owner = getpid();
   atexit(test_directory_remove);
 }
 
@@ -51,8 +55,9 @@ static inline const char *test_file(const char *name, const void *data, size_t b
 
 /** Python-like text of about so many bytes, NUL-terminated; another for each number. */
 static inline char *test_source(uint64_t number, size_t bytes) {
-  static const char *const words[] = {"self",  "value", "return", "def",  "class", "tokens", "expert", "index",
-                                      "range", "print", "while",  "None", "batch", "router", "length", "append"};
+  static const char *const words[] = {"self",   "value",  "return", "def",   "class", "tokens",
+                                      "expert", "index",  "range",  "print", "while", "None",
+                                      "batch",  "router", "length", "append"};
   char *text = smoe_alloc(bytes + 256);
   size_t used = 0;
   for (uint64_t line = 0; used < bytes; line++) {
@@ -62,8 +67,8 @@ static inline char *test_source(uint64_t number, size_t bytes) {
     if (((r >> 14) & 7) == 0)
       used += (size_t)sprintf(text + used, "\n\ndef %s_%s(%s, x%d):\n", a, b, c, n);
     else
-      used += (size_t)sprintf(text + used, "%*s%s = %s[%d] + %s  # \xc3\xa9t\xc3\xa9\t%s\n", indent, "", a, b, n,
-                              c, a);
+      used += (size_t)sprintf(text + used, "%*s%s = %s[%d] + %s  # \xc3\xa9t\xc3\xa9\t%s\n", indent, "", a, b,
+                              n, c, a);
   }
   return text;
 }

@@ -1,7 +1,7 @@
 /* Each epoch visits every sequence once, in an order of its own, whatever the batch. */
+#include "harness.h"
 #include "stablemoe/arena.h"
 #include "stablemoe/corpus.h"
-#include "test/harness.h"
 
 /** Sequence at a place of the endless list of batches. */
 static int64_t at(uint64_t seed, int64_t n, int64_t batch, int64_t place) {

@@ -1,8 +1,8 @@
 /* Whatever text goes in comes out again, byte for byte, and training repeats itself. */
 #include "stablemoe/tokenizer.h"
 
+#include "harness.h"
 #include "temporary.h"
-#include "test/harness.h"
 
 typedef struct lines {
   const char *rest;
