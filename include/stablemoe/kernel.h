@@ -8,7 +8,7 @@
  *  dimension is given. Arguments stand in the order outputs, inputs, sizes.
  *  Forward writes (=), backward adds (+=) unless said otherwise. Any size may be 0.
  *  The order of every sum follows from the sizes alone; threads split rows or
- *  columns of results, never sums.
+ *  columns of results, never sums (BLAS has its own rule: see smoe_gemm).
  */
 #ifndef STABLEMOE_KERNEL_H
 #define STABLEMOE_KERNEL_H
@@ -31,6 +31,10 @@ const char *smoe_blas_name(void);
  *  a  in     op(a) is [m, k];  b: op(b) is [k, n]
  *
  *  beta 0 does not read c. k = 0 scales c by beta.
+ *
+ *  The bits follow from the sizes and from the number of threads: OpenBLAS cuts
+ *  long sums (k above some 300) at other places with several threads, unless k is a
+ *  multiple of 32. The other kernels give the same bits for any number of threads.
  */
 void smoe_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k, smoe_real alpha,
                const smoe_real *a, size_t lda, const smoe_real *b, size_t ldb, smoe_real beta, smoe_real *c,

@@ -7,6 +7,9 @@
 
 #include "stablemoe/exchange.h"
 
+/* Reals below which waking threads costs more than it saves. */
+enum { PARALLEL_MIN = 1 << 15 };
+
 /* Rows in send order, to the experts' ranks: from the front of scratch to behind it. */
 static const smoe_real *send_there(const smoe_exchange *ex, smoe_real *scratch) {
   smoe_real *arrived = scratch + ex->n_send * ex->shape.width;
@@ -29,7 +32,7 @@ static const smoe_real *send_back(const smoe_exchange *ex, smoe_real *scratch) {
 static void pack_slots(const smoe_exchange *ex, smoe_real *restrict out, const smoe_real *restrict rows,
                        const smoe_real *scale) {
   const size_t C = ex->shape.width, K = (size_t)ex->shape.n_slots;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_send * C)
   for (size_t i = 0; i < ex->n_send; i++) {
     const size_t slot = (size_t)ex->send_row[i];
     const smoe_real *from = rows + slot / K * C;
@@ -52,7 +55,7 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
   }
   pack_slots(ex, scratch, rows, scale);
   const smoe_real *arrived = send_there(ex, scratch);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_recv * C)
   for (size_t i = 0; i < ex->n_recv; i++)
     memcpy(out + (size_t)ex->recv_place[i] * C, arrived + i * C, C * sizeof *out);
 }
@@ -61,7 +64,7 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
 static const smoe_real *return_rows(const smoe_exchange *ex, const smoe_real *rows, smoe_real *scratch) {
   const size_t C = ex->shape.width;
   if (ex->group->n_ranks == 1) return rows;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_recv * C)
   for (size_t i = 0; i < ex->n_recv; i++)
     memcpy(scratch + i * C, rows + (size_t)ex->recv_place[i] * C, C * sizeof *scratch);
   return send_back(ex, scratch);
@@ -70,7 +73,7 @@ static const smoe_real *return_rows(const smoe_exchange *ex, const smoe_real *ro
 void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
   const size_t C = ex->shape.width, n_slots = ex->n_tokens * (size_t)ex->shape.n_slots;
   const smoe_real *returned = return_rows(ex, rows, scratch);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= n_slots * C)
   for (size_t s = 0; s < n_slots; s++) {
     const int32_t place = ex->slot_place[s];
     if (place < 0)
@@ -83,7 +86,7 @@ void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real 
 void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
   const size_t C = ex->shape.width, K = (size_t)ex->shape.n_slots;
   const smoe_real *returned = return_rows(ex, rows, scratch);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_tokens * C)
   for (size_t t = 0; t < ex->n_tokens; t++) {
     smoe_real *restrict to = out + t * C;
     for (size_t k = 0; k < K; k++) {

@@ -52,7 +52,7 @@ static void add(smoe_real *restrict a, const smoe_real *restrict b, size_t n) {
  * nodes nest, so a right child is missing exactly where its parent is already there.
  */
 static void add_nodes(smoe_real *const *at, int n_lanes, int first, int end, size_t count) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count > 4 * BLOCK)
   for (size_t block = 0; block < count; block += BLOCK) {
     const size_t n = count - block < BLOCK ? count - block : BLOCK;
     for (int step = 1; step < n_lanes; step *= 2) {

@@ -15,22 +15,23 @@ import sys
 import tempfile
 
 try:
+    import h5py  # noqa: F401, for compare
     import numpy as np
-
-    import compare
-    from tiny_corpus import write_corpus
 except ImportError as missing:
     print(f"skipped: {missing}; install python3-numpy and python3-h5py", file=sys.stderr)
     sys.exit(77)
 
+import compare
+from tiny_corpus import write_corpus
+
 BASE = {
     "run.seed": 7, "model.width": 16, "model.blocks": 3, "model.heads": 2, "model.inner": 24,
-    "model.context": 8, "model.scale_embedding": "true", "moe.layers": 2, "moe.position": "scattered", "moe.experts": 5,
-    "moe.sublayers": 2, "moe.inner": 20, "moe.capacity_factor": 0,
-    "router.method": "stable",
-    "router.stage1_updates": 2, "router.stable.width": 6, "router.stable.distill_weight": 0.7,
-    "train.updates": 10, "train.batch_sequences": 8, "train.micro_batches": 1, "train.lanes": 4,
-    "optimizer.lr": 0.02, "optimizer.decay": 0.1, "optimizer.clip": 0.1, "schedule.warmup": 3,
+    "model.context": 8, "model.scale_embedding": "true", "moe.layers": 2, "moe.position": "scattered",
+    "moe.experts": 5, "moe.sublayers": 2, "moe.inner": 20, "moe.capacity_factor": 0,
+    "router.method": "stable", "router.stage1_updates": 2, "router.stable.width": 6,
+    "router.stable.distill_weight": 0.7, "train.updates": 10, "train.batch_sequences": 8,
+    "train.micro_batches": 1, "train.lanes": 4, "optimizer.lr": 0.02, "optimizer.decay": 0.1,
+    "optimizer.clip": 0.1, "schedule.warmup": 3,
 }
 
 # Name: what differs from BASE, and what the case must meet.
