@@ -45,6 +45,7 @@ typedef struct smoe_keyset {
 
 /** Places of MoE layers. */
 typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED } smoe_position;
+typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_save_error;
 typedef enum smoe_schedule_kind { SMOE_LINEAR, SMOE_INVERSE_SQRT, SMOE_CONSTANT } smoe_schedule_kind;
 
 /** Values of the trainer's own keys (src/config/keys.c has the table). */
@@ -54,6 +55,7 @@ typedef struct smoe_settings {
     int64_t seed;
     int64_t threads; /**< per rank; 0: OMP_NUM_THREADS, else 1 */
     int64_t log_every;
+    double max_minutes; /**< 0: no limit */
   } run;
   struct {
     char corpus[SMOE_TEXT_MAX];
@@ -89,6 +91,7 @@ typedef struct smoe_settings {
     int64_t checkpoint_every;   /**< updates; 0: only at the end */
     int64_t keep_last;          /**< checkpoints; 0: all */
     int64_t keep_every;         /**< updates between checkpoints kept for good; 0: none */
+    int on_save_error;          /**< smoe_on_save_error */
   } train;
   struct {
     double lr, beta1, beta2, epsilon, decay, clip;
@@ -98,6 +101,11 @@ typedef struct smoe_settings {
     int kind; /**< smoe_schedule_kind */
     int64_t warmup;
   } schedule;
+  struct {
+    int64_t expert_ranks; /**< G; 0: automatic */
+    double watchdog_s;    /**< 0: never */
+    bool watchdog_end;
+  } comm;
   struct {
     int64_t load_every;      /**< updates between rows of /load; 0: none */
     int64_t probe_every;     /**< -1: train.updates / 120, at least 1; 0: none */

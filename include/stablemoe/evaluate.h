@@ -5,10 +5,10 @@
 #include "stablemoe/step.h"
 
 typedef struct smoe_evaluation {
-  double loss;        /**< task loss, nats per real target */
-  double perplexity;  /**< exp(loss) */
+  double loss;       /**< task loss, nats per real target */
+  double perplexity; /**< exp(loss) */
   double n_targets;
-  double drop_rate;   /**< rows beyond capacity, of all MoE layers */
+  double drop_rate; /**< rows beyond capacity, of all MoE layers */
 } smoe_evaluation;
 
 /** Evaluate a split; padding and the other loss terms do not count.

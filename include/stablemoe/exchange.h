@@ -1,4 +1,4 @@
-/** Token exchange: rows travel to the rank of their expert and back.
+/** Token exchange: rows travel to the rank of their expert, within the replica, and back.
  *
  *  A plan is made per MoE layer and micro-batch from the router's choice.
  *  Dispatch and combine are adjoint: the backward of each is the other.
@@ -9,7 +9,7 @@
 #define STABLEMOE_EXCHANGE_H
 
 #include "stablemoe/arena.h"
-#include "stablemoe/group.h"
+#include "stablemoe/topology.h"
 
 /** Shape of an exchange, fixed for a run. */
 typedef struct smoe_exchange_shape {
@@ -19,12 +19,13 @@ typedef struct smoe_exchange_shape {
   size_t n_tokens_max;    /**< N of this rank at most */
   int64_t n_global_max;   /**< tokens of all ranks at most */
   double capacity_factor; /**< rows per expert at most, over T K / E; 0: dropless */
+  int64_t n_replica_max;  /**< tokens of this rank's replica at most; 0: n_global_max */
 } smoe_exchange_shape;
 
 /** One plan. Arrays live in the arena it was made on. */
 typedef struct smoe_exchange {
   smoe_exchange_shape shape;
-  const smoe_group *group;
+  const smoe_topology *topology;
   int expert_first; /**< first expert of this rank */
   int n_local;      /**< experts of this rank */
 
@@ -40,7 +41,7 @@ typedef struct smoe_exchange {
   int32_t *slot_place;    /**< [n_tokens, K] place of each slot in send order, -1 where it sends nothing */
   int32_t *kept;          /**< [R, E + 1] rows each rank sends to each expert; last, its routed tokens */
   int32_t *cursor;        /**< [2, E] while planning: place of an expert's next row, end of its rows */
-  int *send_count, *send_offset, *recv_count, *recv_offset; /**< [R] in rows */
+  int *send_count, *send_offset, *recv_count, *recv_offset; /**< [G] ranks of the replica, in rows */
   MPI_Datatype row_type;                                    /**< one row; counts are rows then */
 } smoe_exchange;
 
@@ -53,7 +54,7 @@ int smoe_expert_first(int n_experts, int rank, int n_ranks);
  *
  *  Errors:  a micro-batch of 2^31 rows or more ends the run with SMOE_ERR_CONFIG.
  */
-void smoe_exchange_declare(smoe_exchange *ex, const smoe_group *group, const smoe_exchange_shape *shape,
+void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, const smoe_exchange_shape *shape,
                            smoe_arena *arena);
 
 /** Free the row datatype. Local. */
@@ -66,7 +67,7 @@ size_t smoe_exchange_rows_max(const smoe_exchange *ex);
 
 /** Plan the exchange of one call.
  *
- *  Collective over ex->group.
+ *  Collective over all ranks: loads and capacity are those of the whole micro-batch.
  *
  *  expert  inout  [N, K] chosen expert per slot, -1 where unused; a slot beyond
  *                 the expert's capacity is set to -2 - expert ("dropped")
@@ -83,7 +84,7 @@ void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n);
 
 /** Send every kept token row to the rank of its expert.
  *
- *  Collective over ex->group.
+ *  Collective over the ranks of the replica.
  *
  *  out      out  [M, C] in expert order
  *  rows     in   [N, C] in token order
@@ -101,7 +102,7 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
 
 /** Bring the experts' results back to the tokens' ranks, one row per slot.
  *
- *  Collective over ex->group.
+ *  Collective over the ranks of the replica.
  *
  *  out      out  [N, K, C]; rows of unused and dropped slots are zero
  *  rows     in   [M, C] in expert order
@@ -114,7 +115,7 @@ void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real 
 
 /** Bring rows back and add them to their tokens: the adjoint of smoe_dispatch.
  *
- *  Collective over ex->group.
+ *  Collective over the ranks of the replica.
  *
  *  out      inout  [N, C]; += sum over the token's slots, in slot order
  *  rows     in     [M, C] in expert order

@@ -73,7 +73,14 @@ void smoe_group_barrier(const smoe_group *group);
 
 /** End the run unless an MPI call returned MPI_SUCCESS. Local. */
 void smoe_mpi_check_at(const char *file, int line, int result, const char *call);
-#define SMOE_MPI(call) smoe_mpi_check_at(__FILE__, __LINE__, (call), #call)
+
+/** Tell the watchdog that this rank enters and leaves an MPI call. Local; for SMOE_MPI alone. */
+void smoe_watch_enter(const char *call);
+void smoe_watch_leave(void);
+
+/** Make an MPI call: watched while it waits, and the end of the run where it fails. */
+#define SMOE_MPI(call)                                                                                       \
+  (smoe_watch_enter(#call), smoe_mpi_check_at(__FILE__, __LINE__, (call), #call), smoe_watch_leave())
 
 /** Agree on the status of an expression, and return it where it is not OK. Collective. */
 #define SMOE_TRY_ALL(group, expression)                                                                      \

@@ -1,7 +1,9 @@
 /** Helpers over HDF5, for io/ and data/ only: errors become statuses, handles close once.
  *
- *  Metadata is made collectively, data moves by independent transfers: with
- *  Open MPI's own I/O layer a full disk is silent under collective ones.
+ *  Data moves by independent transfers: with Open MPI's own I/O layer a full
+ *  disk is silent under collective ones. Best is a file that one rank makes
+ *  alone, with everything small in it, and that all then open to write the
+ *  data: so nothing but data is at stake when a parallel transfer fails.
  *  A dataset has at most SMOE_H5_DIMS dimensions. Every report names the object,
  *  the file, and the innermost thing HDF5 said.
  */
@@ -26,6 +28,12 @@ smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *grou
  *  Errors:  SMOE_ERR_IO where it cannot be read, SMOE_ERR_FORMAT where it is no HDF5 file.
  */
 smoe_status smoe_h5_open(hid_t *file, const char *path);
+
+/** Open a file that is there for all ranks to write data into its datasets; nothing else may change.
+ *
+ *  Collective.
+ */
+smoe_status smoe_h5_open_together(hid_t *file, const char *path, const smoe_group *group);
 
 /** Close a file. Collective where it was made so. Errors: what was not flushed is lost. */
 smoe_status smoe_h5_close(hid_t file);
@@ -95,7 +103,7 @@ smoe_status smoe_h5_get_text(hid_t file, const char *object, const char *name, c
 /** Flush a finished file to the disk (fsync), give it its final name, and flush the directory. Local. */
 smoe_status smoe_h5_publish(const char *part, const char *path);
 
-/** The innermost message of the last HDF5 call that failed, for reports; never NULL. Local. */
+/** What the last HDF5 call that failed says, for reports; never NULL. Local. */
 const char *smoe_h5_error(void);
 
 /** The path of an open file, for reports. Local. */

@@ -32,9 +32,9 @@ const char *smoe_blas_name(void);
  *
  *  beta 0 does not read c. k = 0 scales c by beta.
  *
- *  The bits follow from the sizes and from the number of threads: OpenBLAS cuts
- *  long sums (k above some 300) at other places with several threads, unless k is a
- *  multiple of 32. The other kernels give the same bits for any number of threads.
+ *  The bits follow from the sizes and from the number of threads: with
+ *  several threads OpenBLAS (0.3.21, AVX-512) cuts sums of k > 320 at other places
+ *  unless k is a multiple of 32. The other kernels give the same bits for any number.
  */
 void smoe_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k, smoe_real alpha,
                const smoe_real *a, size_t lda, const smoe_real *b, size_t ldb, smoe_real beta, smoe_real *c,

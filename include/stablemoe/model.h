@@ -19,6 +19,7 @@ typedef struct smoe_lane_sums {
 
 typedef struct smoe_model {
   const smoe_config *config;
+  smoe_topology topology;
   smoe_params params;
   smoe_token_shape tokens;
   bool training;
@@ -40,7 +41,7 @@ typedef struct smoe_model {
   smoe_real *normed, *dnormed; /**< [lane tokens, C] */
   smoe_real *logits;           /**< [head rows, V] */
   smoe_real *row_loss;         /**< [lane tokens] */
-  smoe_real *reduce_scratch; /**< for smoe_reduce_lanes */
+  smoe_real *reduce_scratch;   /**< for smoe_reduce_lanes */
   size_t head_rows;            /**< rows of a slice of the head */
 
   int n_sums;   /**< doubles per lane */

@@ -20,6 +20,7 @@ typedef struct smoe_token_shape {
   size_t n_tokens;       /**< n_lanes S T */
   int64_t first_token;   /**< global index of this rank's first token in the micro-batch */
   int64_t n_global;      /**< tokens of all ranks in a micro-batch */
+  int64_t n_replica;     /**< tokens of this replica's ranks; 0: n_global */
 } smoe_token_shape;
 
 typedef struct smoe_moe_layer {

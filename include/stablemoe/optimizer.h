@@ -21,7 +21,7 @@ double smoe_learning_rate(const smoe_settings *settings, int64_t update);
 
 /** Gradient norms over all parameters that are not frozen.
  *
- *  Collective over params->group; reads shared_grad (own slice) and expert_grad.
+ *  Collective over params->group; reads shared_grad and expert_grad_own (own slices).
  *  Order: squares in double over units of SMOE_UNIT, then over units in order.
  *  Cost:  one Allgather of a double per unit and one of a double per expert.
  */

@@ -9,13 +9,15 @@
  *  a multiple of SMOE_UNIT; every rank has the whole slab, and owns a slice of
  *  it (lanes.h) for which it keeps the moments. EXPERT parameters of one
  *  expert, all MoE layers, stand in one expert slab; a rank has the slabs of
- *  its own experts, and their moments.
+ *  its own experts. Where several replicas (topology.h) hold the same experts,
+ *  each of these ranks owns a slice of the slabs, with the moments of that slice.
  */
 #ifndef STABLEMOE_PARAMS_H
 #define STABLEMOE_PARAMS_H
 
 #include "stablemoe/arena.h"
 #include "stablemoe/lanes.h"
+#include "stablemoe/topology.h"
 
 typedef enum smoe_placement { SMOE_REPLICATED, SMOE_EXPERT } smoe_placement;
 
@@ -47,7 +49,8 @@ typedef struct smoe_param {
 } smoe_param;
 
 typedef struct smoe_params {
-  smoe_group group;
+  smoe_group group; /**< all ranks */
+  smoe_topology topology;
   smoe_lanes lanes;
   smoe_param *param; /**< [n_params] in order of declaration */
   int n_params;
@@ -59,6 +62,8 @@ typedef struct smoe_params {
   size_t expert_count; /**< elements of one expert slab, a multiple of SMOE_UNIT */
   size_t slice_first;  /**< first element of the slice this rank owns */
   size_t slice_count;
+  size_t expert_slice_first; /**< first element of the slice of [n_local, expert_count] this rank owns */
+  size_t expert_slice_count; /**< all of it where there is one replica */
 
   smoe_real *shared;      /**< [shared_count], the same on all ranks */
   smoe_real *shared_m;    /**< [slice_count] first moments of the own slice */
@@ -66,13 +71,18 @@ typedef struct smoe_params {
   smoe_real *shared_grad; /**< [slice_count] gradient of the own slice after reduction */
   smoe_real *lane_grad;   /**< [lanes.count, shared_count] */
   smoe_real *expert;      /**< [n_local, expert_count] */
-  smoe_real *expert_m;    /**< [n_local, expert_count] */
-  smoe_real *expert_v;    /**< [n_local, expert_count] */
-  smoe_real *expert_grad; /**< [n_local, expert_count] */
+  smoe_real *expert_m;    /**< [expert_slice_count] */
+  smoe_real *expert_v;    /**< [expert_slice_count] */
+  smoe_real *expert_grad; /**< [n_local, expert_count] of this replica's tokens */
+  smoe_real
+      *expert_grad_own; /**< [expert_slice_count] over all replicas; in expert_grad where there is one */
 } smoe_params;
 
-/** Start an empty table. Local. */
+/** Start an empty table for one replica of the ranks of group. Local. */
 void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts);
+
+/** Spread the experts as a topology says, before anything is declared. Local. */
+void smoe_params_spread(smoe_params *params, const smoe_topology *topology);
 
 /** Add one parameter; returns its index. Local; the same calls in the same order on all ranks.
  *
@@ -95,6 +105,20 @@ void smoe_params_end(smoe_params *params);
  *  Local. Values are functions of (seed, name, global index).
  */
 void smoe_params_initialise(smoe_params *params, uint64_t seed);
+
+/** Make all values whole on every rank from the slices that the ranks own. Collective over group. */
+void smoe_params_share(smoe_params *params);
+
+/** Add up the gradients of lanes and of replicas; each rank gets its own slices.
+ *
+ *  Collective over group.
+ *  Writes:  shared_grad =, expert_grad_own =; lane_grad and expert_grad are destroyed
+ *  scratch  smoe_params_reduce_scratch(params) reals
+ */
+void smoe_params_reduce(smoe_params *params, smoe_real *scratch);
+
+/** Reals of scratch that smoe_params_reduce needs on this rank. Local. */
+size_t smoe_params_reduce_scratch(const smoe_params *params);
 
 /** Index of the parameter of that name, -1 where there is none. Local. */
 int smoe_params_find(const smoe_params *params, const char *name);
@@ -121,6 +145,9 @@ int smoe_params_freeze(smoe_params *params, const char *prefix, bool frozen);
  *  Returns the number of elements, which may be 0.
  */
 size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first);
+
+/** Part of a parameter of local expert j that lies in this rank's expert slice; as smoe_params_in_slice. Local. */
+size_t smoe_params_expert_in_slice(const smoe_params *params, int index, int j, size_t *first);
 
 /** Number of parameters (elements) of the whole model, by placement; experts counted E times. Local. */
 int64_t smoe_params_total(const smoe_params *params, smoe_placement placement);

@@ -19,10 +19,11 @@
 /** What routers learn about a forward pass beside the tokens. */
 typedef struct smoe_route_context {
   uint64_t seed;
-  int64_t update;    /**< zero-based number of the update in progress */
-  int stage;         /**< 1: routing is learned, 2: it is frozen */
-  bool training;     /**< false: evaluation (no noise, distilled router, ...) */
-  int64_t n_targets; /**< real targets of the update over all ranks: the losses' denominator */
+  int64_t update;      /**< zero-based number of the update in progress */
+  int64_t micro_batch; /**< of the update, from 0; 0 in evaluation */
+  int stage;           /**< 1: routing is learned, 2: it is frozen */
+  bool training;       /**< false: evaluation (no noise, distilled router, ...) */
+  int64_t n_targets;   /**< real targets of the update over all ranks: the losses' denominator */
 } smoe_route_context;
 
 /** One lane's part of one MoE layer call. */
@@ -132,6 +133,11 @@ smoe_status smoe_router_check(const smoe_config *config);
 /** Set up the router of MoE layer `layer` and declare its parameters. Local. */
 void smoe_router_declare(smoe_router *router, const smoe_config *config, smoe_params *params, int layer,
                          int vocabulary);
+
+/** A number that no other token of the update has in any MoE layer, the same on any number of ranks:
+ *  the index of a random number for one row of a training call. Local.
+ */
+uint64_t smoe_route_index(const smoe_router *router, const smoe_route_call *call, size_t row);
 
 /** The greedy choice that most methods share: expert of the largest finite score, the lower one on ties.
  *

@@ -15,10 +15,10 @@ static void checkpoint_path(char *out, size_t bytes, const char *path) {
 
 static smoe_status configure(smoe_app_model *m, const char *path) {
   m->config = smoe_app_config();
-  char origin[SMOE_REPORT_MAX];
-  snprintf(origin, sizeof origin, "configuration in '%s'", path);
-  SMOE_TRY(smoe_config_parse(m->config, m->meta.configuration, origin));
-  return smoe_app_config_finish(m->config);
+  char *origin = smoe_sprintf("configuration in '%s'", path);
+  const smoe_status status = smoe_config_parse(m->config, m->meta.configuration, origin);
+  smoe_free(origin);
+  return status == SMOE_OK ? smoe_app_config_finish(m->config) : status;
 }
 
 smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, const char *path,
@@ -29,9 +29,6 @@ smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, cons
   SMOE_TRY(smoe_checkpoint_read_meta(file, group, &m->meta));
   SMOE_TRY_ALL(group, configure(m, file));
   const smoe_settings *settings = smoe_config_settings(m->config);
-  SMOE_CHECK(settings->moe.layers == 0 || group->n_ranks <= settings->moe.experts, SMOE_ERR_CONFIG,
-             "%d ranks for a model of %lld experts: start at most one rank per expert", group->n_ranks,
-             (long long)settings->moe.experts);
   SMOE_TRY(smoe_corpus_open(&m->corpus, group, corpus ? corpus : m->meta.corpus));
   const int64_t parts = settings->train.lanes * settings->train.micro_batches;
   const smoe_model_shape shape = {.vocabulary = m->corpus.vocabulary,

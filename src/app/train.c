@@ -11,7 +11,7 @@
 static const char USAGE[] =
     "usage: mpirun -n RANKS stablemoe train CONFIG [options]\n"
     "\n"
-    "Train a model as CONFIG (YAML) says, on any number of ranks up to moe.experts and train.lanes.\n"
+    "Train a model as CONFIG (YAML) says, on any number of ranks up to train.lanes.\n"
     "\n"
     "  -P, --set KEY=VALUE   set one configuration key, over what CONFIG says; may be repeated\n"
     "      --resume          go on from the newest sound checkpoint of run.directory\n"

@@ -15,7 +15,7 @@ static const smoe_real *send_there(const smoe_exchange *ex, smoe_real *scratch) 
   smoe_real *arrived = scratch + ex->n_send * ex->shape.width;
   if (smoe_fault("exchange.transfer")) SMOE_PANIC(SMOE_ERR_MPI, "injected fault at exchange.transfer");
   SMOE_MPI(MPI_Alltoallv(scratch, ex->send_count, ex->send_offset, ex->row_type, arrived, ex->recv_count,
-                         ex->recv_offset, ex->row_type, ex->group->comm));
+                         ex->recv_offset, ex->row_type, ex->topology->experts.comm));
   return arrived;
 }
 
@@ -24,7 +24,7 @@ static const smoe_real *send_back(const smoe_exchange *ex, smoe_real *scratch) {
   smoe_real *returned = scratch + ex->n_recv * ex->shape.width;
   if (smoe_fault("exchange.transfer")) SMOE_PANIC(SMOE_ERR_MPI, "injected fault at exchange.transfer");
   SMOE_MPI(MPI_Alltoallv(scratch, ex->recv_count, ex->recv_offset, ex->row_type, returned, ex->send_count,
-                         ex->send_offset, ex->row_type, ex->group->comm));
+                         ex->send_offset, ex->row_type, ex->topology->experts.comm));
   return returned;
 }
 
@@ -49,7 +49,7 @@ static void pack_slots(const smoe_exchange *ex, smoe_real *restrict out, const s
 void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, const smoe_real *scale,
                    smoe_real *scratch) {
   const size_t C = ex->shape.width;
-  if (ex->group->n_ranks == 1) {
+  if (ex->topology->experts.n_ranks == 1) {
     pack_slots(ex, out, rows, scale);
     return;
   }
@@ -63,7 +63,7 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
 /* The experts' rows back on the tokens' ranks, in send order; valid until scratch is used again. */
 static const smoe_real *return_rows(const smoe_exchange *ex, const smoe_real *rows, smoe_real *scratch) {
   const size_t C = ex->shape.width;
-  if (ex->group->n_ranks == 1) return rows;
+  if (ex->topology->experts.n_ranks == 1) return rows;
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_recv * C)
   for (size_t i = 0; i < ex->n_recv; i++)
     memcpy(scratch + i * C, rows + (size_t)ex->recv_place[i] * C, C * sizeof *scratch);

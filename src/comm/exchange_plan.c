@@ -20,16 +20,19 @@ static int64_t capacity(const smoe_exchange_shape *shape, int64_t n_tokens) {
 
 size_t smoe_exchange_rows_max(const smoe_exchange *ex) {
   const smoe_exchange_shape *shape = &ex->shape;
-  const int64_t all = shape->n_global_max * shape->n_slots;
+  const int64_t n_tokens = shape->n_replica_max > 0 ? shape->n_replica_max : shape->n_global_max;
+  const int64_t all = n_tokens * shape->n_slots;
   const int64_t per_expert = capacity(shape, shape->n_global_max);
   if (ex->n_local == 0) return 0;
   if (per_expert < 0 || per_expert >= all / ex->n_local) return (size_t)all;
   return (size_t)(per_expert * ex->n_local);
 }
 
-void smoe_exchange_declare(smoe_exchange *ex, const smoe_group *group, const smoe_exchange_shape *shape,
+void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, const smoe_exchange_shape *shape,
                            smoe_arena *arena) {
-  const size_t E = (size_t)shape->n_experts, R = (size_t)group->n_ranks;
+  const smoe_group *group = &topology->experts;
+  const size_t E = (size_t)shape->n_experts, G = (size_t)group->n_ranks;
+  const size_t R = (size_t)topology->world.n_ranks;
   const size_t n_slots = shape->n_tokens_max * (size_t)shape->n_slots;
   if (shape->n_global_max > INT32_MAX / shape->n_slots)
     SMOE_PANIC(SMOE_ERR_CONFIG,
@@ -37,7 +40,7 @@ void smoe_exchange_declare(smoe_exchange *ex, const smoe_group *group, const smo
                (long long)shape->n_global_max, shape->n_slots);
   const int first = smoe_expert_first(shape->n_experts, group->rank, group->n_ranks);
   const int end = smoe_expert_first(shape->n_experts, group->rank + 1, group->n_ranks);
-  *ex = (smoe_exchange){.shape = *shape, .group = group, .expert_first = first, .n_local = end - first};
+  *ex = (smoe_exchange){.shape = *shape, .topology = topology, .expert_first = first, .n_local = end - first};
 
   ex->send_row = smoe_arena_ints(arena, n_slots);
   ex->slot_place = smoe_arena_ints(arena, n_slots);
@@ -46,10 +49,10 @@ void smoe_exchange_declare(smoe_exchange *ex, const smoe_group *group, const smo
   ex->load = smoe_arena_take(arena, E * sizeof *ex->load);
   ex->kept = smoe_arena_ints(arena, R * (E + 1));
   ex->cursor = smoe_arena_ints(arena, 2 * E);
-  ex->send_count = smoe_arena_take(arena, R * sizeof *ex->send_count);
-  ex->send_offset = smoe_arena_take(arena, R * sizeof *ex->send_offset);
-  ex->recv_count = smoe_arena_take(arena, R * sizeof *ex->recv_count);
-  ex->recv_offset = smoe_arena_take(arena, R * sizeof *ex->recv_offset);
+  ex->send_count = smoe_arena_take(arena, G * sizeof *ex->send_count);
+  ex->send_offset = smoe_arena_take(arena, G * sizeof *ex->send_offset);
+  ex->recv_count = smoe_arena_take(arena, G * sizeof *ex->recv_count);
+  ex->recv_offset = smoe_arena_take(arena, G * sizeof *ex->recv_offset);
 
   ex->row_type = MPI_DATATYPE_NULL;
   if (!arena->base) return;
@@ -81,7 +84,7 @@ static void count_slots(const smoe_exchange *ex, int32_t *count, const int32_t *
 /* From counts of chosen slots to counts of kept ones, lower ranks first; the loads on the way. */
 static void apply_capacity(smoe_exchange *ex) {
   const size_t E = (size_t)ex->shape.n_experts, stride = E + 1;
-  const int R = ex->group->n_ranks;
+  const int R = ex->topology->world.n_ranks;
   int64_t n_tokens = 0;
   for (int r = 0; r < R; r++) n_tokens += ex->kept[(size_t)r * stride + E];
   const int64_t limit = capacity(&ex->shape, n_tokens);
@@ -102,13 +105,13 @@ static void apply_capacity(smoe_exchange *ex) {
 
 /* A stable counting sort of the kept slots by expert; the others are marked as dropped. */
 static void order_slots(smoe_exchange *ex, int32_t *expert) {
-  const int E = ex->shape.n_experts, R = ex->group->n_ranks;
-  const int32_t *kept = ex->kept + (size_t)ex->group->rank * (size_t)(E + 1);
+  const int E = ex->shape.n_experts, G = ex->topology->experts.n_ranks;
+  const int32_t *kept = ex->kept + (size_t)ex->topology->world.rank * (size_t)(E + 1);
   int32_t *next = ex->cursor, *end = ex->cursor + E;
   int32_t n = 0;
-  for (int r = 0, e = 0; r < R; r++) {
+  for (int r = 0, e = 0; r < G; r++) {
     ex->send_offset[r] = n;
-    for (; e < smoe_expert_first(E, r + 1, R); e++) {
+    for (; e < smoe_expert_first(E, r + 1, G); e++) {
       next[e] = n;
       end[e] = n += kept[e];
     }
@@ -133,13 +136,15 @@ static void order_slots(smoe_exchange *ex, int32_t *expert) {
 /* Where arriving rows go: they come by rank, then expert, and stand by expert, then rank. */
 static void place_rows(smoe_exchange *ex) {
   const size_t stride = (size_t)ex->shape.n_experts + 1;
-  const int32_t *kept = ex->kept + ex->expert_first;
-  const int R = ex->group->n_ranks;
+  const int G = ex->topology->experts.n_ranks;
+  /* The replica's ranks follow one another; this rank stands at experts.rank among them. */
+  const int first_rank = ex->topology->world.rank - ex->topology->experts.rank;
+  const int32_t *kept = ex->kept + (size_t)first_rank * stride + (size_t)ex->expert_first;
   int32_t *next = ex->cursor;
   ex->expert_offset[0] = 0;
   for (int j = 0; j < ex->n_local; j++) {
     int64_t n = 0;
-    for (int r = 0; r < R; r++) n += kept[(size_t)r * stride + (size_t)j];
+    for (int r = 0; r < G; r++) n += kept[(size_t)r * stride + (size_t)j];
     next[j] = (int32_t)ex->expert_offset[j];
     ex->expert_offset[j + 1] = ex->expert_offset[j] + n;
   }
@@ -148,7 +153,7 @@ static void place_rows(smoe_exchange *ex) {
     SMOE_PANIC(SMOE_ERR_BUG, "an exchange brings %zu rows where at most %zu were planned", ex->n_recv,
                smoe_exchange_rows_max(ex));
   int arrived = 0;
-  for (int r = 0; r < R; r++) {
+  for (int r = 0; r < G; r++) {
     ex->recv_offset[r] = arrived;
     for (int j = 0; j < ex->n_local; j++)
       for (int32_t i = 0; i < kept[(size_t)r * stride + (size_t)j]; i++)
@@ -164,9 +169,10 @@ void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n) {
     SMOE_PANIC(SMOE_ERR_BUG, "an exchange of %zu tokens where at most %zu were planned", n,
                ex->shape.n_tokens_max);
   ex->n_tokens = n;
-  count_slots(ex, ex->kept + (size_t)ex->group->rank * (size_t)n_counts, expert);
-  if (ex->group->n_ranks > 1)
-    SMOE_MPI(MPI_Allgather(MPI_IN_PLACE, 0, MPI_INT32_T, ex->kept, n_counts, MPI_INT32_T, ex->group->comm));
+  const smoe_group *world = &ex->topology->world;
+  count_slots(ex, ex->kept + (size_t)world->rank * (size_t)n_counts, expert);
+  if (world->n_ranks > 1)
+    SMOE_MPI(MPI_Allgather(MPI_IN_PLACE, 0, MPI_INT32_T, ex->kept, n_counts, MPI_INT32_T, world->comm));
   apply_capacity(ex);
   order_slots(ex, expert);
   place_rows(ex);

@@ -17,8 +17,9 @@
 #define CHOICE(path, def, choices, help)                                                                     \
   { #path, SMOE_KEY_CHOICE, offsetof(smoe_settings, path), def, 0, 0, choices, "", help }
 
-/* In the order of smoe_position and smoe_schedule_kind. */
+/* In the order of the enums in config.h. */
 static const char *const positions[] = {"middle", "top", "bottom", "scattered", NULL};
+static const char *const save_errors[] = {"stop", "continue", NULL};
 static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", NULL};
 
 enum { MANY = 1000000000 }; /* an update's number enters the random streams as 32 bits */
@@ -30,7 +31,10 @@ static const smoe_key keys[] = {
         "Seed of every random number (initial values, order of the data, noise): the same seed repeats the "
         "run."),
     INT(run.threads, "0", 0, 1024, "threads", "Threads of each rank; 0: as OMP_NUM_THREADS says, else 1."),
-    INT(run.log_every, "10", 1, MANY, "updates", "Updates between two lines of progress and of metrics.csv."),
+    INT(run.log_every, "10", 1, MANY, "updates", "Updates between two lines of progress in the log."),
+    REAL(run.max_minutes, "0", 0, INFINITY, "minutes",
+         "Time after which the run saves a checkpoint and ends with exit code 75, to be resumed; 0: no "
+         "limit."),
 
     TEXT(data.corpus, "",
          "Corpus file to train and evaluate on, as `stablemoe prepare` makes it; training needs one."),
@@ -52,7 +56,7 @@ static const smoe_key keys[] = {
            "first block (bottom), or moe.layers of them spread evenly (scattered)."),
     INT(moe.experts, "8", 1, 65536, "",
         "Experts of each MoE layer; the ranks share them out, and a token visits only those it is sent to."),
-    INT(moe.sublayers, "2", 1, 1000, "",
+    INT(moe.sublayers, "2", 1, 32, "",
         "Feed-forward sublayers stacked in an expert; more of them make each expert deeper."),
     INT(moe.inner, "0", 0, 1048576, "",
         "Inner width of the experts' feed-forward sublayers; 0: four times model.width."),
@@ -84,6 +88,10 @@ static const smoe_key keys[] = {
     INT(train.keep_last, "3", 0, MANY, "checkpoints", "Newest checkpoints to keep; 0: keep all."),
     INT(train.keep_every, "0", 0, MANY, "updates",
         "Keep checkpoints at multiples of this many updates for good; 0: none."),
+    CHOICE(
+        train.on_save_error, "stop", save_errors,
+        "Where a checkpoint cannot be saved (disk full): end the run, or continue and try again at the next "
+        "one; the checkpoints before stay either way."),
 
     REAL(optimizer.lr, "6e-4", 0, 1, "", "Peak learning rate, reached after schedule.warmup updates."),
     REAL(optimizer.beta1, "0.9", 0, 0.9999999, "", "Adam's decay of the mean of gradients."),
@@ -103,6 +111,15 @@ static const smoe_key keys[] = {
            "root of the update, or stays constant."),
     INT(schedule.warmup, "100", 0, MANY, "updates",
         "Updates in which the learning rate rises linearly to optimizer.lr; at most train.updates."),
+
+    INT(comm.expert_ranks, "0", 0, 65536, "ranks",
+        "Ranks that share out the experts; more ranks form replicas of such groups, which share out the "
+        "data; "
+        "0: as many as possible (the largest divisor of the ranks that is at most moe.experts)."),
+    REAL(comm.watchdog_s, "300", 0, INFINITY, "s",
+         "Wait in a collective after which a rank says where, at which update and for whom it waits; 0: "
+         "never."),
+    BOOL(comm.watchdog_end, "false", "End the run (exit code 7) when the watchdog has spoken."),
 
     INT(log.load_every, "10", 0, MANY, "updates",
         "Updates between two records of how many tokens each expert got; 0: none."),
@@ -128,6 +145,7 @@ static const struct {
     {"train", "Length, batch, evaluation and checkpoints of the training."},
     {"optimizer", "Adam, which turns gradients into steps."},
     {"schedule", "The learning rate over the training."},
+    {"comm", "How the ranks work together."},
     {"log", "The routing log: HDF5 files that say where tokens went."},
 };
 

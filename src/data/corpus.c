@@ -61,7 +61,7 @@ static smoe_status read_split(smoe_corpus *corpus, hid_t file, smoe_split split)
   SMOE_TRY(vector_size(file, name, type, 2, &corpus->n_tokens[split]));
 
   snprintf(name, sizeof name, "%s/document", group);
-  int64_t n_offsets, first, last;
+  int64_t n_offsets = 0, first, last;
   SMOE_TRY(vector_size(file, name, H5T_STD_I64LE, 2, &n_offsets));
   SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &first, 0, 1));
   SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &last, n_offsets - 1, 1));
@@ -76,7 +76,7 @@ static smoe_status read_split(smoe_corpus *corpus, hid_t file, smoe_split split)
 
 static smoe_status read_model(smoe_corpus *corpus, hid_t file) {
   if (!smoe_h5_exists(file, "/tokenizer/model")) return SMOE_OK;
-  int64_t n;
+  int64_t n = 0;
   SMOE_TRY(vector_size(file, "/tokenizer/model", H5T_STD_U8LE, 1, &n));
   corpus->model = smoe_alloc((size_t)n);
   corpus->model_bytes = (size_t)n;

@@ -108,8 +108,8 @@ smoe_status smoe_checkpoint_load(const char *path, smoe_params *params) {
   uint64_t *sums = smoe_alloc(n_sums * sizeof *sums);
 
   smoe_status mine = smoe_h5_open(&file, path);
-  if (mine == SMOE_OK && smoe_fault("checkpoint.open"))
-    mine = SMOE_FAIL(SMOE_ERR_IO, "injected fault at checkpoint.open");
+  if (mine == SMOE_OK && smoe_fault("checkpoint.load"))
+    mine = SMOE_FAIL(SMOE_ERR_IO, "injected fault at checkpoint.load");
   if (mine == SMOE_OK) mine = read_pieces(file, params, piece, n, n_sets);
   smoe_status status = smoe_group_agree(group, mine);
   if (status == SMOE_OK) {
@@ -119,7 +119,7 @@ smoe_status smoe_checkpoint_load(const char *path, smoe_params *params) {
     status = smoe_group_agree(group, group->rank == 0 ? check_sums(file, params, n_sets, sums) : SMOE_OK);
   }
   if (file >= 0) smoe_h5_close(file);
-  if (status == SMOE_OK) smoe_share_slices(group, params->shared, params->shared_count);
+  if (status == SMOE_OK) smoe_params_share(params);
   smoe_free(piece);
   smoe_free(sums);
   return status;

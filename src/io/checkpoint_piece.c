@@ -19,10 +19,12 @@ size_t smoe_piece_slot(const smoe_params *params, int set, int param) {
   return (size_t)set * all + before;
 }
 
-/** Start of a set's replicated slab, counted as if this rank had all of it, and of its experts. */
+/** Start of this rank's slice of a set. */
 static smoe_real *set_values(const smoe_params *params, int set, smoe_placement placement) {
   if (placement == SMOE_EXPERT)
-    return set == 0 ? params->expert : set == 1 ? params->expert_m : params->expert_v;
+    return set == 0   ? params->expert + params->expert_slice_first
+           : set == 1 ? params->expert_m
+                      : params->expert_v;
   return set == 0 ? params->shared + params->slice_first : set == 1 ? params->shared_m : params->shared_v;
 }
 
@@ -38,12 +40,16 @@ static smoe_piece *add_pieces(smoe_piece *piece, const smoe_params *params, int 
   }
   for (int j = 0; j < params->n_local; j++) {
     const size_t expert = (size_t)(params->expert_first + j);
+    size_t begin;
+    const size_t n = smoe_params_expert_in_slice(params, p, j, &begin);
+    const size_t at = (size_t)j * params->expert_count + param->offset + begin;
     *piece++ = (smoe_piece){.set = set,
                             .param = p,
                             .slot = slot + expert,
-                            .first = (int64_t)(expert * param->count),
-                            .n = param->count,
-                            .values = values + (size_t)j * params->expert_count + param->offset};
+                            .first = (int64_t)(expert * param->count + begin),
+                            .begin = begin,
+                            .n = n,
+                            .values = n ? values + (at - params->expert_slice_first) : values};
   }
   return piece;
 }

@@ -13,13 +13,10 @@ typedef struct save_plan {
   size_t n_pieces;
   int n_sets;
   uint64_t *sums; /**< of the whole parameters, the same on all ranks */
+  const smoe_checkpoint_meta *meta;
 } save_plan;
 
-static void keep_first(smoe_status *status, smoe_status next) {
-  if (*status == SMOE_OK) *status = next;
-}
-
-/** Texts that say what wrote the file. Collective; goes on after a failure, as all ranks must. */
+/** Texts that say what wrote the file. */
 static smoe_status write_versions(hid_t file) {
   char mpi[MPI_MAX_LIBRARY_VERSION_STRING], hdf5[32];
   unsigned major, minor, release;
@@ -29,30 +26,27 @@ static smoe_status write_versions(hid_t file) {
   if (end) *end = '\0';
   H5get_libversion(&major, &minor, &release);
   snprintf(hdf5, sizeof hdf5, "%u.%u.%u", major, minor, release);
-  smoe_status status = smoe_h5_set_text(file, "/meta", "program", "stablemoe " SMOE_VERSION);
-  keep_first(&status, smoe_h5_set_text(file, "/meta", "hdf5", hdf5));
-  keep_first(&status, smoe_h5_set_text(file, "/meta", "mpi", mpi));
-  return status;
+  SMOE_TRY(smoe_h5_set_text(file, "/meta", "program", "stablemoe " SMOE_VERSION));
+  SMOE_TRY(smoe_h5_set_text(file, "/meta", "hdf5", hdf5));
+  return smoe_h5_set_text(file, "/meta", "mpi", mpi);
 }
 
 static smoe_status write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
-  smoe_status status = smoe_h5_document(file, "/meta/configuration", strlen(meta->configuration) + 1);
-  keep_first(&status, smoe_h5_set_text(file, "/", "format", SMOE_CHECKPOINT_KIND));
-  keep_first(&status, smoe_h5_set_i64(file, "/", "version", SMOE_CHECKPOINT_FORMAT));
-  keep_first(&status, smoe_h5_set_text(file, "/meta", "real", SMOE_REAL_NAME));
-  keep_first(&status, smoe_h5_set_i64(file, "/meta", "update", meta->update));
-  keep_first(&status, smoe_h5_set_i64(file, "/meta", "stage", meta->stage));
-  keep_first(&status, smoe_h5_set_u64(file, "/meta", "seed", meta->seed));
-  keep_first(&status, smoe_h5_set_i64(file, "/meta", "tokens", meta->n_tokens_seen));
-  keep_first(&status, smoe_h5_set_u64(file, "/meta", "fingerprint", meta->fingerprint));
-  keep_first(&status, smoe_h5_set_text(file, "/meta", "corpus", meta->corpus));
-  keep_first(&status, write_versions(file));
-  return status;
+  SMOE_TRY(smoe_h5_document(file, "/meta/configuration", strlen(meta->configuration) + 1));
+  SMOE_TRY(smoe_h5_write_document(file, "/meta/configuration", meta->configuration));
+  SMOE_TRY(smoe_h5_set_text(file, "/", "format", SMOE_CHECKPOINT_KIND));
+  SMOE_TRY(smoe_h5_set_i64(file, "/", "version", SMOE_CHECKPOINT_FORMAT));
+  SMOE_TRY(smoe_h5_set_text(file, "/meta", "real", SMOE_REAL_NAME));
+  SMOE_TRY(smoe_h5_set_i64(file, "/meta", "update", meta->update));
+  SMOE_TRY(smoe_h5_set_i64(file, "/meta", "stage", meta->stage));
+  SMOE_TRY(smoe_h5_set_u64(file, "/meta", "seed", meta->seed));
+  SMOE_TRY(smoe_h5_set_i64(file, "/meta", "tokens", meta->n_tokens_seen));
+  SMOE_TRY(smoe_h5_set_u64(file, "/meta", "fingerprint", meta->fingerprint));
+  SMOE_TRY(smoe_h5_set_text(file, "/meta", "corpus", meta->corpus));
+  return write_versions(file);
 }
 
-/** Make every dataset. Collective; goes on after a failure, as all ranks must. */
 static smoe_status make_datasets(hid_t file, const save_plan *plan) {
-  smoe_status status = SMOE_OK;
   char name[SMOE_PIECE_NAME];
   for (int set = 0; set < plan->n_sets; set++)
     for (int p = 0; p < plan->params->n_params; p++) {
@@ -61,16 +55,15 @@ static smoe_status make_datasets(hid_t file, const save_plan *plan) {
       const int n_dims = smoe_piece_shape(plan->params, p, shape);
       const bool expert = param->placement == SMOE_EXPERT;
       smoe_piece_name(name, smoe_set_folder[set], param);
-      keep_first(&status, smoe_h5_dataset(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
+      SMOE_TRY(smoe_h5_dataset(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
       smoe_piece_name(name, smoe_set_checksum[set], param);
-      keep_first(&status, smoe_h5_dataset(file, name, H5T_STD_U64LE, expert ? 1 : 0, shape));
+      SMOE_TRY(smoe_h5_dataset(file, name, H5T_STD_U64LE, expert ? 1 : 0, shape));
     }
-  return status;
+  return SMOE_OK;
 }
 
-/** Write, or compare, the texts and checksums: rank 0 does it for all. */
-static smoe_status put_small(const smoe_part_file *part, const save_plan *plan,
-                             const smoe_checkpoint_meta *meta) {
+/** Write, or compare, the checksums. */
+static smoe_status put_sums(const smoe_part_file *part, const save_plan *plan) {
   char name[SMOE_PIECE_NAME];
   const uint64_t *sum = plan->sums;
   for (int set = 0; set < plan->n_sets; set++)
@@ -80,24 +73,38 @@ static smoe_status put_small(const smoe_part_file *part, const save_plan *plan,
       SMOE_TRY(smoe_part_put_range(part, name, H5T_NATIVE_UINT64, sum, 0, (int64_t)n));
       sum += n;
     }
-  if (!part->comparing) return smoe_h5_write_document(part->file, "/meta/configuration", meta->configuration);
-  smoe_checkpoint_meta read;
-  SMOE_TRY(smoe_checkpoint_meta_of(part->file, &read));
-  const bool same = read.update == meta->update && strcmp(read.configuration, meta->configuration) == 0;
-  smoe_free(read.configuration);
-  SMOE_CHECK(same, SMOE_ERR_IO, "the meta data of '%s' do not read back as they were written", part->part);
   return SMOE_OK;
 }
 
-/** Write, or compare, what this rank has. Local. */
-static smoe_status put(const smoe_part_file *part, const save_plan *plan, const smoe_checkpoint_meta *meta) {
+/** Everything but the values, by rank 0 alone. */
+static smoe_status make(const smoe_part_file *part, const void *context) {
+  const save_plan *plan = context;
+  SMOE_TRY(write_meta(part->file, plan->meta));
+  SMOE_TRY(make_datasets(part->file, plan));
+  return put_sums(part, plan);
+}
+
+/** Write, or compare, the values that this rank has. Local. */
+static smoe_status put_values(const smoe_part_file *part, const save_plan *plan) {
   char name[SMOE_PIECE_NAME];
   for (size_t i = 0; i < plan->n_pieces; i++) {
     const smoe_piece *piece = &plan->piece[i];
     smoe_piece_name(name, smoe_set_folder[piece->set], &plan->params->param[piece->param]);
     SMOE_TRY(smoe_part_put_range(part, name, SMOE_H5_REAL, piece->values, piece->first, (int64_t)piece->n));
   }
-  return part->group->rank == 0 ? put_small(part, plan, meta) : SMOE_OK;
+  return SMOE_OK;
+}
+
+/** Read what rank 0 made alone back. */
+static smoe_status compare_rest(const smoe_part_file *part, const save_plan *plan) {
+  smoe_checkpoint_meta read;
+  SMOE_TRY(put_sums(part, plan));
+  SMOE_TRY(smoe_checkpoint_meta_of(part->file, &read));
+  const bool same =
+      read.update == plan->meta->update && strcmp(read.configuration, plan->meta->configuration) == 0;
+  smoe_free(read.configuration);
+  SMOE_CHECK(same, SMOE_ERR_IO, "the meta data of '%s' do not read back as they were written", part->part);
+  return SMOE_OK;
 }
 
 static int64_t bytes_of(const smoe_params *params, int n_sets) {
@@ -121,20 +128,17 @@ static smoe_status point_latest(const char *directory, const char *path) {
   return status;
 }
 
-static smoe_status save(smoe_part_file *part, const char *directory, const save_plan *plan,
-                        const smoe_checkpoint_meta *meta) {
-  const smoe_group *group = part->group;
-  SMOE_TRY(smoe_part_create(part, group, "checkpoint", directory, meta->update,
-                            bytes_of(plan->params, plan->n_sets)));
-  smoe_status mine = make_datasets(part->file, plan);
-  keep_first(&mine, write_meta(part->file, meta));
-  keep_first(&mine, smoe_part_fault(part, "metadata"));
-  /* No rank writes into a dataset that another could not make. */
-  mine = smoe_group_agree(group, mine);
-  if (mine == SMOE_OK) mine = put(part, plan, meta);
-  keep_first(&mine, smoe_part_fault(part, "write"));
+static smoe_status save(smoe_part_file *part, const char *directory, const save_plan *plan) {
+  const smoe_group *group = &plan->params->group;
+  SMOE_TRY(smoe_part_create(part, group, "checkpoint", directory, plan->meta->update,
+                            bytes_of(plan->params, plan->n_sets), make, plan));
+  smoe_status mine = put_values(part, plan);
+  if (mine == SMOE_OK) mine = smoe_part_fault(part, "write");
   SMOE_TRY(smoe_part_close(part, mine));
-  SMOE_TRY(smoe_part_publish(part, put(part, plan, meta)));
+
+  mine = put_values(part, plan);
+  if (mine == SMOE_OK && group->rank == 0) mine = compare_rest(part, plan);
+  SMOE_TRY(smoe_part_publish(part, mine));
 
   mine = smoe_part_fault(part, "latest");
   SMOE_TRY_ALL(group, mine);
@@ -144,7 +148,7 @@ static smoe_status save(smoe_part_file *part, const char *directory, const save_
 
 smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *params,
                                  const smoe_checkpoint_meta *meta) {
-  save_plan plan = {.params = params};
+  save_plan plan = {.params = params, .meta = meta};
   plan.piece = smoe_pieces(params, &plan.n_pieces, &plan.n_sets);
   const size_t n_sums = smoe_piece_slot(params, plan.n_sets, 0);
   plan.sums = smoe_alloc(n_sums * sizeof *plan.sums);
@@ -152,7 +156,7 @@ smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *param
   smoe_group_sum_u64(&params->group, plan.sums, (int)n_sums);
 
   smoe_part_file part = {.group = &params->group};
-  const smoe_status status = save(&part, directory, &plan, meta);
+  const smoe_status status = save(&part, directory, &plan);
   smoe_part_end(&part);
   smoe_free(plan.piece);
   smoe_free(plan.sums);

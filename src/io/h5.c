@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "stablemoe/arena.h"
@@ -10,23 +11,52 @@
 /* Largest number of elements of one transfer: MPI counts are int. */
 enum { TRANSFER_MAX = 1 << 26 };
 
-static herr_t take_message(unsigned n, const H5E_error2_t *error, void *text) {
-  if (n == 0) snprintf(text, 256, "%s", error->desc ? error->desc : "");
+/** Two messages of an error stack: what was asked for, and what went wrong deep inside. */
+typedef struct reasons {
+  char outer[128], inner[192];
+} reasons;
+
+static herr_t take_reason(unsigned n, const H5E_error2_t *error, void *context) {
+  static const char mark[] = "error message = '";
+  reasons *r = context;
+  const char *text = error->desc ? error->desc : "";
+  if (n == 0) {
+    /* Where the system said no, its words are enough. */
+    const char *system = strstr(text, mark);
+    if (system) system += sizeof mark - 1;
+    snprintf(r->inner, sizeof r->inner, "%.*s", system ? (int)strcspn(system, "'") : 160,
+             system ? system : text);
+  }
+  snprintf(r->outer, sizeof r->outer, "%s", text);
   return 0;
 }
 
 const char *smoe_h5_error(void) {
-  static char text[256];
-  text[0] = '\0';
-  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, take_message, text);
+  static char text[384];
+  reasons r = {"", ""};
+  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, take_reason, &r);
+  if (strcmp(r.outer, r.inner) == 0) r.outer[0] = '\0';
+  snprintf(text, sizeof text, "%s%s%s", r.outer, r.outer[0] ? ": " : "", r.inner);
   for (char *c = text; *c; c++)
     if (*c == '\n') *c = ' ';
   return text[0] ? text : "HDF5 gives no reason";
 }
 
+/** Close an object after a call that may have failed: any call of HDF5 forgets the errors of the
+ *  one before, and they are still to be reported.
+ */
+static herr_t close_after(herr_t bad, herr_t (*close_object)(hid_t), hid_t object) {
+  const hid_t errors = H5Eget_current_stack();
+  close_object(object);
+  H5Eset_current_stack(errors);
+  return bad;
+}
+
 const char *smoe_h5_path(hid_t file) {
   static char path[1024];
+  const hid_t errors = H5Eget_current_stack();
   if (H5Fget_name(file, path, sizeof path) < 0) snprintf(path, sizeof path, "an HDF5 file");
+  H5Eset_current_stack(errors);
   return path;
 }
 
@@ -76,11 +106,49 @@ smoe_status smoe_h5_open(hid_t *file, const char *path) {
   return status;
 }
 
+smoe_status smoe_h5_open_together(hid_t *file, const char *path, const smoe_group *group) {
+  be_quiet();
+  *file = H5I_INVALID_HID;
+  const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  herr_t bad = access < 0 ? -1 : H5Pset_fapl_mpio(access, group->comm, MPI_INFO_NULL);
+  if (bad >= 0) bad = H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
+  if (bad >= 0) *file = H5Fopen(path, H5F_ACC_RDWR, access);
+  smoe_status status = SMOE_OK;
+  if (*file < 0) status = SMOE_FAIL(SMOE_ERR_IO, "cannot open '%s' for all ranks: %s", path, smoe_h5_error());
+  if (access >= 0) H5Pclose(access);
+  return status;
+}
+
+/** Let a file of this rank that cannot be flushed go on in memory, so that it can be closed: after
+ *  a failed H5Fclose, HDF5 1.10 crashes when the program ends. The second flush is for its cache,
+ *  which the failed one left half way.
+ */
+static void divert(hid_t file) {
+  void *handle = NULL;
+  const hid_t access = H5Fget_access_plist(file);
+  const bool alone = access >= 0 && H5Pget_driver(access) == H5FD_SEC2;
+  if (alone && H5Fget_vfd_handle(file, access, &handle) >= 0 && handle) {
+    const int memory = memfd_create("stablemoe", 0);
+    if (memory >= 0) {
+      dup2(memory, *(int *)handle);
+      close(memory);
+      H5Fflush(file, H5F_SCOPE_GLOBAL);
+    }
+  }
+  if (access >= 0) H5Pclose(access);
+}
+
 smoe_status smoe_h5_close(hid_t file) {
   char path[1024];
+  smoe_status status = SMOE_OK;
   snprintf(path, sizeof path, "%s", smoe_h5_path(file));
-  SMOE_CHECK(H5Fclose(file) >= 0, SMOE_ERR_IO, "cannot close '%s': %s", path, smoe_h5_error());
-  return SMOE_OK;
+  if (H5Fflush(file, H5F_SCOPE_GLOBAL) < 0) {
+    status = SMOE_FAIL(SMOE_ERR_IO, "cannot flush '%s': %s", path, smoe_h5_error());
+    divert(file);
+  }
+  if (H5Fclose(file) < 0 && status == SMOE_OK)
+    status = SMOE_FAIL(SMOE_ERR_IO, "cannot close '%s': %s", path, smoe_h5_error());
+  return status;
 }
 
 /** Make the groups on the way to an object, without time stamps. */
@@ -100,8 +168,7 @@ static herr_t make_groups(hid_t file, const char *name) {
     *slash = '/';
   }
   smoe_free(path);
-  H5Pclose(creation);
-  return bad;
+  return close_after(bad, H5Pclose, creation);
 }
 
 smoe_status smoe_h5_dataset(hid_t file, const char *name, hid_t type, int n_dims, const int64_t *shape) {
@@ -132,8 +199,7 @@ static herr_t transfer(hid_t set, hid_t space, hid_t type, const void *from, voi
   if (memory < 0) return -1;
   const herr_t bad = to ? H5Dread(set, type, memory, space, H5P_DEFAULT, to)
                         : H5Dwrite(set, type, memory, space, H5P_DEFAULT, from);
-  H5Sclose(memory);
-  return bad;
+  return close_after(bad, H5Sclose, memory);
 }
 
 /** The next box of a range of consecutive elements: as many whole rows, planes, ... as follow

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -37,9 +38,14 @@ static smoe_status make_directory(const char *directory) {
   return SMOE_OK;
 }
 
-/** Fail where the file system plainly has no room; a quota still shows when writing. */
+/** Fail where there plainly is no room: by the limit of this process, or on the file system. */
 static smoe_status check_space(const char *directory, int64_t bytes) {
   struct statvfs disk;
+  struct rlimit limit;
+  SMOE_CHECK(getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+                 limit.rlim_cur >= (rlim_t)bytes,
+             SMOE_ERR_IO, "a file of %.1f MB in '%s' is larger than the limit on files allows (ulimit -f)",
+             (double)bytes / 1e6, directory);
   if (statvfs(directory, &disk) != 0 || disk.f_blocks == 0) return SMOE_OK;
   const double room = (double)disk.f_bavail * (double)disk.f_frsize;
   SMOE_CHECK(room >= (double)bytes, SMOE_ERR_IO,
@@ -48,15 +54,50 @@ static smoe_status check_space(const char *directory, int64_t bytes) {
   return SMOE_OK;
 }
 
+/** Take disk space for a file of its present size, or of `bytes` where that is more: a full disk
+ *  or quota shows here, where it can be reported, and not under the transfers. 0 where the file
+ *  system cannot do it, or errno.
+ */
+static int reserve(const char *path, int64_t bytes) {
+  struct stat size;
+  const int descriptor = open(path, O_WRONLY | O_CREAT, 0666);
+  if (descriptor < 0) return errno;
+  int error = fstat(descriptor, &size) ? errno : 0;
+  if (error == 0 && size.st_size > bytes) bytes = size.st_size;
+  if (error == 0 && bytes > 0 && fallocate(descriptor, FALLOC_FL_KEEP_SIZE, 0, bytes) != 0) error = errno;
+  close(descriptor);
+  return error == ENOSPC || error == EDQUOT || error == EFBIG ? error : 0;
+}
+
+/** Take the space: before HDF5 begins, because it is bad at full disks; again when it has, because it
+ *  begins by emptying the file; and of the size that the file came to have.
+ */
+static smoe_status take_space(const smoe_part_file *part, int64_t bytes) {
+  const int error = reserve(part->part, bytes);
+  SMOE_CHECK(error == 0, SMOE_ERR_IO, "cannot take %.1f MB of disk space for '%s': %s", (double)bytes / 1e6,
+             part->part, strerror(error));
+  return SMOE_OK;
+}
+
 /** What rank 0 does before the others come. */
-static smoe_status prepare(const smoe_part_file *part, const char *directory, int64_t bytes) {
+static smoe_status make_alone(smoe_part_file *part, const char *directory, int64_t bytes,
+                              smoe_status (*make)(const smoe_part_file *part, const void *context),
+                              const void *context) {
   SMOE_TRY(make_directory(directory));
   smoe_part_sweep(directory);
   SMOE_TRY(check_space(directory, bytes));
-  const int descriptor = open(part->part, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-  SMOE_CHECK(descriptor >= 0, SMOE_ERR_IO, "cannot create '%s': %s", part->part, strerror(errno));
-  close(descriptor);
-  return SMOE_OK;
+  SMOE_TRY(take_space(part, bytes));
+  SMOE_TRY(smoe_h5_create(&part->file, part->part, NULL));
+  smoe_status made = take_space(part, bytes);
+  if (made == SMOE_OK) made = make(part, context);
+  char *report = smoe_strdup(smoe_report());
+  const smoe_status closed = smoe_h5_close(part->file);
+  part->file = H5I_INVALID_HID;
+  if (made != SMOE_OK) smoe_report_set(report);
+  smoe_free(report);
+  SMOE_TRY(made);
+  SMOE_TRY(closed);
+  return take_space(part, 0);
 }
 
 static smoe_status remove_part(const smoe_part_file *part, smoe_status status) {
@@ -68,7 +109,7 @@ static smoe_status remove_part(const smoe_part_file *part, smoe_status status) {
  *  others cannot take part in closing it, and only the end of the run is left.
  */
 static smoe_status open_together(smoe_part_file *part) {
-  const smoe_status mine = smoe_h5_create(&part->file, part->part, part->group);
+  const smoe_status mine = smoe_h5_open_together(&part->file, part->part, part->group);
   int64_t open_ranks = part->file >= 0;
   smoe_group_sum_i64(part->group, &open_ranks, 1);
   if (open_ranks == part->group->n_ranks) return SMOE_OK;
@@ -81,12 +122,14 @@ static smoe_status open_together(smoe_part_file *part) {
 }
 
 smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, const char *kind,
-                             const char *directory, int64_t update, int64_t bytes) {
+                             const char *directory, int64_t update, int64_t bytes,
+                             smoe_status (*make)(const smoe_part_file *part, const void *context),
+                             const void *context) {
   *part = (smoe_part_file){.group = group, .kind = kind, .file = H5I_INVALID_HID};
   part->path = smoe_step_path(directory, update);
   part->part = smoe_sprintf("%s.part", part->path);
   smoe_status mine = smoe_part_fault(part, "create");
-  if (mine == SMOE_OK && group->rank == 0) mine = prepare(part, directory, bytes);
+  if (mine == SMOE_OK && group->rank == 0) mine = make_alone(part, directory, bytes, make, context);
   smoe_status status = smoe_group_agree(group, mine);
   if (status != SMOE_OK) return remove_part(part, status);
 
@@ -95,6 +138,7 @@ smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, cons
                      "cannot write '%s', which rank 0 has made: %s; is the directory on a file "
                      "system that all nodes share?",
                      part->part, strerror(errno));
+  if (mine == SMOE_OK) mine = smoe_part_fault(part, "open");
   status = smoe_group_agree(group, mine);
   if (status == SMOE_OK) status = open_together(part);
   return status == SMOE_OK ? SMOE_OK : remove_part(part, status);
@@ -122,6 +166,7 @@ smoe_status smoe_part_put(const smoe_part_file *part, const char *name, hid_t me
 
 smoe_status smoe_part_put_range(const smoe_part_file *part, const char *name, hid_t memory_type,
                                 const void *data, int64_t first, int64_t n) {
+  if (n == 0) return SMOE_OK;
   if (!part->comparing) return smoe_h5_write(part->file, name, memory_type, data, first, n);
   const size_t size = H5Tget_size(memory_type);
   const int64_t most = (int64_t)(BUFFER_BYTES / size);

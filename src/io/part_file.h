@@ -1,13 +1,17 @@
 /** A file that all ranks write under a temporary name, and that is published only when every
  *  rank has read its own parts back. Checkpoints and routing logs are made by it:
  *
- *    smoe_part_create     agreed; collective file open
- *    ... datasets and attributes: collective; every rank makes all of these calls
+ *    smoe_part_create     rank 0 makes the file alone: datasets, attributes, all that is small;
+ *                         takes the disk space of the whole; then all ranks open it. Agreed.
  *    ... smoe_part_put    local; a rank stops at its first failure
  *    smoe_part_close      agreed; then each rank opens the file alone
  *    ... smoe_part_put    again: now it compares
  *    smoe_part_publish    agreed; rank 0 flushes and renames
  *    smoe_part_end
+ *
+ *  A parallel file that has metadata to flush when the disk is full cannot be
+ *  closed: HDF5 1.10 hangs or crashes there. So nothing but data is written in
+ *  parallel, into space that is already ours.
  *
  *  After a failure anywhere no file is left, under either name. What a killed
  *  run leaves is removed by the next smoe_part_create in that directory.
@@ -22,15 +26,22 @@ typedef struct smoe_part_file {
   const char *kind; /**< "checkpoint": first part of the names of the fault sites */
   char *path;       /**< <directory>/step-<update>.h5 */
   char *part;       /**< path.part */
-  hid_t file;       /**< open: parallel until smoe_part_close, then this rank's own */
+  hid_t file;       /**< open: of all ranks until smoe_part_close, then this rank's own */
   bool comparing;
 } smoe_part_file;
 
-/** Make the directory and the temporary file. Collective. bytes: what it will hold, about.
+/** Make the directory and the temporary file.
+ *
+ *  Collective.
+ *  bytes    what the file will hold, about
+ *  make     called on rank 0, with part->file open for it alone: makes every dataset and
+ *           attribute, and writes what is small
  *  Errors:  agreed; then smoe_part_end is the only call left to make.
  */
 smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, const char *kind,
-                             const char *directory, int64_t update, int64_t bytes);
+                             const char *directory, int64_t update, int64_t bytes,
+                             smoe_status (*make)(const smoe_part_file *part, const void *context),
+                             const void *context);
 
 /** Write a rectangular part of a dataset; after smoe_part_close, compare it instead. Local. */
 smoe_status smoe_part_put(const smoe_part_file *part, const char *name, hid_t memory_type, const void *data,

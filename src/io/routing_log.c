@@ -137,17 +137,29 @@ static void forget(smoe_routing_log *log) {
   log->first_step = -1;
 }
 
+/** What rank 0 needs to make the file. */
+typedef struct make_plan {
+  const smoe_routing_log *log;
+  int64_t update;
+} make_plan;
+
+static smoe_status make(const smoe_part_file *part, const void *context) {
+  const make_plan *plan = context;
+  return smoe_routing_make(plan->log, part, plan->update);
+}
+
 static smoe_status write_file(const smoe_routing_log *log, smoe_part_file *part, const char *directory,
                               int64_t update) {
+  const make_plan plan = {log, update};
   SMOE_TRY(check_whole(log));
-  SMOE_TRY(smoe_part_create(part, log->group, "routing", directory, update, smoe_routing_bytes(log)));
-  smoe_status mine = smoe_routing_make(log, part->file, update);
-  if (mine == SMOE_OK) mine = smoe_part_fault(part, "metadata");
-  mine = smoe_group_agree(log->group, mine);
-  if (mine == SMOE_OK) mine = smoe_routing_put(log, part);
+  SMOE_TRY(
+      smoe_part_create(part, log->group, "routing", directory, update, smoe_routing_bytes(log), make, &plan));
+  smoe_status mine = smoe_routing_put_parts(log, part);
   if (mine == SMOE_OK) mine = smoe_part_fault(part, "write");
   SMOE_TRY(smoe_part_close(part, mine));
-  return smoe_part_publish(part, smoe_routing_put(log, part));
+  mine = smoe_routing_put_parts(log, part);
+  if (mine == SMOE_OK && log->group->rank == 0) mine = smoe_routing_put_columns(log, part);
+  return smoe_part_publish(part, mine);
 }
 
 smoe_status smoe_routing_log_write(smoe_routing_log *log, const char *directory, int64_t update) {

@@ -109,12 +109,8 @@ int64_t smoe_routing_bytes(const smoe_routing_log *log) {
   return bytes;
 }
 
-static void keep_first(smoe_status *status, smoe_status next) {
-  if (*status == SMOE_OK) *status = next;
-}
-
-/** Attach the scales of a column's dimensions, or make it one. Collective. */
-static smoe_status attach(hid_t file, const smoe_routing_log *log, int c) {
+/** Attach the scales of a column's dimensions, or make it one. */
+static smoe_status attach(hid_t file, int c) {
   const column *col = &columns[c];
   const hid_t set = H5Dopen2(file, col->name, H5P_DEFAULT);
   herr_t bad = set < 0 ? -1 : 0;
@@ -136,26 +132,32 @@ static smoe_status attach(hid_t file, const smoe_routing_log *log, int c) {
   return status;
 }
 
-smoe_status smoe_routing_make(const smoe_routing_log *log, hid_t file, int64_t update) {
-  smoe_status status = smoe_h5_set_text(file, "/", "format", "stablemoe-routing");
-  keep_first(&status, smoe_h5_set_i64(file, "/", "version", SMOE_ROUTING_FORMAT));
-  keep_first(&status, smoe_h5_set_text(file, "/", "method", log->method));
-  keep_first(&status, smoe_h5_set_i64(file, "/", "first_update", log->first_step));
-  keep_first(&status, smoe_h5_set_i64(file, "/", "last_update", update));
-  keep_first(&status, smoe_h5_set_i64(file, "/", "n_layers", log->shape.n_layers));
-  keep_first(&status, smoe_h5_set_i64(file, "/", "n_experts", log->shape.n_experts));
-  keep_first(&status, smoe_h5_set_i64(file, "/", "n_slots", log->shape.n_slots));
-  keep_first(&status, smoe_h5_set_i64(file, "/", "complete", 1));
+static smoe_status write_attributes(const smoe_routing_log *log, hid_t file, int64_t update) {
+  SMOE_TRY(smoe_h5_set_text(file, "/", "format", "stablemoe-routing"));
+  SMOE_TRY(smoe_h5_set_i64(file, "/", "version", SMOE_ROUTING_FORMAT));
+  SMOE_TRY(smoe_h5_set_text(file, "/", "method", log->method));
+  SMOE_TRY(smoe_h5_set_i64(file, "/", "first_update", log->first_step));
+  SMOE_TRY(smoe_h5_set_i64(file, "/", "last_update", update));
+  SMOE_TRY(smoe_h5_set_i64(file, "/", "n_layers", log->shape.n_layers));
+  SMOE_TRY(smoe_h5_set_i64(file, "/", "n_experts", log->shape.n_experts));
+  SMOE_TRY(smoe_h5_set_i64(file, "/", "n_slots", log->shape.n_slots));
+  /* True from the moment the file has its final name. */
+  return smoe_h5_set_i64(file, "/", "complete", 1);
+}
+
+smoe_status smoe_routing_make(const smoe_routing_log *log, const smoe_part_file *part, int64_t update) {
+  const hid_t file = part->file;
+  SMOE_TRY(write_attributes(log, file, update));
   for (int c = 0; c < SMOE_COLS; c++) {
     const column *col = &columns[c];
     int64_t shape[SMOE_H5_DIMS];
     if (shape_of(log, col, shape) == 0) continue;
-    keep_first(&status, smoe_h5_dataset(file, col->name, file_type(col->kind), col->n_dims, shape));
-    keep_first(&status, smoe_h5_set_text(file, col->name, "units", col->units));
-    keep_first(&status, smoe_h5_set_text(file, col->name, "long_name", col->long_name));
-    keep_first(&status, attach(file, log, c));
+    SMOE_TRY(smoe_h5_dataset(file, col->name, file_type(col->kind), col->n_dims, shape));
+    SMOE_TRY(smoe_h5_set_text(file, col->name, "units", col->units));
+    SMOE_TRY(smoe_h5_set_text(file, col->name, "long_name", col->long_name));
+    SMOE_TRY(attach(file, c));
   }
-  return status;
+  return smoe_routing_put_columns(log, part);
 }
 
 /** This rank's part of the probe: its tokens of every row. */
@@ -189,10 +191,12 @@ static smoe_status put_tokens(const smoe_routing_log *log, const smoe_part_file 
   return SMOE_OK;
 }
 
-smoe_status smoe_routing_put(const smoe_routing_log *log, const smoe_part_file *part) {
+smoe_status smoe_routing_put_parts(const smoe_routing_log *log, const smoe_part_file *part) {
   SMOE_TRY(put_probe(log, part));
-  SMOE_TRY(put_tokens(log, part));
-  if (log->group->rank != 0) return SMOE_OK;
+  return put_tokens(log, part);
+}
+
+smoe_status smoe_routing_put_columns(const smoe_routing_log *log, const smoe_part_file *part) {
   for (int c = 0; c < SMOE_COLS; c++) {
     int64_t shape[SMOE_H5_DIMS];
     const int64_t n = shape_of(log, &columns[c], shape);

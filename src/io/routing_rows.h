@@ -74,11 +74,14 @@ struct smoe_routing_log {
 /** Length of a dimension now. Local. */
 int64_t smoe_routing_length(const smoe_routing_log *log, smoe_routing_dim dim);
 
-/** Make the datasets and attributes. Collective; goes on after a failure, as all ranks must. */
-smoe_status smoe_routing_make(const smoe_routing_log *log, hid_t file, int64_t update);
+/** Make the datasets and attributes, and write rank 0's columns. Local, by rank 0. */
+smoe_status smoe_routing_make(const smoe_routing_log *log, const smoe_part_file *part, int64_t update);
 
-/** Write, or compare, what this rank has. Local. */
-smoe_status smoe_routing_put(const smoe_routing_log *log, const smoe_part_file *part);
+/** Write, or compare, rank 0's columns. Local, by rank 0. */
+smoe_status smoe_routing_put_columns(const smoe_routing_log *log, const smoe_part_file *part);
+
+/** Write, or compare, this rank's parts of probes and token records. Local. */
+smoe_status smoe_routing_put_parts(const smoe_routing_log *log, const smoe_part_file *part);
 
 /** Bytes of the file, about. Local. */
 int64_t smoe_routing_bytes(const smoe_routing_log *log);

@@ -89,9 +89,7 @@ static void layout(smoe_model *model) {
   /* Blocks, MoE layers and the reduction never run at the same time: they share what follows. */
   const size_t shared = model->scratch.used;
   if (model->training)
-    model->reduce_scratch = smoe_arena_reals(
-        &model->scratch,
-        smoe_reduce_scratch(&model->params.group, &model->params.lanes, model->params.shared_count));
+    model->reduce_scratch = smoe_arena_reals(&model->scratch, smoe_params_reduce_scratch(&model->params));
   smoe_arena_reset(&model->scratch, shared);
   smoe_block_scratch_layout(&model->block_scratch, &model->block[0], &model->scratch, model->training);
   for (int m = 0; m < model->n_moe; m++) {
@@ -109,6 +107,14 @@ static smoe_status reserve(smoe_model *model) {
   SMOE_TRY(smoe_arena_reserve(&model->fixed));
   SMOE_TRY(smoe_arena_reserve(&model->tape));
   return smoe_arena_reserve(&model->scratch);
+}
+
+/* Tokens that the ranks of this replica have together. */
+static int64_t replica_tokens(const smoe_topology *topology, int n_lanes, size_t lane_tokens) {
+  const int g = topology->experts.n_ranks, first = topology->world.rank / g * g;
+  int64_t n = 0;
+  for (int r = first; r < first + g; r++) n += smoe_lanes_of_rank(n_lanes, r, topology->world.n_ranks).count;
+  return n * (int64_t)lane_tokens;
 }
 
 smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const smoe_group *group,
@@ -137,7 +143,11 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   model->moe = smoe_alloc((size_t)model->n_moe * sizeof *model->moe);
   model->x = smoe_alloc((size_t)(model->n_layers + 1) * sizeof *model->x);
   order_layers(model, settings);
-  smoe_params_begin(&model->params, group, &lanes, model->n_moe ? (int)settings->moe.experts : 0);
+  const int n_experts = model->n_moe ? (int)settings->moe.experts : 0;
+  SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
+  model->tokens.n_replica = replica_tokens(&model->topology, lanes.n_lanes, lane_tokens);
+  smoe_params_begin(&model->params, group, &lanes, n_experts);
+  smoe_params_spread(&model->params, &model->topology);
   declare(model, settings);
 
   smoe_arena_measure(&model->fixed, "model");
@@ -154,6 +164,7 @@ void smoe_model_destroy(smoe_model *model) {
   if (!model) return;
   for (int m = 0; m < model->n_moe; m++) smoe_moe_layer_release(&model->moe[m]);
   smoe_params_end(&model->params);
+  smoe_topology_release(&model->topology);
   smoe_arena_release(&model->fixed);
   smoe_arena_release(&model->tape);
   smoe_arena_release(&model->scratch);
@@ -168,7 +179,8 @@ void smoe_model_begin_update(smoe_model *model) {
   const smoe_params *params = &model->params;
   memset(params->lane_grad, 0,
          (size_t)params->lanes.count * params->shared_count * sizeof *params->lane_grad);
-  memset(params->expert_grad, 0, (size_t)params->n_local * params->expert_count * sizeof *params->expert_grad);
+  memset(params->expert_grad, 0,
+         (size_t)params->n_local * params->expert_count * sizeof *params->expert_grad);
   smoe_model_begin_sums(model);
 }
 
@@ -283,7 +295,7 @@ static double untouched(const smoe_model *model) {
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_moe_layer *moe = &model->moe[m];
     const double share = (double)model->params.n_local / (double)model->params.n_experts;
-    const double balanced = (double)model->tokens.n_global * moe->router.n_slots * share;
+    const double balanced = (double)model->tokens.n_replica * moe->router.n_slots * share;
     const double rows = (double)smoe_exchange_rows_max(&moe->exchange) - balanced;
     if (rows > 0) bytes += rows * smoe_moe_layer_row_bytes(moe, model->training, m == 0);
   }

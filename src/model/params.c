@@ -18,12 +18,26 @@ static void find_slice(smoe_params *params) {
   params->slice_first = smoe_slice_first(params->shared_count, group->rank, group->n_ranks);
   params->slice_count =
       smoe_slice_first(params->shared_count, group->rank + 1, group->n_ranks) - params->slice_first;
+  const smoe_group *replicas = &params->topology.replicas;
+  const size_t experts = (size_t)params->n_local * params->expert_count;
+  params->expert_slice_first = smoe_slice_first(experts, replicas->rank, replicas->n_ranks);
+  params->expert_slice_count =
+      smoe_slice_first(experts, replicas->rank + 1, replicas->n_ranks) - params->expert_slice_first;
 }
 
 void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts) {
   *params = (smoe_params){.group = *group, .lanes = *lanes, .n_experts = n_experts};
-  params->expert_first = smoe_expert_first(n_experts, group->rank, group->n_ranks);
-  params->n_local = smoe_expert_first(n_experts, group->rank + 1, group->n_ranks) - params->expert_first;
+  const smoe_topology whole = smoe_topology_whole(group);
+  smoe_params_spread(params, &whole);
+}
+
+void smoe_params_spread(smoe_params *params, const smoe_topology *topology) {
+  const smoe_group *experts = &topology->experts;
+  SMOE_ASSERT(params->n_params == 0);
+  params->topology = *topology;
+  params->expert_first = smoe_expert_first(params->n_experts, experts->rank, experts->n_ranks);
+  params->n_local =
+      smoe_expert_first(params->n_experts, experts->rank + 1, experts->n_ranks) - params->expert_first;
 }
 
 int smoe_params_declare(smoe_params *params, smoe_placement placement, const int64_t *shape, smoe_init init,
@@ -66,15 +80,18 @@ void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training) {
   params->shared = take_zero(arena, params->shared_count);
   params->expert = take_zero(arena, experts);
   params->shared_m = params->shared_v = params->shared_grad = params->lane_grad = NULL;
-  params->expert_m = params->expert_v = params->expert_grad = NULL;
+  params->expert_m = params->expert_v = params->expert_grad = params->expert_grad_own = NULL;
   if (!training) return;
   params->shared_m = take_zero(arena, params->slice_count);
   params->shared_v = take_zero(arena, params->slice_count);
   params->shared_grad = take_zero(arena, params->slice_count);
   params->lane_grad = take_zero(arena, (size_t)params->lanes.count * params->shared_count);
-  params->expert_m = take_zero(arena, experts);
-  params->expert_v = take_zero(arena, experts);
+  params->expert_m = take_zero(arena, params->expert_slice_count);
+  params->expert_v = take_zero(arena, params->expert_slice_count);
   params->expert_grad = take_zero(arena, experts);
+  params->expert_grad_own = params->topology.replicas.n_ranks > 1
+                                ? take_zero(arena, params->expert_slice_count)
+                                : params->expert_grad;
 }
 
 void smoe_params_end(smoe_params *params) {
@@ -155,8 +172,8 @@ void smoe_params_initialise(smoe_params *params, uint64_t seed) {
   zero(params->shared_m, params->slice_count);
   zero(params->shared_v, params->slice_count);
   zero(params->expert, experts);
-  zero(params->expert_m, experts);
-  zero(params->expert_v, experts);
+  zero(params->expert_m, params->expert_slice_count);
+  zero(params->expert_v, params->expert_slice_count);
   for (int p = 0; p < params->n_params; p++) {
     const smoe_param *param = &params->param[p];
     if (param->placement == SMOE_REPLICATED)
@@ -165,6 +182,35 @@ void smoe_params_initialise(smoe_params *params, uint64_t seed) {
       for (int j = 0; j < params->n_local; j++)
         fill(smoe_params_expert(params, p, j), param, seed, params->expert_first + j);
   }
+}
+
+/* Each replica's sum over its tokens is one lane of a tree over the replicas. */
+static smoe_lanes replica_lane(const smoe_group *replicas) {
+  return smoe_lanes_of_rank(replicas->n_ranks, replicas->rank, replicas->n_ranks);
+}
+
+void smoe_params_reduce(smoe_params *params, smoe_real *scratch) {
+  smoe_reduce_lanes(&params->group, &params->lanes, params->shared_grad, params->lane_grad, scratch,
+                    params->shared_count);
+  const smoe_group *replicas = &params->topology.replicas;
+  if (replicas->n_ranks == 1) return;
+  const smoe_lanes own = replica_lane(replicas);
+  smoe_reduce_lanes(replicas, &own, params->expert_grad_own, params->expert_grad, scratch,
+                    (size_t)params->n_local * params->expert_count);
+}
+
+size_t smoe_params_reduce_scratch(const smoe_params *params) {
+  const smoe_group *replicas = &params->topology.replicas;
+  const smoe_lanes own = replica_lane(replicas);
+  const size_t shared = smoe_reduce_scratch(&params->group, &params->lanes, params->shared_count);
+  const size_t expert = smoe_reduce_scratch(replicas, &own, (size_t)params->n_local * params->expert_count);
+  return shared > expert ? shared : expert;
+}
+
+void smoe_params_share(smoe_params *params) {
+  smoe_share_slices(&params->group, params->shared, params->shared_count);
+  smoe_share_slices(&params->topology.replicas, params->expert,
+                    (size_t)params->n_local * params->expert_count);
 }
 
 int smoe_params_find(const smoe_params *params, const char *name) {
@@ -203,15 +249,28 @@ int smoe_params_freeze(smoe_params *params, const char *prefix, bool frozen) {
   return n;
 }
 
+/** Elements that [begin, begin + count) has in common with a slice; *first counts from begin. */
+static size_t common(size_t begin, size_t count, size_t slice_first, size_t slice_count, size_t *first) {
+  const size_t end = begin + count, slice_end = slice_first + slice_count;
+  const size_t from = begin > slice_first ? begin : slice_first, to = end < slice_end ? end : slice_end;
+  *first = 0;
+  if (from >= to) return 0;
+  *first = from - begin;
+  return to - from;
+}
+
 size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first) {
   const smoe_param *param = &params->param[index];
-  const size_t slice_end = params->slice_first + params->slice_count, end = param->offset + param->count;
-  const size_t from = param->offset > params->slice_first ? param->offset : params->slice_first;
-  const size_t to = end < slice_end ? end : slice_end;
   *first = 0;
-  if (param->placement != SMOE_REPLICATED || from >= to) return 0;
-  *first = from - param->offset;
-  return to - from;
+  if (param->placement != SMOE_REPLICATED) return 0;
+  return common(param->offset, param->count, params->slice_first, params->slice_count, first);
+}
+
+size_t smoe_params_expert_in_slice(const smoe_params *params, int index, int j, size_t *first) {
+  const smoe_param *param = &params->param[index];
+  SMOE_ASSERT(param->placement == SMOE_EXPERT && j >= 0 && j < params->n_local);
+  return common((size_t)j * params->expert_count + param->offset, param->count, params->expert_slice_first,
+                params->expert_slice_count, first);
 }
 
 int64_t smoe_params_total(const smoe_params *params, smoe_placement placement) {

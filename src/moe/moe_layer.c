@@ -22,8 +22,9 @@ void smoe_moe_layer_layout(smoe_moe_layer *moe, const smoe_config *config, const
                                      .width = c,
                                      .n_tokens_max = n,
                                      .n_global_max = tokens->n_global,
-                                     .capacity_factor = settings->moe.capacity_factor};
-  smoe_exchange_declare(&moe->exchange, &moe->params->group, &shape, fixed);
+                                     .capacity_factor = settings->moe.capacity_factor,
+                                     .n_replica_max = tokens->n_replica};
+  smoe_exchange_declare(&moe->exchange, &moe->params->topology, &shape, fixed);
   moe->load = smoe_arena_take(fixed, (size_t)router->n_experts * sizeof *moe->load);
 
   moe->expert = smoe_arena_ints(tape, n * k);

@@ -62,6 +62,14 @@ void smoe_router_declare(smoe_router *router, const smoe_config *config, smoe_pa
   ops->declare(router, params);
 }
 
+uint64_t smoe_route_index(const smoe_router *router, const smoe_route_call *call, size_t row) {
+  const smoe_settings *settings = smoe_config_settings(router->config);
+  const int64_t sequences = settings->train.batch_sequences / settings->train.micro_batches;
+  const int64_t before = call->context->micro_batch * sequences * settings->model.context;
+  const uint64_t token = (uint64_t)(before + call->first_token) + row;
+  return token * (uint64_t)settings->moe.layers + (uint64_t)router->layer;
+}
+
 void smoe_route_argmax(int32_t *expert, const smoe_real *score, const int32_t *token, size_t n,
                        int n_experts) {
   for (size_t t = 0; t < n; t++) {

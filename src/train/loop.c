@@ -10,6 +10,7 @@
 #include "stablemoe/metrics.h"
 #include "stablemoe/run_directory.h"
 #include "stablemoe/timer.h"
+#include "stablemoe/watchdog.h"
 
 /* Everything a run holds on one rank. */
 typedef struct run {
@@ -23,7 +24,8 @@ typedef struct run {
   smoe_metrics metrics;
   char *checkpoints, *routing; /* directories */
   int64_t start;               /* updates done when this process began */
-  double began;
+  double began;                /* seconds when the first update began */
+  double launched;             /* seconds when the run was set up: run.max_minutes counts from here */
 } run;
 
 static volatile sig_atomic_t stop_signal;
@@ -50,14 +52,17 @@ static smoe_model_shape shape_of(const run *r) {
 }
 
 static smoe_status check_ranks(const smoe_settings *settings, const smoe_group *group) {
-  SMOE_CHECK(settings->moe.layers == 0 || group->n_ranks <= settings->moe.experts, SMOE_ERR_CONFIG,
-             "%d ranks for moe.experts = %lld: start at most one rank per expert (mpirun -n %lld), or use "
-             "more experts",
-             group->n_ranks, (long long)settings->moe.experts, (long long)settings->moe.experts);
   SMOE_CHECK(group->n_ranks <= settings->train.lanes, SMOE_ERR_CONFIG,
              "%d ranks for train.lanes = %lld: every rank needs a lane; set train.lanes to a multiple of the "
              "ranks (which changes the order of sums, so do it for a new run)",
              group->n_ranks, (long long)settings->train.lanes);
+  const double tokens = (double)(settings->train.batch_sequences / settings->train.micro_batches) *
+                        (double)settings->model.context;
+  const double factor = settings->moe.capacity_factor;
+  SMOE_CHECK(factor == 0 || factor * tokens >= (double)settings->moe.experts, SMOE_ERR_CONFIG,
+             "moe.capacity_factor = %g leaves an expert no token of a micro-batch of %.0f: raise it, or use "
+             "fewer experts or micro-batches",
+             factor, tokens);
   return SMOE_OK;
 }
 
@@ -185,6 +190,15 @@ static smoe_status save(run *r, int64_t done) {
                                settings->train.keep_every);
 }
 
+/* A checkpoint that fails in mid-run may be passed over; the last one of a run may not. */
+static smoe_status save_as_asked(run *r, int64_t done, bool needed) {
+  const smoe_status status = save(r, done);
+  if (status != SMOE_ERR_IO || needed || r->settings->train.on_save_error == SMOE_SAVE_STOP) return status;
+  smoe_warn("update %lld: %s; training goes on (train.on_save_error: continue)", (long long)done,
+            smoe_report());
+  return SMOE_OK;
+}
+
 static void record(run *r, int64_t done, const smoe_step_result *result) {
   const smoe_settings *settings = r->settings;
   if (!r->log) return;
@@ -222,9 +236,11 @@ static void report(const run *r, int64_t done, const smoe_step_result *result, d
     smoe_live("%s", text);
 }
 
-/* Whether any rank was asked to stop; the same answer on all ranks. */
+/* Whether any rank was asked to stop, or the time is up; the same answer on all ranks. */
 static bool asked_to_stop(const run *r) {
   double stop = stop_signal != 0;
+  const double limit = r->settings->run.max_minutes;
+  if (limit > 0 && smoe_seconds() - r->launched >= 60 * limit) stop = 1;
   if (r->group->rank == 0 && smoe_run_directory_stop(r->settings->run.directory)) stop = 1;
   smoe_group_max_f64(r->group, &stop, 1);
   return stop > 0;
@@ -244,6 +260,7 @@ static smoe_status one_update(run *r, int64_t update) {
   const bool last = done == settings->train.updates;
   smoe_step_result result = {0};
   const double before = smoe_seconds();
+  smoe_watchdog_update(done);
   r->step.tokens_log = due(settings->log.tokens_every, done) ? r->log : NULL;
   if (r->step.tokens_log) smoe_routing_log_tokens(r->log, done);
   if (update == settings->router.stage1_updates && smoe_stage(r->model, settings, update) == 2)
@@ -261,7 +278,8 @@ static smoe_status one_update(run *r, int64_t update) {
                smoe_metrics_write(&r->metrics, done, tokens, &result, evaluated ? &valid : NULL, seconds));
 
   const bool stop = !last && asked_to_stop(r);
-  if (due(settings->train.checkpoint_every, done) || last || stop) SMOE_TRY(save(r, done));
+  if (due(settings->train.checkpoint_every, done) || last || stop)
+    SMOE_TRY(save_as_asked(r, done, last || stop));
   if (stop)
     return SMOE_FAIL(SMOE_STOPPED,
                      "stopped on request after update %lld; a checkpoint is saved, --resume goes on",
@@ -283,6 +301,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
     smoe_note("all %lld updates are done already", (long long)settings->train.updates);
     return SMOE_OK;
   }
+  smoe_watchdog_start(r->group, settings->comm.watchdog_s, settings->comm.watchdog_end);
   catch_signals();
   r->start = update;
   r->began = smoe_seconds();
@@ -296,7 +315,9 @@ smoe_status smoe_train(const smoe_config *config, const smoe_group *group,
   run r = {.config = config, .settings = settings, .group = group};
   r.checkpoints = smoe_sprintf("%s/checkpoints", settings->run.directory);
   r.routing = smoe_sprintf("%s/routing", settings->run.directory);
+  r.launched = smoe_seconds();
   const smoe_status status = train(&r, options);
+  smoe_watchdog_stop();
   smoe_metrics_close(&r.metrics);
   if (r.log) smoe_routing_log_destroy(r.log);
   smoe_step_destroy(&r.step);

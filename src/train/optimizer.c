@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "stablemoe/exchange.h"
 #include "stablemoe/kernel.h"
 
 double smoe_learning_rate(const smoe_settings *settings, int64_t update) {
@@ -19,6 +20,27 @@ double smoe_learning_rate(const smoe_settings *settings, int64_t update) {
   return peak;
 }
 
+static void unit_squares(double *square, const smoe_real *grad, size_t n) {
+  for (size_t at = 0; at < n; at += SMOE_UNIT)
+    square[at / SMOE_UNIT] = smoe_sum_squares(grad + at, n - at < SMOE_UNIT ? n - at : SMOE_UNIT);
+}
+
+/* Place within the rank's expert slice of element `first` of a parameter of local expert j. */
+static size_t expert_place(const smoe_params *params, const smoe_param *param, int j, size_t first) {
+  return (size_t)j * params->expert_count + param->offset + first - params->expert_slice_first;
+}
+
+/* Gather a double per unit of a slab from the ranks that own its slices. */
+static void gather_slices(const smoe_group *group, double *all, const double *mine, size_t count) {
+  int *units = smoe_alloc((size_t)group->n_ranks * sizeof *units);
+  for (int r = 0; r < group->n_ranks; r++)
+    units[r] =
+        (int)((smoe_slice_first(count, r + 1, group->n_ranks) - smoe_slice_first(count, r, group->n_ranks)) /
+              SMOE_UNIT);
+  smoe_group_gather_f64(group, all, mine, units);
+  smoe_free(units);
+}
+
 /* Squares of the own slice of the replicated gradient, a double per unit; frozen parameters count 0. */
 static void slice_squares(const smoe_params *params, double *square) {
   for (int i = 0; i < params->n_params; i++) {
@@ -26,62 +48,62 @@ static void slice_squares(const smoe_params *params, double *square) {
     if (param->placement != SMOE_REPLICATED || param->frozen) continue;
     size_t first;
     const size_t n = smoe_params_in_slice(params, i, &first);
-    const smoe_real *grad = params->shared_grad + (param->offset + first - params->slice_first);
-    const size_t unit = (param->offset + first - params->slice_first) / SMOE_UNIT;
-    for (size_t at = 0; at < n; at += SMOE_UNIT) {
-      const size_t count = n - at < SMOE_UNIT ? n - at : SMOE_UNIT;
-      square[unit + at / SMOE_UNIT] = smoe_sum_squares(grad + at, count);
-    }
+    const size_t own = param->offset + first - params->slice_first;
+    if (n) unit_squares(square + own / SMOE_UNIT, params->shared_grad + own, n);
   }
 }
 
 static double shared_square(const smoe_params *params) {
-  const smoe_group *group = &params->group;
-  int *count = smoe_alloc((size_t)group->n_ranks * sizeof *count);
-  for (int r = 0; r < group->n_ranks; r++)
-    count[r] = (int)((smoe_slice_first(params->shared_count, r + 1, group->n_ranks) -
-                      smoe_slice_first(params->shared_count, r, group->n_ranks)) /
-                     SMOE_UNIT);
   const size_t n_units = params->shared_count / SMOE_UNIT;
-  double *mine = smoe_alloc((size_t)count[group->rank] * sizeof *mine);
+  double *mine = smoe_alloc(params->slice_count / SMOE_UNIT * sizeof *mine);
   double *all = smoe_alloc(n_units * sizeof *all);
   slice_squares(params, mine);
-  smoe_group_gather_f64(group, all, mine, count);
+  gather_slices(&params->group, all, mine, params->shared_count);
   double sum = 0;
   for (size_t i = 0; i < n_units; i++) sum += all[i];
-  smoe_free(count);
   smoe_free(mine);
   smoe_free(all);
   return sum;
 }
 
-static double square_of_expert(const smoe_params *params, int j) {
-  double sum = 0;
+/* Squares of the own slice of the experts' gradients, a double per unit; frozen parameters count 0. */
+static void expert_slice_squares(const smoe_params *params, double *square) {
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
     if (param->placement != SMOE_EXPERT || param->frozen) continue;
-    const smoe_real *grad = smoe_params_expert_grad(params, i, j);
-    for (size_t at = 0; at < param->count; at += SMOE_UNIT)
-      sum += smoe_sum_squares(grad + at, param->count - at < SMOE_UNIT ? param->count - at : SMOE_UNIT);
+    for (int j = 0; j < params->n_local; j++) {
+      size_t first;
+      const size_t n = smoe_params_expert_in_slice(params, i, j, &first);
+      if (n == 0) continue;
+      const size_t own = expert_place(params, param, j, first);
+      unit_squares(square + own / SMOE_UNIT, params->expert_grad_own + own, n);
+    }
   }
-  return sum;
 }
 
 static double expert_square(const smoe_params *params) {
-  const smoe_group *group = &params->group;
   if (params->n_experts == 0) return 0;
-  int *count = smoe_alloc((size_t)group->n_ranks * sizeof *count);
-  for (int r = 0; r < group->n_ranks; r++)
-    count[r] = (int)((int64_t)(r + 1) * params->n_experts / group->n_ranks -
-                     (int64_t)r * params->n_experts / group->n_ranks);
-  double *mine = smoe_alloc((size_t)params->n_local * sizeof *mine);
+  const size_t slab = (size_t)params->n_local * params->expert_count, n_units = slab / SMOE_UNIT;
+  double *mine = smoe_alloc(params->expert_slice_count / SMOE_UNIT * sizeof *mine);
+  double *unit = smoe_alloc(n_units * sizeof *unit);
+  double *local = smoe_alloc((size_t)params->n_local * sizeof *local);
   double *all = smoe_alloc((size_t)params->n_experts * sizeof *all);
-  for (int j = 0; j < params->n_local; j++) mine[j] = square_of_expert(params, j);
-  smoe_group_gather_f64(group, all, mine, count);
+  expert_slice_squares(params, mine);
+  gather_slices(&params->topology.replicas, unit, mine, slab);
+  for (size_t i = 0; i < n_units; i++) local[i / (params->expert_count / SMOE_UNIT)] += unit[i];
+
+  const smoe_group *experts = &params->topology.experts;
+  int *count = smoe_alloc((size_t)experts->n_ranks * sizeof *count);
+  for (int r = 0; r < experts->n_ranks; r++)
+    count[r] = smoe_expert_first(params->n_experts, r + 1, experts->n_ranks) -
+               smoe_expert_first(params->n_experts, r, experts->n_ranks);
+  smoe_group_gather_f64(experts, all, local, count);
   double sum = 0;
   for (int e = 0; e < params->n_experts; e++) sum += all[e];
   smoe_free(count);
   smoe_free(mine);
+  smoe_free(unit);
+  smoe_free(local);
   smoe_free(all);
   return sum;
 }
@@ -104,8 +126,8 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
     const smoe_param *param = &params->param[i];
     if (param->frozen) continue;
     adam.decay = param->decay ? settings->optimizer.decay : 0;
+    size_t first;
     if (param->placement == SMOE_REPLICATED) {
-      size_t first;
       const size_t n = smoe_params_in_slice(params, i, &first), at = param->offset + first;
       if (n == 0) continue;
       const size_t own = at - params->slice_first;
@@ -113,11 +135,13 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
                      params->shared_grad + own, n, &adam);
     } else {
       for (int j = 0; j < params->n_local; j++) {
-        const size_t at = (size_t)j * params->expert_count + param->offset;
-        smoe_adam_step(params->expert + at, params->expert_m + at, params->expert_v + at,
-                       params->expert_grad + at, param->count, &adam);
+        const size_t n = smoe_params_expert_in_slice(params, i, j, &first);
+        if (n == 0) continue;
+        const size_t own = expert_place(params, param, j, first);
+        smoe_adam_step(smoe_params_expert(params, i, j) + first, params->expert_m + own,
+                       params->expert_v + own, params->expert_grad_own + own, n, &adam);
       }
     }
   }
-  smoe_share_slices(&params->group, params->shared, params->shared_count);
+  smoe_params_share(params);
 }

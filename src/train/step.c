@@ -91,7 +91,7 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   const smoe_settings *settings = step->settings;
   smoe_model *model = step->model;
   smoe_params *params = &model->params;
-  const smoe_route_context context = {
+  smoe_route_context context = {
       .seed = (uint64_t)settings->run.seed,
       .update = update,
       .stage = smoe_stage(model, settings, update),
@@ -102,17 +102,16 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   result->stage = context.stage;
   smoe_model_begin_update(model);
   for (int64_t micro_batch = 0; micro_batch < settings->train.micro_batches; micro_batch++) {
+    context.micro_batch = micro_batch;
     read_micro_batch(step, update, micro_batch);
     smoe_model_forward(model, step->input, step->target, &context);
     if (step->tokens_log) record_tokens(step, micro_batch);
     smoe_model_backward(model, step->input, &context);
   }
-  smoe_reduce_lanes(&params->group, &params->lanes, params->shared_grad, params->lane_grad,
-                    model->reduce_scratch, params->shared_count);
+  smoe_params_reduce(params, model->reduce_scratch);
   const smoe_real factor = (smoe_real)settings->optimizer.expert_gradient_factor;
   if (factor != 1)
-    for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++)
-      params->expert_grad[i] *= factor;
+    for (size_t i = 0; i < params->expert_slice_count; i++) params->expert_grad_own[i] *= factor;
   fill_result(step, result);
 }
 

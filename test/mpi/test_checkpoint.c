@@ -1,4 +1,7 @@
 /* Checkpoints: the same file from any number of ranks, and whatever is wrong with one is found. */
+#include <signal.h>
+#include <sys/resource.h>
+
 #include "files.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/random.h"
@@ -281,8 +284,8 @@ static void test_truncated(const char *path) {
 
 /** A save that fails anywhere leaves the directory as it was. */
 static void test_failed_saves(const char *directory) {
-  const char *const sites[] = {"checkpoint.create", "checkpoint.metadata", "checkpoint.write",
-                               "checkpoint.close",  "checkpoint.verify",   "checkpoint.rename"};
+  const char *const sites[] = {"checkpoint.create", "checkpoint.open",   "checkpoint.write",
+                               "checkpoint.close",  "checkpoint.verify", "checkpoint.rename"};
   const int rank = world.n_ranks - 1;
   const smoe_checkpoint_meta meta = meta_of(20);
   char *latest = smoe_sprintf("%s/latest", directory),
@@ -300,14 +303,48 @@ static void test_failed_saves(const char *directory) {
   test_fault("checkpoint.latest", rank);
   CHECK_REFUSED(smoe_checkpoint_save(directory, &m.params, &meta), SMOE_ERR_IO, "checkpoint.latest");
   check_load(&world, path, true);
-  test_fault("checkpoint.open", rank);
-  CHECK_REFUSED(smoe_checkpoint_load(path, &m.params), SMOE_ERR_IO, "checkpoint.open");
+  test_fault("checkpoint.load", rank);
+  CHECK_REFUSED(smoe_checkpoint_load(path, &m.params), SMOE_ERR_IO, "checkpoint.load");
   test_fault("checkpoint.read", rank);
   CHECK_REFUSED(smoe_checkpoint_load(path, &m.params), SMOE_ERR_IO, "checkpoint.read");
   unsetenv("STABLEMOE_FAULT");
   char *file_as_directory = smoe_sprintf("%s/sub", path);
   CHECK_REFUSED(smoe_checkpoint_save(file_as_directory, &m.params, &meta), SMOE_ERR_IO, "cannot make");
   smoe_free(file_as_directory);
+  end(&m);
+  smoe_free(latest);
+  smoe_free(path);
+}
+
+/** The last rank can write no further than a part of the file, as if the disk were full: alone it
+ *  cannot take the space, with others its transfers fail. Both must unwind, and the next save work.
+ */
+static void test_full_disk(const char *directory) {
+  const smoe_checkpoint_meta meta = meta_of(30);
+  char *latest = smoe_sprintf("%s/latest", directory),
+       *path = smoe_sprintf("%s/step-000000030.h5", directory);
+  struct rlimit limit;
+  model m;
+  begin(&m, &world, true, false);
+  fill(&m);
+  signal(SIGXFSZ, SIG_IGN);
+  getrlimit(RLIMIT_FSIZE, &limit);
+  const rlim_t before = limit.rlim_cur;
+  for (rlim_t bytes = 4096; bytes < 200000; bytes *= 6) {
+    limit.rlim_cur = world.rank == world.n_ranks - 1 ? bytes : before;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const smoe_status status = smoe_checkpoint_save(directory, &m.params, &meta);
+    limit.rlim_cur = before;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    CHECK(status == SMOE_ERR_IO && strstr(smoe_report(), directory), "status %d: %s", (int)status,
+          smoe_report());
+    smoe_group_barrier(&world);
+    CHECK(test_count_files(directory, ".part") == 0 && access(path, F_OK) != 0, "a file is left");
+    check_load(&world, latest, true);
+    smoe_group_barrier(&world);
+  }
+  CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
+  check_load(&world, path, true);
   end(&m);
   smoe_free(latest);
   smoe_free(path);
@@ -365,6 +402,7 @@ int main(int argc, char **argv) {
   test_damage(path);
   test_truncated(path);
   test_failed_saves(together);
+  test_full_disk(together);
   test_list_and_prune();
   test_directory_delete(&world, test_directory);
   smoe_free(together);

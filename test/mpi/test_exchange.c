@@ -274,14 +274,15 @@ static void test_case(smoe_exchange *ex, const world *w) {
 
 /* One exchange for all choices and layouts: a plan leaves nothing behind for the next. */
 static void test_shape(int n_experts, int n_slots, double factor) {
-  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH, TOKENS, TOKENS, factor};
+  const smoe_topology topology = smoe_topology_whole(&group);
+  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH, TOKENS, TOKENS, factor, 0};
   smoe_arena arena;
   smoe_exchange ex;
   smoe_arena_measure(&arena, "exchange");
-  smoe_exchange_declare(&ex, &group, &shape, &arena);
+  smoe_exchange_declare(&ex, &topology, &shape, &arena);
   smoe_exchange_release(&ex);
   if (smoe_arena_reserve(&arena) != SMOE_OK) SMOE_PANIC(SMOE_ERR_MEMORY, "%s", smoe_report());
-  smoe_exchange_declare(&ex, &group, &shape, &arena);
+  smoe_exchange_declare(&ex, &topology, &shape, &arena);
   for (int c = 0; c < N_CHOICES; c++) {
     for (int l = 0; l < N_LAYOUTS; l++) {
       world w;

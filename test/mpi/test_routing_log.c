@@ -207,8 +207,8 @@ static void test_any_ranks(const char *together, const char *alone) {
 
 /** A failure anywhere leaves no file, and the rows are still there for the next try. */
 static void test_failed_writes(const char *directory) {
-  const char *const sites[] = {"routing.create", "routing.metadata", "routing.write",
-                               "routing.close",  "routing.verify",   "routing.rename"};
+  const char *const sites[] = {"routing.create", "routing.open",   "routing.write",
+                               "routing.close",  "routing.verify", "routing.rename"};
   char *path = smoe_sprintf("%s/step-000000010.h5", directory);
   smoe_routing_log *log = create(&world);
   add_all(log, &world, 6);

@@ -1,4 +1,5 @@
 /* The HDF5 helpers, on files of one rank. */
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -149,6 +150,23 @@ static void test_bad_files(void) {
   CHECK_FAILS(smoe_h5_open(&file, path_of("parts.h5")), SMOE_ERR_FORMAT, "truncated");
 }
 
+/** What cannot be flushed is reported, and the program still ends well. */
+static void test_failed_flush(void) {
+  hid_t file;
+  int *descriptor;
+  CHECK_OK(smoe_h5_create(&file, path_of("full.h5"), NULL));
+  for (int i = 0; i < 100; i++) {
+    char name[32];
+    snprintf(name, sizeof name, "group%d/x", i);
+    CHECK_OK(smoe_h5_dataset(file, name, H5T_STD_I64LE, 1, (int64_t[]){10}));
+  }
+  CHECK(H5Fget_vfd_handle(file, H5P_DEFAULT, (void **)&descriptor) >= 0);
+  const int unwritable = open(path_of("full.h5"), O_RDONLY);
+  CHECK(dup2(unwritable, *descriptor) >= 0);
+  close(unwritable);
+  CHECK_FAILS(smoe_h5_close(file), SMOE_ERR_IO, "Bad file descriptor");
+}
+
 static void test_publish(void) {
   char part[1024];
   snprintf(part, sizeof part, "%s", path_of("texts.h5"));
@@ -158,7 +176,8 @@ static void test_publish(void) {
 }
 
 int main(void) {
-  const char *names[] = {"ranges.h5", "parts.h5", "texts.h5", "list.h5", "text.h5", "published.h5"};
+  const char *names[] = {"ranges.h5", "parts.h5", "texts.h5",    "list.h5",
+                         "text.h5",   "full.h5",  "published.h5"};
   const char *root = getenv("TMPDIR");
   snprintf(directory, sizeof directory, "%s/test_h5_XXXXXX", root ? root : "/tmp");
   if (!mkdtemp(directory)) return 2;
@@ -172,6 +191,7 @@ int main(void) {
   test_texts();
   test_list();
   test_bad_files();
+  test_failed_flush();
   test_publish();
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlink(path_of(names[i]));
   rmdir(directory);

@@ -1,0 +1,37 @@
+/** How ranks share experts and data.
+ *
+ *  The ranks of a run form R / G replicas of G consecutive ranks each. The G ranks of a
+ *  replica together hold every expert once and exchange tokens among themselves; ranks
+ *  with the same place in their replicas hold the same experts, and add up these
+ *  experts' gradients. With G = R there is one replica, which is plain expert parallelism.
+ */
+#ifndef STABLEMOE_TOPOLOGY_H
+#define STABLEMOE_TOPOLOGY_H
+
+#include "stablemoe/group.h"
+
+typedef struct smoe_topology {
+  smoe_group world;    /**< all ranks */
+  smoe_group experts;  /**< this rank's replica: G ranks; exchange happens here */
+  smoe_group replicas; /**< ranks with this rank's experts, one per replica, in order */
+} smoe_topology;
+
+/** Split the ranks of world.
+ *
+ *  Collective over world.
+ *
+ *  n_experts     in  E; 0 for a dense model
+ *  expert_ranks  in  G; 0: the largest divisor of R that is at most E
+ *
+ *  Errors:  SMOE_ERR_CONFIG, the same on all ranks, where G does not divide R or is above E.
+ */
+smoe_status smoe_topology_create(smoe_topology *topology, const smoe_group *world, int n_experts,
+                                 int64_t expert_ranks);
+
+/** One replica of all ranks of world; nothing to release. Local. */
+smoe_topology smoe_topology_whole(const smoe_group *world);
+
+/** Give back what smoe_topology_create made; fine for a zeroed or whole one. Collective. */
+void smoe_topology_release(smoe_topology *topology);
+
+#endif

@@ -1,0 +1,131 @@
+/* One damage after another, each read in a child of its own. */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "damage.h"
+#include "harness.h"
+#include "stablemoe/arena.h"
+
+/* A reader that takes longer hangs; one that takes more memory believes a damaged size. */
+enum { TIME_LIMIT = 10 };
+static const rlim_t MEMORY_LIMIT = (rlim_t)4 << 30;
+
+enum { SAME, REFUSED, ENDED, DIFFERENT, UNNAMED, CRASHED, HUNG, RESULTS };
+static const char *const result_names[RESULTS] = {"same",    "refused", "ended", "different",
+                                                  "unnamed", "crashed", "hung"};
+
+/** What parent and child share. */
+static char *report;
+
+static damage_bytes read_file(const char *path) {
+  damage_bytes file = {0};
+  FILE *stream = fopen(path, "rb");
+  if (!stream || fseek(stream, 0, SEEK_END)) exit(99);
+  file.n = ftell(stream);
+  rewind(stream);
+  file.byte = smoe_alloc((size_t)file.n);
+  if (fread(file.byte, 1, (size_t)file.n, stream) != (size_t)file.n) exit(99);
+  fclose(stream);
+  return file;
+}
+
+static void write_file(const char *path, const damage_bytes *file) {
+  FILE *stream = fopen(path, "wb");
+  if (!stream || fwrite(file->byte, 1, (size_t)file->n, stream) != (size_t)file->n || fclose(stream)) exit(99);
+}
+
+/** Damage a copy of the sound file; target: what has to be named, "" where anything does. */
+static void damage(const damage_test *test, const damage_kind *kind, damage_dice *dice,
+                   const damage_bytes *sound, const char *path, char target[512]) {
+  damage_bytes copy = {smoe_alloc((size_t)sound->n), sound->n};
+  memcpy(copy.byte, sound->byte, (size_t)sound->n);
+  target[0] = '\0';
+  if (kind->bytes) kind->bytes(dice, &copy);
+  write_file(path, &copy);
+  smoe_free(copy.byte);
+  if (!kind->structure) return;
+  const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_LATEST);
+  H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
+  const hid_t file = H5Fopen(path, H5F_ACC_RDWR, access);
+  H5Pclose(access);
+  if (file < 0) exit(99);
+  kind->structure(dice, file, target);
+  H5Fclose(file);
+  if (kind->sealed) CHECK(smoe_h5_seal(path) == SMOE_OK, "%s", smoe_report());
+}
+
+static void child(const damage_test *test, const char *path) {
+  const struct rlimit memory = {MEMORY_LIMIT, MEMORY_LIMIT};
+  setrlimit(RLIMIT_AS, &memory);
+  alarm(TIME_LIMIT);
+  if (!freopen("/dev/null", "w", stdout) || !freopen("/dev/null", "w", stderr)) _exit(99);
+  const damage_outcome outcome = test->read(path);
+  snprintf(report, SMOE_REPORT_MAX, "%s", smoe_report());
+  _exit((int)outcome);
+}
+
+static int judge(const damage_test *test, int state, const char *path, const char *target) {
+  if (WIFSIGNALED(state)) return WTERMSIG(state) == SIGALRM ? HUNG : CRASHED;
+  const int code = WEXITSTATUS(state);
+  const char *slash = strrchr(target, '/');
+  if (code == DAMAGE_SAME) return SAME;
+  if (code == DAMAGE_DIFFERENT) return DIFFERENT;
+  if (code == DAMAGE_REFUSED)
+    return strstr(report, path) && strstr(report, slash ? slash + 1 : target) ? REFUSED : UNNAMED;
+  return test->panic_code && code == test->panic_code ? ENDED : CRASHED;
+}
+
+static int run_case(const damage_test *test, const damage_kind *kind, damage_dice *dice,
+                    const damage_bytes *sound, const char *path, char target[512]) {
+  damage(test, kind, dice, sound, path, target);
+  /* What a reader without the seal's help cannot but name is what our own checks look at. */
+  if (!kind->sealed) target[0] = '\0';
+  fflush(NULL);
+  report[0] = '\0';
+  const pid_t pid = fork();
+  if (pid < 0) exit(99);
+  if (pid == 0) child(test, path);
+  int state = 0;
+  while (waitpid(pid, &state, 0) < 0 && errno == EINTR) continue;
+  return judge(test, state, path, target);
+}
+
+void damage_run(const damage_test *test, int argc, char **argv) {
+  const char *only = argc > 2 ? argv[1] : NULL;
+  char *path = smoe_sprintf("%s.damaged", test->path);
+  report = mmap(NULL, SMOE_REPORT_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  const damage_bytes sound = read_file(test->path);
+  printf("%s: %lld bytes\n%-28s", test->name, (long long)sound.n, "damage");
+  for (int r = 0; r < RESULTS; r++) printf(" %9s", result_names[r]);
+  int all = 0;
+  for (int k = 0; k < test->n_kinds; k++) {
+    const damage_kind *kind = &test->kinds[k];
+    int count[RESULTS] = {0};
+    if (only && strcmp(only, kind->name) != 0) continue;
+    for (int i = only ? atoi(argv[2]) : 0; i < (only ? atoi(argv[2]) + 1 : kind->n_cases); i++) {
+      damage_dice dice = {(uint32_t)k, (uint64_t)i, 0};
+      char target[512];
+      const int result = run_case(test, kind, &dice, &sound, path, target);
+      count[result]++;
+      all++;
+      const bool fine = result <= REFUSED || (result == ENDED && test->panic_code) ||
+                        (result == DIFFERENT && kind->may_differ);
+      CHECK(fine, "'%s' %d ('%s'): %s: %s", kind->name, i, target, result_names[result], report);
+      if (only) printf("\n%s ('%s'): %s: %s", path, target, result_names[result], report);
+    }
+    printf("\n%-28s", kind->name);
+    for (int r = 0; r < RESULTS; r++) printf(" %9d", count[r]);
+  }
+  printf("\n%s: %d damages\n", test->name, all);
+  fflush(stdout);
+  if (!only) unlink(path);
+  smoe_free(path);
+  smoe_free(sound.byte);
+}

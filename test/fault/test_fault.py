@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Every fault site of the sources fails once, on the first and on the last of so many ranks.
+
+    test_fault.py --program stablemoe --ranks 4
+
+The sites are read from src/, so that a new one is tried without a word here. Each is met by a
+run that resumes from a checkpoint, trains and saves another: it must end in time with the right
+exit code and one report, leave what was there sound, and the run must go on from it.
+"""
+
+import glob
+import os
+import re
+import shutil
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
+import program as p  # noqa: E402
+
+TIME_LIMIT = 30
+
+# Sites that training does not pass, but `stablemoe prepare`.
+PREPARE = {"corpus.write"}
+
+# Sites that only rank 0 passes: on another rank the run must not be touched.
+ONLY_RANK_0 = {"run.directory"} | PREPARE
+
+# Later passes: the backward of a step, another update, the second of two files.
+LATER = ["exchange.transfer@{last}#7", "exchange.plan@{last}#3", "corpus.read@{last}#12", "arena.reserve@{last}#3"]
+
+
+def sites(source):
+    """Names of all fault sites; those of a part file are named after what the file is."""
+    texts = {}
+    for path in glob.glob(os.path.join(source, "src", "**", "*.c*"), recursive=True):
+        with open(path) as file:
+            texts[path] = file.read()
+    found, kinds = set(), set()
+    for path, text in texts.items():
+        # smoe_part_create(part, group, "checkpoint", ...
+        kinds.update(re.findall(r'smoe_part_create\([^"();]*"(\w+)"', text))
+    for path, text in texts.items():
+        found.update(re.findall(r'smoe_fault\("([^"]+)"\)', text))
+        # Where a file makes part files its places are of their kind, else of every kind.
+        own = set(re.findall(r'smoe_part_create\([^"();]*"(\w+)"', text)) or kinds
+        found.update(f"{kind}.{place}" for place in re.findall(r'smoe_part_fault\([^",()]*,\s*"(\w+)"\)', text)
+                     for kind in own)
+        # Any other call has a name that this cannot read: only the one that joins kind and place is known.
+        other = re.findall(r"smoe_(?:part_)?fault\((?!\")[^\"\n]*\)", text)
+        known = {"smoe_fault(const char *site)", "smoe_fault(site)",
+                 "smoe_part_fault(const smoe_part_file *part, const char *place)"}
+        assert set(other) <= known, f"{path} has a fault site without a plain name: {set(other) - known}"
+    return sorted(found)
+
+
+class Fault(p.ProgramTest):
+    settings = ("train.updates=4", "router.stage1_updates=3", "train.checkpoint_every=2", "train.evaluate_every=2",
+                "schedule.kind=constant", "schedule.warmup=1", "train.keep_last=0")
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.trained("base", ["train.updates=2"])
+        cls.copy("base", "whole")
+        cls.trained("whole", resume=True)
+
+    def resume_with(self, wish, run, base="base"):
+        self.copy(base, run)
+        return self.train(run, ranks=self.ranks, resume=True, env={"STABLEMOE_FAULT": wish}, timeout=TIME_LIMIT)
+
+    def check_left(self, run, base="base"):
+        """What was there before is there as it was; what is new is sound; nothing is half made."""
+        self.assertEqual(p.part_files(run), [])
+        for folder in ("checkpoints", "routing"):
+            self.assertLessEqual(set(p.files_of(self.path(base), folder)), set(p.files_of(run, folder)))
+            for name in p.files_of(run, folder):
+                old, new = (os.path.join(where, folder, name) for where in (self.path(base), run))
+                if os.path.exists(old):
+                    with open(old, "rb") as one, open(new, "rb") as other:
+                        self.assertTrue(one.read() == other.read(), f"{new} was changed")
+                else:
+                    more = ["--verify"] if folder == "checkpoints" else []
+                    self.assertFine(self.program.run("info", new, *more))
+        self.assertIn(os.readlink(os.path.join(run, "checkpoints", "latest")), p.files_of(run, "checkpoints"))
+
+    def check_goes_on(self, name):
+        """Without the fault the run goes on to what a run without any fault makes."""
+        self.assertFine(self.train(name, resume=True))
+        self.assertSameRun(self.path(name), self.path("whole"), [4])
+
+    def check_failed(self, wish, name, result):
+        site, rank = wish.partition("#")[0].split("@")
+        self.assertIsNotNone(result.code, f"no end within {TIME_LIMIT} s: {result}")
+        self.assertNotEqual(result.code, 0, f"the run does not pass the site {site} on rank {rank}: {result}")
+        self.assertEqual(len(result.reports), 1, result)
+        kind = re.match(r"stablemoe: error \((\w+)\) ", result.reports[0])
+        self.assertRefused(result, kind and kind[1], rf"on rank {rank} of {self.ranks}: .*injected fault")
+        self.check_left(self.path(name))
+        self.check_goes_on(name)
+
+    def test_sites(self):
+        found = sites(self.program.source)
+        # Far fewer would mean that the sources are no longer read as they should be.
+        self.assertGreaterEqual(len(found), 20, found)
+        wishes = [f"{site}@{rank}" for site in found for rank in (0, self.ranks - 1)]
+        wishes += [wish.format(last=self.ranks - 1) for wish in LATER]
+        wishes = [wish for wish in wishes if wish.split("@")[0] not in PREPARE]
+        names = {wish: f"fault-{i}" for i, wish in enumerate(wishes)}
+        jobs = {wish: lambda w=wish: self.resume_with(w, names[w]) for wish in wishes}
+        for wish, result in p.several(jobs):
+            site, rank = wish.partition("#")[0].split("@")
+            with self.subTest(wish, ranks=self.ranks):
+                if site in ONLY_RANK_0 and rank != "0":
+                    self.assertFine(result)
+                    self.assertSameRun(self.path(names[wish]), self.path("whole"), [4])
+                else:
+                    self.check_failed(wish, names[wish], result)
+            shutil.rmtree(self.path(names[wish]))
+
+    def test_prepare(self):
+        """A corpus that cannot be written leaves no file, and the one that was there as it was."""
+        with open(self.corpus, "rb") as file:
+            before = file.read()
+        for site in sorted(PREPARE & set(sites(self.program.source))):
+            for rank in (0, self.ranks - 1):
+                for output, old in ((self.path("new.h5"), None), (self.corpus, before)):
+                    with self.subTest(site, ranks=self.ranks, rank=rank, output=output):
+                        result = self.program.run("prepare", self.path("text.txt"), "-o", output, "--vocab", 300,
+                                                  ranks=self.ranks, env={"STABLEMOE_FAULT": f"{site}@{rank}"})
+                        if rank > 0:
+                            self.assertFine(result)
+                            continue
+                        self.assertRefused(result, "io", rf"on rank 0 of {self.ranks}: .*injected fault")
+                        self.check_corpus(output, old)
+
+    def check_corpus(self, output, old):
+        name = os.path.basename(output)
+        self.assertEqual([n for n in os.listdir(self.directory) if n.startswith(name)], [name] if old else [])
+        if old:
+            with open(output, "rb") as file:
+                self.assertTrue(file.read() == old, f"{output} was changed")
+
+    def test_unreadable_newest_checkpoint(self):
+        """A checkpoint that one rank cannot read is passed over, aloud, for the one before."""
+        for site in ("checkpoint.open", "checkpoint.read"):
+            with self.subTest(site):
+                result = self.resume_with(f"{site}@{self.ranks - 1}", f"newest-{site}", base="whole")
+                self.assertFine(result)
+                self.assertRegex(result.err, "injected fault at .*falling back to the checkpoint before")
+                self.assertRegex(result.err, "resumed from '.*step-000000002.h5'")
+                self.assertSameRun(self.path(f"newest-{site}"), self.path("whole"), [2, 4])
+
+
+if __name__ == "__main__":
+    p.main()

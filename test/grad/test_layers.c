@@ -1,0 +1,301 @@
+/* Layers one by one: a block, the experts, the MoE layer with every routing method and with two slots per token. */
+#include "../model_fixture.h"
+#include "../values.h"
+#include "difference.h"
+#include "piecewise.h"
+#include "stablemoe/kernel.h"
+
+enum {
+  LANES = 2,
+  SEQUENCES = 2,
+  CONTEXT = 5,
+  LANE = SEQUENCES * CONTEXT,
+  N = LANES * LANE,
+  C = 8,
+  EXPERTS = 3
+};
+
+/** What gradients start from: backward adds. Two to some power, so that it goes away exactly enough. */
+static const smoe_real START = 0.5;
+
+static smoe_group group;
+
+/** A layer, its parameters, and L = <weight, y> + its own loss terms. */
+typedef struct problem {
+  smoe_params params;
+  smoe_arena arena;
+  smoe_block block;
+  smoe_block_scratch block_scratch;
+  smoe_moe_layer moe;
+  smoe_route_context context;
+  int64_t expert_offset[EXPERTS + 1];
+  int32_t token[N];
+  smoe_real *x, *y, *dx, *weight; /* [N, C] */
+} problem;
+
+static void problem_begin(problem *p, int n_experts) {
+  const smoe_lanes lanes = {LANES, 0, LANES};
+  *p = (problem){.x = values_uniform(N * C, 1),
+                 .y = values_zero(N * C),
+                 .dx = values_zero(N * C),
+                 .weight = values_uniform(N * C, 2)};
+  smoe_params_begin(&p->params, &group, &lanes, n_experts);
+  fixture_tokens(p->token, NULL, 5, 0, N, 6);
+}
+
+static void problem_end(problem *p) {
+  smoe_params_end(&p->params);
+  smoe_arena_release(&p->arena);
+  smoe_free(p->x), smoe_free(p->y), smoe_free(p->dx), smoe_free(p->weight);
+}
+
+/** Lay out twice: to measure, and for good. Gradients then hold START. */
+#define PROBLEM_LAYOUT(p, ...)                                                                               \
+  do {                                                                                                       \
+    smoe_arena_measure(&(p)->arena, "test");                                                                 \
+    for (int pass_ = 0; pass_ < 2; pass_++) {                                                                \
+      smoe_params_layout(&(p)->params, &(p)->arena, true);                                                   \
+      __VA_ARGS__;                                                                                           \
+      if (pass_ == 0) fixture_try(smoe_arena_reserve(&(p)->arena), "memory");                                \
+    }                                                                                                        \
+    fixture_randomise(&(p)->params, SEED);                                                                   \
+    fill_gradients(&(p)->params, START);                                                                     \
+  } while (0)
+
+static void fill_gradients(smoe_params *params, smoe_real value) {
+  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
+    params->lane_grad[i] = value;
+  for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++) params->expert_grad[i] = value;
+}
+
+/** Take START away again; what stands between parameters must still be START. */
+static void take_start(smoe_params *params) {
+  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
+    params->lane_grad[i] -= START;
+  for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++) params->expert_grad[i] -= START;
+  char *used = smoe_alloc(params->shared_count);
+  for (int i = 0; i < params->n_params; i++)
+    if (params->param[i].placement == SMOE_REPLICATED)
+      memset(used + params->param[i].offset, 1, params->param[i].count);
+  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
+    CHECK(used[i % params->shared_count] || params->lane_grad[i] == 0, "written between parameters");
+  smoe_free(used);
+}
+
+static void check(problem *p, const char *name, double (*value)(void *, uint64_t *), smoe_real *x,
+                  size_t n_x) {
+  piecewise gradient = {.name = name, .value = value, .context = p};
+  take_start(&p->params);
+  piecewise_check(&gradient, "x", x, p->dx, n_x);
+  piecewise_check_params(&gradient, &p->params);
+  piecewise_end(&gradient);
+}
+
+/* ---- block ---- */
+
+static double block_value(void *context, uint64_t *piece) {
+  problem *p = context;
+  for (int lane = 0; lane < LANES; lane++)
+    smoe_block_forward(&p->block, &p->block_scratch, lane, p->y + lane * LANE * C, p->x + lane * LANE * C);
+  piece_add_active(piece, p->block.h, N * p->block.inner);
+  return difference_fold(p->weight, p->y, N * C);
+}
+
+static void test_block(void) {
+  problem p;
+  smoe_config *config = fixture_config("stable", NULL);
+  problem_begin(&p, 0);
+  smoe_block_declare(&p.block, smoe_config_settings(config), &p.params, 0);
+  PROBLEM_LAYOUT(&p, smoe_block_layout(&p.block, &p.arena, LANES, LANE, NULL),
+                 smoe_block_scratch_layout(&p.block_scratch, &p.block, &p.arena, true));
+  block_value(&p, &(uint64_t){0});
+  memcpy(p.dx, p.weight, N * C * sizeof *p.dx);
+  for (int lane = 0; lane < LANES; lane++)
+    smoe_block_backward(&p.block, &p.block_scratch, lane, p.dx + lane * LANE * C, p.x + lane * LANE * C);
+  check(&p, "block", block_value, p.x, N * C);
+  problem_end(&p);
+  smoe_config_destroy(config);
+}
+
+/* ---- experts ---- */
+
+static double experts_value(void *context, uint64_t *piece) {
+  problem *p = context;
+  smoe_experts *experts = &p->moe.experts;
+  smoe_experts_forward(experts, p->y, p->expert_offset);
+  for (int s = 0; s < experts->n_sublayers; s++)
+    piece_add_active(piece, experts->h[s], (size_t)p->expert_offset[EXPERTS] * experts->inner);
+  return difference_fold(p->weight, p->y, (size_t)p->expert_offset[EXPERTS] * C);
+}
+
+static void test_experts(const char *name, const char *const *overrides, const int64_t *offset) {
+  problem p;
+  smoe_config *config = fixture_config("stable", overrides);
+  problem_begin(&p, EXPERTS);
+  memcpy(p.expert_offset, offset, sizeof p.expert_offset);
+  smoe_experts_declare(&p.moe.experts, smoe_config_settings(config), &p.params, 0);
+  PROBLEM_LAYOUT(&p, smoe_experts_layout(&p.moe.experts, &p.arena, &p.arena, N, true));
+  memcpy(p.moe.experts.z[0], p.x, N * C * sizeof *p.x);
+  experts_value(&p, &(uint64_t){0});
+  for (size_t i = 0; i < N * C; i++) p.dx[i] = 99; /* dx is written, not added to */
+  smoe_experts_backward(&p.moe.experts, p.dx, p.weight, offset);
+  check(&p, name, experts_value, p.moe.experts.z[0], (size_t)offset[EXPERTS] * C);
+  for (size_t i = (size_t)offset[EXPERTS] * C; i < N * C; i++) CHECK(p.dx[i] == 99, "dx beyond the rows");
+  problem_end(&p);
+  smoe_config_destroy(config);
+}
+
+/** An expert without rows keeps its gradients, and the others do not feel it. */
+static void test_expert_without_rows(void) {
+  problem p;
+  const int64_t offset[] = {0, 4, 4, 9};
+  smoe_config *config = fixture_config("stable", NULL);
+  problem_begin(&p, EXPERTS);
+  smoe_experts_declare(&p.moe.experts, smoe_config_settings(config), &p.params, 0);
+  PROBLEM_LAYOUT(&p, smoe_experts_layout(&p.moe.experts, &p.arena, &p.arena, N, true));
+  memcpy(p.moe.experts.z[0], p.x, N * C * sizeof *p.x);
+  smoe_experts_forward(&p.moe.experts, p.y, offset);
+  smoe_experts_backward(&p.moe.experts, p.dx, p.weight, offset);
+  const smoe_real *gradient = p.params.expert_grad;
+  size_t changed[EXPERTS] = {0};
+  for (size_t i = 0; i < EXPERTS * p.params.expert_count; i++)
+    changed[i / p.params.expert_count] += gradient[i] != START;
+  CHECK(changed[0] > 0 && changed[1] == 0 && changed[2] > 0, "gradients changed: %zu, %zu, %zu", changed[0],
+        changed[1], changed[2]);
+  problem_end(&p);
+  smoe_config_destroy(config);
+}
+
+/* ---- MoE layer ---- */
+
+static double moe_value(void *context, uint64_t *piece) {
+  problem *p = context;
+  smoe_moe_layer *moe = &p->moe;
+  smoe_route_sums sums[LANES] = {{0}};
+  const size_t stride = sizeof *sums / sizeof(double);
+  smoe_moe_layer_forward(moe, p->y, (double *)sums, stride, p->x, p->token, &p->context);
+  piece_add_choices(piece, moe->expert, N * (size_t)moe->router.n_slots);
+  for (int s = 0; s < moe->experts.n_sublayers; s++)
+    piece_add_active(piece, moe->experts.h[s], moe->exchange.n_recv * moe->experts.inner);
+  double terms = 0;
+  for (int lane = 0; lane < LANES; lane++) terms += sums[lane].balance + sums[lane].distill;
+  return difference_fold(p->weight, p->y, N * C) + terms / (double)p->context.n_targets;
+}
+
+/** ops: NULL for the method of the configuration. */
+static void test_moe_layer(const char *name, const char *method, const smoe_router_ops *ops, int stage,
+                           const char *const *overrides, bool drops) {
+  problem p;
+  smoe_config *config = fixture_config(method, overrides);
+  const smoe_settings *settings = smoe_config_settings(config);
+  const smoe_token_shape tokens = {LANES, SEQUENCES, CONTEXT, LANE, N, 0, N};
+  problem_begin(&p, EXPERTS);
+  p.context = (smoe_route_context){.seed = 3, .update = 5, .stage = stage, .training = true, .n_targets = 7};
+  if (ops) {
+    p.moe = (smoe_moe_layer){.params = &p.params,
+                             .router = {.ops = ops,
+                                        .config = config,
+                                        .params = &p.params,
+                                        .n_experts = EXPERTS,
+                                        .n_slots = ops->slots(config),
+                                        .width = C}};
+    ops->declare(&p.moe.router, &p.params);
+    smoe_experts_declare(&p.moe.experts, settings, &p.params, 0);
+  } else {
+    smoe_moe_layer_declare(&p.moe, config, &p.params, 0, FIXTURE_VOCABULARY);
+  }
+  PROBLEM_LAYOUT(&p, smoe_moe_layer_layout(&p.moe, config, &tokens, &p.arena, &p.arena, &p.arena, true));
+  if (stage == 2) {
+    p.moe.router.ops->freeze(&p.moe.router, &p.params);
+  }
+  moe_value(&p, &(uint64_t){0});
+  CHECK((p.moe.n_dropped > 0) == drops, "%s: %lld slots dropped", name, (long long)p.moe.n_dropped);
+  memcpy(p.dx, p.weight, N * C * sizeof *p.dx);
+  smoe_moe_layer_backward(&p.moe, p.dx, p.x, p.token, &p.context);
+  check(&p, name, moe_value, p.x, N * C);
+  smoe_moe_layer_release(&p.moe);
+  problem_end(&p);
+  smoe_config_destroy(config);
+}
+
+/* ---- a router with two slots: the two best experts, each with a sigmoid gate ---- */
+
+static int slots_two(const smoe_config *config) {
+  return 2;
+}
+
+static void declare_two(smoe_router *router, smoe_params *params) {
+  router->index[0] =
+      smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){EXPERTS, C, 0},
+                          (smoe_init){SMOE_INIT_CONSTANT, 0, false}, true, "moe0/router/centroid");
+}
+
+static size_t reals_two(const smoe_router *router, size_t n) {
+  return 0;
+}
+
+static smoe_real score_two(const smoe_router *router, const smoe_route_call *call, size_t t, int e) {
+  return smoe_dot(smoe_params_shared(router->params, router->index[0]) + e * C, call->x + t * C, C);
+}
+
+static void route_two(const smoe_router *router, const smoe_route_call *call) {
+  for (size_t t = 0; t < call->n_tokens; t++) {
+    int worst = 0;
+    for (int e = 1; e < EXPERTS; e++)
+      if (score_two(router, call, t, e) < score_two(router, call, t, worst)) worst = e;
+    for (int k = 0; k < 2; k++) {
+      const int e = k + (k >= worst);
+      const bool used = call->token[t] >= 0 && (k == 0 || t % 3 > 0); /* some tokens use one slot only */
+      call->expert[2 * t + (size_t)k] = used ? e : -1;
+      call->gate[2 * t + (size_t)k] = used ? smoe_sigmoid(score_two(router, call, t, e)) : 0;
+    }
+  }
+}
+
+static void backward_two(const smoe_router *router, const smoe_route_call *call,
+                         const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
+  const smoe_real *centroid = smoe_params_shared(router->params, router->index[0]);
+  smoe_real *dcentroid = smoe_params_lane_grad(router->params, router->index[0], call->lane);
+  for (size_t i = 0; i < 2 * call->n_tokens; i++) {
+    const int e = call->expert[i];
+    CHECK(e >= 0 || dgate[i] == 0, "an unused or dropped slot has the gradient %g", (double)dgate[i]);
+    if (e < 0) continue;
+    const smoe_real ds = call->gate[i] * (1 - call->gate[i]) * dgate[i];
+    for (size_t c = 0; c < C; c++) {
+      dcentroid[(size_t)e * C + c] += ds * call->x[i / 2 * C + c];
+      dx[i / 2 * C + c] += ds * centroid[(size_t)e * C + c];
+    }
+  }
+}
+
+static const smoe_router_ops two_slots = {.name = "two",
+                                          .slots = slots_two,
+                                          .declare = declare_two,
+                                          .tape_reals = reals_two,
+                                          .scratch_reals = reals_two,
+                                          .route = route_two,
+                                          .backward = backward_two};
+
+#define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+int main(int argc, char **argv) {
+  smoe_group_start(&group, &argc, &argv);
+  test_block();
+  test_experts("experts, one sublayer", LIST("moe.sublayers=1"), (int64_t[]){0, 4, 5, 13});
+  test_experts("experts, two sublayers", NULL, (int64_t[]){0, 7, 12, N});
+  test_experts("experts, three sublayers", LIST("moe.sublayers=3", "moe.inner=5"), (int64_t[]){0, 3, 6, 10});
+  test_expert_without_rows();
+  for (size_t i = 0; smoe_router_methods[i]; i++) {
+    const smoe_router_ops *method = smoe_router_methods[i];
+    for (int stage = 1; stage <= (method->two_stages ? 2 : 1); stage++) {
+      char *name = smoe_sprintf("MoE layer, %s, stage %d", method->name, stage);
+      test_moe_layer(name, method->name, NULL, stage, NULL, false);
+      smoe_free(name);
+    }
+  }
+  test_moe_layer("MoE layer, two slots", "stable", &two_slots, 1, NULL, false);
+  test_moe_layer("MoE layer, two slots, capacity", "stable", &two_slots, 1, LIST("moe.capacity_factor=0.7"),
+                 true);
+  smoe_group_end(&group);
+  return test_verdict("grad/layers");
+}

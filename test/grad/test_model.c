@@ -1,0 +1,166 @@
+/* A whole small model: the gradient of the update's loss, all parts, by every parameter. */
+#include "../model_fixture.h"
+#include "../values.h"
+#include "piecewise.h"
+
+static smoe_group group;
+
+static void add_decisions(const smoe_model *model, uint64_t *piece) {
+  const size_t n = model->tokens.n_tokens;
+  for (int b = 0; b < model->n_blocks; b++)
+    piece_add_active(piece, model->block[b].h, n * model->block[b].inner);
+  for (int m = 0; m < model->n_moe; m++) {
+    const smoe_moe_layer *moe = &model->moe[m];
+    piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
+    for (int s = 0; s < moe->experts.n_sublayers; s++)
+      piece_add_active(piece, moe->experts.h[s], moe->exchange.n_recv * moe->experts.inner);
+  }
+}
+
+static double model_value(void *context, uint64_t *piece) {
+  model_fixture *f = context;
+  const size_t n = f->model->tokens.n_tokens;
+  smoe_model_begin_sums(f->model);
+  for (size_t m = 0; m < f->n_micro; m++) {
+    smoe_model_forward(f->model, f->input + m * n, f->target + m * n, &f->context);
+    add_decisions(f->model, piece);
+  }
+  return fixture_loss_of_sums(f);
+}
+
+static int64_t dropped(const smoe_model *model) {
+  int64_t n = 0;
+  for (int m = 0; m < model->n_moe; m++) n += model->moe[m].n_dropped;
+  return n;
+}
+
+/** head_rows: rows of a slice of the head; 0: as the model has it. */
+static void test_gradient(const char *name, const char *method, int stage, const char *const *overrides,
+                          size_t head_rows, size_t entries) {
+  model_fixture f;
+  fixture_open(&f, &group, method, overrides, stage);
+  if (head_rows) f.model->head_rows = head_rows;
+  piecewise gradient = {.name = name, .value = model_value, .context = &f, .entries = entries};
+  fixture_gradients(&f);
+  CHECK((dropped(f.model) > 0) == (f.settings->moe.capacity_factor > 0), "%s: %lld slots dropped", name,
+        (long long)dropped(f.model));
+  piecewise_check_params(&gradient, &f.model->params);
+  piecewise_end(&gradient);
+  fixture_close(&f);
+}
+
+/** Every combination of what a model can be, a few entries of each tensor. */
+static void test_combinations(const char *method, int stage) {
+  for (int i = 0; i < 16; i++) {
+    const char *const overrides[] = {
+        i & 1 ? "moe.layers=2" : "moe.layers=1",
+        i & 1 ? "moe.position=scattered" : "moe.position=middle",
+        i & 2 ? "moe.capacity_factor=0.8" : "moe.capacity_factor=0",
+        i & 4 ? "train.micro_batches=2" : "train.micro_batches=1",
+        i & 4 ? "train.batch_sequences=8" : "train.batch_sequences=4",
+        i & 8 ? "model.scale_embedding=false" : "model.scale_embedding=true",
+        NULL,
+    };
+    char *name = smoe_sprintf("%s, stage %d, %s, %s, %s, %s", method, stage, overrides[0], overrides[2],
+                              overrides[3], overrides[5]);
+    test_gradient(name, method, stage, overrides, 0, 3);
+    smoe_free(name);
+  }
+}
+
+#define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+/** Every entry of every tensor, and shapes that the combinations leave out. */
+static void test_whole(const char *method, int stage) {
+  char *name = smoe_sprintf("%s, stage %d", method, stage);
+  test_gradient(name, method, stage,
+                LIST("moe.layers=2", "moe.position=scattered", "moe.capacity_factor=0.9",
+                     "train.micro_batches=2", "train.batch_sequences=8"),
+                3, 0); /* 10 rows of a lane in slices of 3 */
+  smoe_free(name);
+  name = smoe_sprintf("%s, stage %d, MoE layer at the top, one lane", method, stage);
+  test_gradient(name, method, stage, LIST("moe.position=top", "train.lanes=1", "moe.sublayers=1"), 0, 8);
+  smoe_free(name);
+  name = smoe_sprintf("%s, stage %d, MoE layer at the bottom, four lanes", method, stage);
+  test_gradient(name, method, stage,
+                LIST("moe.position=bottom", "train.lanes=4", "model.heads=4", "model.blocks=1"), 0, 8);
+  smoe_free(name);
+}
+
+/** Evaluation: a model without gradients, whose layers share their tapes, gives the same sums and
+ *  logits as one for training; and a forward pass of evaluation adds no gradient.
+ */
+static void test_evaluation(const char *method, int stage) {
+  model_fixture f;
+  fixture_open(&f, &group, method, LIST("moe.layers=2", "moe.position=scattered", "moe.sublayers=3"), stage);
+  const smoe_model_shape shape = {.vocabulary = FIXTURE_VOCABULARY,
+                                  .n_lanes = (int)f.settings->train.lanes,
+                                  .lane_sequences = f.model->tokens.lane_sequences};
+  smoe_model *plain;
+  fixture_try(smoe_model_create(&plain, f.config, &group, &shape, false), "model for evaluation");
+  fixture_randomise(&plain->params, (uint64_t)f.settings->run.seed);
+  smoe_model *const models[] = {f.model, plain};
+  smoe_real logits[2][FIXTURE_VOCABULARY];
+  smoe_model_begin_update(f.model);
+  f.context.training = false;
+  for (int i = 0; i < 2; i++) {
+    smoe_model_begin_sums(models[i]);
+    smoe_model_forward(models[i], f.input, f.target, &f.context);
+    smoe_model_logits(models[i], 7, logits[i]);
+  }
+  CHECK(f.model->n_sums == plain->n_sums &&
+            memcmp(f.model->sums, plain->sums,
+                   (size_t)(plain->tokens.n_lanes * plain->n_sums) * sizeof *plain->sums) == 0,
+        "%s, stage %d: other sums", method, stage);
+  CHECK(memcmp(logits[0], logits[1], sizeof *logits) == 0, "%s, stage %d: other logits", method, stage);
+  for (int i = 0; i < f.model->params.n_params; i++) {
+    if (f.model->params.param[i].placement == SMOE_EXPERT) continue;
+    smoe_real *gradient = piecewise_gradient(&f.model->params, i, 0);
+    for (size_t k = 0; k < f.model->params.param[i].count; k++)
+      CHECK(gradient[k] == 0, "an evaluation adds to the gradient of %s", f.model->params.param[i].name);
+    smoe_free(gradient);
+  }
+  smoe_model_destroy(plain);
+  fixture_close(&f);
+}
+
+/** The logits of single rows are those whose cross entropy the loss sums up. */
+static void test_logits(void) {
+  model_fixture f;
+  fixture_open(&f, &group, "stable", NULL, 1);
+  const smoe_model *model = f.model;
+  double loss = 0, n_targets = 0, sums = 0;
+  smoe_model_begin_sums(f.model);
+  smoe_model_forward(f.model, f.input, f.target, &f.context);
+  for (int lane = 0; lane < model->tokens.n_lanes; lane++) {
+    const smoe_lane_sums *lane_sums = (const smoe_lane_sums *)(model->sums + lane * model->n_sums);
+    sums += lane_sums->loss, n_targets += lane_sums->n_targets;
+  }
+  for (size_t t = 0; t < model->tokens.n_tokens; t++) {
+    smoe_real logits[FIXTURE_VOCABULARY];
+    double sum = 0;
+    smoe_model_logits(f.model, t, logits);
+    for (int v = 0; v < FIXTURE_VOCABULARY; v++) sum += exp((double)logits[v]);
+    if (f.target[t] >= 0) loss += log(sum) - (double)logits[f.target[t]];
+  }
+  CHECK_NEAR(loss, sums, 1e-12, 0);
+  CHECK(n_targets == (double)f.context.n_targets, "%g targets of %lld", n_targets,
+        (long long)f.context.n_targets);
+  fixture_close(&f);
+}
+
+int main(int argc, char **argv) {
+  smoe_group_start(&group, &argc, &argv);
+  for (size_t i = 0; smoe_router_methods[i]; i++) {
+    const smoe_router_ops *method = smoe_router_methods[i];
+    for (int stage = 1; stage <= (method->two_stages ? 2 : 1); stage++) {
+      test_combinations(method->name, stage);
+      test_whole(method->name, stage);
+      test_evaluation(method->name, stage);
+    }
+  }
+  test_gradient("dense", "stable", 1, LIST("moe.layers=0"), 0, 0);
+  test_logits();
+  smoe_group_end(&group);
+  return test_verdict("grad/model");
+}

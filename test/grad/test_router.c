@@ -1,0 +1,154 @@
+/* Every routing method by itself: L = <weight, gate> + (its loss terms) / n_targets, for two lanes. */
+#include "../model_fixture.h"
+#include "../values.h"
+#include "piecewise.h"
+
+enum { LANES = 2, SEQUENCES = 2, CONTEXT = 6, LANE = SEQUENCES * CONTEXT, N = LANES * LANE, C = 8, SEED = 9 };
+
+static smoe_group group;
+
+typedef struct problem {
+  smoe_params params;
+  smoe_arena arena;
+  smoe_router router;
+  smoe_route_context context;
+  bool observed; /* learned and distilled choice are asked for */
+  bool drops;    /* some slots are marked as the exchange marks them beyond capacity */
+  size_t k;
+  int32_t token[N], learned[N], distilled[N];
+  smoe_real *x, *dx;                /* [N, C] */
+  int32_t *expert;                  /* [N, K] */
+  smoe_real *gate, *dgate, *weight; /* [N, K] */
+  smoe_real *tape, *scratch;
+  int64_t *load;
+} problem;
+
+static smoe_route_call call_of(problem *p, size_t lane) {
+  const size_t first = lane * LANE, slots = first * p->k;
+  return (smoe_route_call){
+      .context = &p->context,
+      .layer = p->router.layer,
+      .lane = (int)lane,
+      .n_tokens = LANE,
+      .n_sequences = SEQUENCES,
+      .n_context = CONTEXT,
+      .first_token = (int64_t)first,
+      .token = p->token + first,
+      .x = p->x + first * C,
+      .expert = p->expert + slots,
+      .gate = p->gate + slots,
+      .tape = p->tape + lane * p->router.ops->tape_reals(&p->router, LANE),
+      .scratch = p->scratch,
+      .learned = p->observed ? p->learned + first : NULL,
+      .distilled = p->observed ? p->distilled + first : NULL,
+  };
+}
+
+/** The loads of both lanes; then every third used slot is marked as dropped. */
+static smoe_route_loads count_and_drop(problem *p) {
+  smoe_route_loads loads = {p->load, 0};
+  memset(p->load, 0, (size_t)p->router.n_experts * sizeof *p->load);
+  for (size_t i = 0; i < N * p->k; i++) {
+    if (p->expert[i] < 0) continue;
+    p->load[p->expert[i]]++;
+    if (p->drops && loads.n_assigned % 3 == 0) p->expert[i] = -2 - p->expert[i];
+    loads.n_assigned++;
+  }
+  return loads;
+}
+
+static double router_value(void *context, uint64_t *piece) {
+  problem *p = context;
+  const smoe_router_ops *ops = p->router.ops;
+  for (size_t lane = 0; lane < LANES; lane++) {
+    const smoe_route_call call = call_of(p, lane);
+    ops->route(&p->router, &call);
+  }
+  piece_add_choices(piece, p->expert, N * p->k);
+  const smoe_route_loads loads = count_and_drop(p);
+  double value = 0;
+  for (size_t i = 0; i < N * p->k; i++) {
+    p->dgate[i] = p->expert[i] >= 0 ? p->weight[i] : 0;
+    value += (double)p->dgate[i] * (double)p->gate[i];
+  }
+  for (size_t lane = 0; lane < LANES && ops->losses; lane++) {
+    const smoe_route_call call = call_of(p, lane);
+    smoe_route_sums sums = {0};
+    ops->losses(&p->router, &call, &loads, &sums);
+    value += (sums.balance + sums.distill) / (double)p->context.n_targets;
+  }
+  return value;
+}
+
+static void problem_begin(problem *p, const smoe_config *config, int stage) {
+  const smoe_lanes lanes = {LANES, 0, LANES};
+  const size_t n_experts = (size_t)smoe_config_settings(config)->moe.experts;
+  smoe_params_begin(&p->params, &group, &lanes, (int)n_experts);
+  smoe_router_declare(&p->router, config, &p->params, 0, FIXTURE_VOCABULARY);
+  smoe_arena_measure(&p->arena, "test");
+  smoe_params_layout(&p->params, &p->arena, true);
+  fixture_try(smoe_arena_reserve(&p->arena), "memory");
+  smoe_params_layout(&p->params, &p->arena, true);
+  fixture_randomise(&p->params, SEED);
+  if (stage == 2) p->router.ops->freeze(&p->router, &p->params);
+
+  const size_t slots = N * (p->k = (size_t)p->router.n_slots);
+  fixture_tokens(p->token, NULL, 5, 0, N, 6);
+  p->x = values_uniform(N * C, 1);
+  p->dx = values_uniform(N * C, 3);
+  p->expert = smoe_alloc(slots * sizeof *p->expert);
+  p->gate = values_zero(slots), p->dgate = values_zero(slots), p->weight = values_uniform(slots, 2);
+  p->tape = values_zero(LANES * p->router.ops->tape_reals(&p->router, LANE));
+  p->scratch = values_zero(p->router.ops->scratch_reals(&p->router, LANE));
+  p->load = smoe_alloc(n_experts * sizeof *p->load);
+}
+
+static void problem_end(problem *p) {
+  smoe_params_end(&p->params);
+  smoe_arena_release(&p->arena);
+  smoe_free(p->x), smoe_free(p->dx), smoe_free(p->expert), smoe_free(p->gate), smoe_free(p->dgate);
+  smoe_free(p->weight), smoe_free(p->tape), smoe_free(p->scratch), smoe_free(p->load);
+}
+
+static void test_gradient(const smoe_router_ops *method, int stage, bool observed, bool drops,
+                          const char *const *overrides) {
+  smoe_config *config = fixture_config(method->name, overrides);
+  problem p = {.observed = observed, .drops = drops};
+  p.context =
+      (smoe_route_context){.seed = SEED, .update = 5, .stage = stage, .training = true, .n_targets = 5};
+  problem_begin(&p, config, stage);
+  char *name = smoe_sprintf("%s, stage %d%s%s, %d experts", method->name, stage, observed ? ", observed" : "",
+                            drops ? ", drops" : "", p.router.n_experts);
+  piecewise gradient = {.name = name, .value = router_value, .context = &p};
+  router_value(&p, &(uint64_t){0});
+  smoe_route_loads loads = {p.load, 0};
+  for (int e = 0; e < p.router.n_experts; e++) loads.n_assigned += p.load[e];
+  for (size_t lane = 0; lane < LANES; lane++) {
+    const smoe_route_call call = call_of(&p, lane);
+    method->backward(&p.router, &call, &loads, p.dx + lane * LANE * C, p.dgate + lane * LANE * p.k);
+  }
+  smoe_real *before = values_uniform(N * C, 3);
+  for (size_t i = 0; i < N * C; i++) p.dx[i] -= before[i]; /* dx is added to */
+  piecewise_check(&gradient, "x", p.x, p.dx, N * C);
+  piecewise_check_params(&gradient, &p.params);
+  piecewise_end(&gradient);
+  smoe_free(before);
+  smoe_free(name);
+  problem_end(&p);
+  smoe_config_destroy(config);
+}
+
+int main(int argc, char **argv) {
+  static const char *const five[] = {"moe.experts=5", NULL};
+  smoe_group_start(&group, &argc, &argv);
+  for (size_t i = 0; smoe_router_methods[i]; i++) {
+    const smoe_router_ops *method = smoe_router_methods[i];
+    for (int stage = 1; stage <= (method->two_stages ? 2 : 1); stage++) {
+      test_gradient(method, stage, false, false, NULL);
+      test_gradient(method, stage, true, true, NULL);
+      test_gradient(method, stage, false, true, five);
+    }
+  }
+  smoe_group_end(&group);
+  return test_verdict("grad/router");
+}

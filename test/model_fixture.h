@@ -1,0 +1,151 @@
+/** A small model for tests: its configuration, random parameters, a random batch.
+ *
+ *  Everything is a function of numbers and global indices, so a model on several
+ *  ranks has the values that one rank alone would have.
+ */
+#ifndef STABLEMOE_TEST_MODEL_FIXTURE_H
+#define STABLEMOE_TEST_MODEL_FIXTURE_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "stablemoe/model.h"
+#include "stablemoe/random.h"
+
+enum { FIXTURE_VOCABULARY = 11 };
+
+typedef struct model_fixture {
+  const smoe_group *group;
+  smoe_config *config;
+  const smoe_settings *settings;
+  smoe_model *model;
+  size_t n_micro;          /**< micro-batches */
+  int32_t *input, *target; /**< [n_micro, N] */
+  smoe_route_context context;
+} model_fixture;
+
+static inline void fixture_try(smoe_status status, const char *what) {
+  if (status == SMOE_OK) return;
+  fprintf(stderr, "cannot set up the test (%s): %s\n", what, smoe_report());
+  exit(99);
+}
+
+/** A resolved configuration: a tiny model's, then "section.key=value" overrides up to a NULL.
+ *
+ *  Give it back with smoe_config_destroy. Keys that nobody here names have their defaults,
+ *  so a routing method with keys of its own needs no line here.
+ */
+static inline smoe_config *fixture_config(const char *method, const char *const *overrides) {
+  static const char *const tiny[] = {
+      "model.width=8",         "model.heads=2",
+      "model.blocks=2",        "model.inner=12",
+      "model.context=5",       "moe.experts=3",
+      "moe.inner=10",          "moe.sublayers=2",
+      "train.lanes=2",         "train.batch_sequences=4",
+      "schedule.warmup=0",     "run.seed=3",
+      "router.stable.width=4", NULL,
+  };
+  const smoe_keyset **sets = smoe_alloc(smoe_router_keysets(NULL) * sizeof *sets);
+  smoe_config *config = smoe_config_create(sets, smoe_router_keysets(sets));
+  smoe_free(sets);
+  for (size_t i = 0; tiny[i]; i++) fixture_try(smoe_config_override(config, tiny[i]), tiny[i]);
+  char *name = smoe_sprintf("router.method=%s", method);
+  fixture_try(smoe_config_override(config, name), name);
+  for (size_t i = 0; overrides && overrides[i]; i++)
+    fixture_try(smoe_config_override(config, overrides[i]), overrides[i]);
+  fixture_try(smoe_router_check(config), name);
+  fixture_try(smoe_config_resolve(config), name);
+  smoe_free(name);
+  return config;
+}
+
+/** Every parameter N(0, 0.3^2), gains of norms around 1: nothing is zero, nothing alike. */
+static inline void fixture_randomise(smoe_params *params, uint64_t seed) {
+  for (int p = 0; p < params->n_params; p++) {
+    const smoe_param *param = &params->param[p];
+    const char *gamma = strstr(param->name, "norm/gamma");
+    const bool expert = param->placement == SMOE_EXPERT;
+    for (int j = 0; j < (expert ? params->n_local : 1); j++) {
+      smoe_real *value = expert ? smoe_params_expert(params, p, j) : smoe_params_shared(params, p);
+      const uint64_t first = expert ? (uint64_t)(params->expert_first + j) * param->count : 0;
+      for (size_t i = 0; i < param->count; i++)
+        value[i] =
+            (smoe_real)((gamma ? 1 : 0) + 0.3 * smoe_random_normal(seed, SMOE_RANDOM_TEST,
+                                                                   smoe_hash_text(param->name), first + i));
+    }
+  }
+}
+
+/** Token ids and targets by global token index: about one in `one_in` is padding; 0: none is. */
+static inline void fixture_tokens(int32_t *input, int32_t *target, uint64_t seed, uint64_t first, size_t n,
+                                  uint64_t one_in) {
+  for (size_t t = 0; t < n; t++) {
+    const uint64_t bits = smoe_random_bits(seed, SMOE_RANDOM_TEST, 1, first + t);
+    const bool padding = one_in > 0 && (bits >> 32) % one_in == 0;
+    input[t] = padding ? -1 : (int32_t)(bits % FIXTURE_VOCABULARY);
+    if (target) target[t] = padding ? -1 : (int32_t)((bits >> 16) % FIXTURE_VOCABULARY);
+  }
+}
+
+/** Build model and batch. Collective over group. overrides: as for fixture_config. */
+static inline void fixture_open(model_fixture *f, const smoe_group *group, const char *method,
+                                const char *const *overrides, int stage) {
+  *f = (model_fixture){.group = group, .config = fixture_config(method, overrides)};
+  f->settings = smoe_config_settings(f->config);
+  const uint64_t seed = (uint64_t)f->settings->run.seed;
+  const int64_t parts = f->settings->train.lanes * f->settings->train.micro_batches;
+  f->n_micro = (size_t)f->settings->train.micro_batches;
+  const smoe_model_shape shape = {.vocabulary = FIXTURE_VOCABULARY,
+                                  .n_lanes = (int)f->settings->train.lanes,
+                                  .lane_sequences = (size_t)(f->settings->train.batch_sequences / parts),
+                                  .training = true};
+  fixture_try(smoe_model_create(&f->model, f->config, group, &shape, false), "model");
+  fixture_randomise(&f->model->params, seed);
+  if (stage == 2) smoe_model_freeze(f->model);
+
+  const smoe_token_shape *tokens = &f->model->tokens;
+  f->input = smoe_alloc(f->n_micro * tokens->n_tokens * sizeof *f->input);
+  f->target = smoe_alloc(f->n_micro * tokens->n_tokens * sizeof *f->target);
+  int64_t n_targets = 0;
+  for (size_t m = 0; m < f->n_micro; m++)
+    fixture_tokens(f->input + m * tokens->n_tokens, f->target + m * tokens->n_tokens, seed,
+                   (uint64_t)((int64_t)m * tokens->n_global + tokens->first_token), tokens->n_tokens, 9);
+  for (size_t t = 0; t < f->n_micro * tokens->n_tokens; t++) n_targets += f->target[t] >= 0;
+  smoe_group_sum_i64(group, &n_targets, 1);
+  f->context = (smoe_route_context){
+      .seed = seed, .update = 5, .stage = stage, .training = true, .n_targets = n_targets};
+}
+
+static inline void fixture_close(model_fixture *f) {
+  smoe_model_destroy(f->model);
+  smoe_config_destroy(f->config);
+  smoe_free(f->input);
+  smoe_free(f->target);
+}
+
+/** The loss of all parts per target, from model->sums. Collective. */
+static inline double fixture_loss_of_sums(const model_fixture *f) {
+  const smoe_model *model = f->model;
+  double *total = smoe_alloc((size_t)model->n_sums * sizeof *total);
+  smoe_lanes_sum(f->group, &model->params.lanes, total, model->sums, model->n_sums);
+  double loss = ((const smoe_lane_sums *)total)->loss;
+  for (int m = 0; m < model->n_moe; m++) {
+    const smoe_route_sums *route = (const smoe_route_sums *)(total + smoe_model_route_sums(m));
+    loss += route->balance + route->distill;
+  }
+  smoe_free(total);
+  return loss / (double)f->context.n_targets;
+}
+
+/** Forward and backward of all micro-batches: the gradients of one update. Collective. */
+static inline void fixture_gradients(model_fixture *f) {
+  const size_t n = f->model->tokens.n_tokens;
+  smoe_model_begin_update(f->model);
+  for (size_t m = 0; m < f->n_micro; m++) {
+    smoe_model_forward(f->model, f->input + m * n, f->target + m * n, &f->context);
+    smoe_model_backward(f->model, f->input + m * n, &f->context);
+  }
+}
+
+#endif

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""The same bits on any number of ranks: metrics, checkpoints and routing logs of whole runs
+across the switch of stages, against the run of one rank.
+
+    test_invariance.py --program stablemoe --ranks 3
+"""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
+import program as p  # noqa: E402
+
+UPDATES = 20
+
+# Name: settings beside those of configs/tiny/stable.yml, and whether experts must drop tokens there.
+VARIANTS = {
+    "plain": ([], False),
+    "micro-batches": (["train.micro_batches=2"], False),
+    "capacity": (["moe.capacity_factor=1.0"], True),
+    "two-layers": (["moe.layers=2", "moe.position=scattered", "moe.sublayers=2", "train.micro_batches=2",
+                    "moe.capacity_factor=1.0", "optimizer.decay=0.1", "schedule.kind=inverse_sqrt"], True),
+    # Neither experts nor lanes can be shared out evenly.
+    "uneven": (["moe.experts=5", "train.lanes=7", "train.batch_sequences=14", "moe.identical_experts=false"], False),
+    # Long dot products: BLAS takes another path here when the rows of a call are few.
+    "wide": (["model.width=64", "model.inner=1024", "moe.inner=1024", "model.context=32"], False),
+    "dense": (["moe.layers=0"], None),
+}
+
+
+class Invariance(p.ProgramTest):
+    settings = ("log.tokens_every=5", f"train.updates={UPDATES}", "router.stage1_updates=10",
+                "train.checkpoint_every=10", "train.keep_last=0")
+
+    def test_variants(self):
+        runs = {}
+        for variant, (settings, _) in VARIANTS.items():
+            for name, ranks in ((f"{variant}-one", 1), (f"{variant}-many", self.ranks)):
+                # The run of one rank is repeated under the launcher where that is what is asked for.
+                launcher = name.endswith("many")
+                runs[name] = lambda n=name, s=settings, r=ranks, by=launcher: self.train(n, s, ranks=r, launcher=by)
+        for name, result in p.several(runs):
+            with self.subTest(name):
+                self.assertFine(result)
+        for variant, (_, drops) in VARIANTS.items():
+            with self.subTest(variant, ranks=self.ranks):
+                self.check(self.path(f"{variant}-many"), self.path(f"{variant}-one"), drops)
+
+    def check(self, run, reference, drops):
+        self.assertEqual(len(p.metrics(run)), 1 + UPDATES)
+        self.assertEqual(p.files_of(run, "checkpoints"), [f"step-{u:09d}.h5" for u in (10, 20)])
+        self.assertSameRun(run, reference, (10, 20))
+        # What a variant is for has to happen, or it shows nothing.
+        losses = p.column(run, "loss")
+        self.assertEqual(len(set(losses)), UPDATES, "the losses of the updates differ")
+        if drops is None:
+            self.assertEqual(p.files_of(run, "routing"), [])
+            return
+        self.assertEqual(p.column(run, "stage"), [1.0] * 10 + [2.0] * 10)
+        log = p.routing(run)
+        self.assertEqual(list(log["step"]), list(range(1, UPDATES + 1)))
+        self.assertEqual(list(log["tokens/step"]), [5, 10, 15, 20])
+        for stage in (1, 2):
+            dropped = log["dropped"][log["stage"] == stage].sum()
+            self.assertEqual(dropped > 0, drops, f"{dropped} tokens dropped in stage {stage}")
+
+
+if __name__ == "__main__":
+    p.main()
