@@ -62,8 +62,8 @@ void smoe_panic_setup(void (*end)(int code), int rank, int n_ranks);
  *  Local.
  *
  *  STABLEMOE_FAULT=<site>@<rank>[#<n>] makes the n-th pass (1 by default) through
- *  that site on that rank fail. Sites are listed in doc/architecture.md and
- *  by `stablemoe faults`.
+ *  that site on that rank fail. STABLEMOE_KILL, in the same form, makes the process
+ *  die there by SIGKILL, as in a crash. doc/architecture.md lists the sites.
  */
 bool smoe_fault(const char *site);
 

@@ -1,5 +1,6 @@
 #include "stablemoe/status.h"
 
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,10 +14,12 @@ static struct {
   int n_ranks;
 } panic = {NULL, 0, 1};
 
-/* Sources are compiled from a build directory: "../src/io/h5.c" says no more than "src/io/h5.c". */
+/* The compiler names sources from the build directory, wherever that is: src/ and what follows says enough. */
 static const char *short_path(const char *file) {
-  while (strncmp(file, "../", 3) == 0) file += 3;
-  return file;
+  const char *from = file;
+  for (const char *at = file; (at = strstr(at, "src/")); at++)
+    if (at == file || at[-1] == '/') from = at;
+  return from;
 }
 
 static void format_report(char *out, const char *file, int line, const char *format, va_list args) {
@@ -91,15 +94,20 @@ void smoe_panic_at(const char *file, int line, smoe_status code, const char *for
   exit((int)code);
 }
 
-bool smoe_fault(const char *site) {
-  static long passes;
-  const char *wish = getenv("STABLEMOE_FAULT");
-  if (!wish) return false;
+/* Whether a wish "<site>@<rank>#<pass>" comes true now; counts the passes through its site. */
+static bool comes_true(const char *wish, const char *site, long *passes) {
   const size_t length = strlen(site);
+  if (!wish) return false;
   if (strncmp(wish, site, length) != 0 || wish[length] != '@') return false;
   char *end;
   const long rank = strtol(wish + length + 1, &end, 10);
   const long pass = *end == '#' ? strtol(end + 1, NULL, 10) : 1;
   if (rank != panic.rank) return false;
-  return ++passes == pass;
+  return ++*passes == pass;
+}
+
+bool smoe_fault(const char *site) {
+  static long failures, kills;
+  if (comes_true(getenv("STABLEMOE_KILL"), site, &kills)) raise(SIGKILL);
+  return comes_true(getenv("STABLEMOE_FAULT"), site, &failures);
 }

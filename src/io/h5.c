@@ -11,6 +11,9 @@
 /* Largest number of elements of one transfer: MPI counts are int. */
 enum { TRANSFER_MAX = 1 << 26 };
 
+/* Object headers are given space in blocks of this size. */
+enum { META_BLOCK_BYTES = 1 << 14 };
+
 /** Two messages of an error stack: what was asked for, and what went wrong deep inside. */
 typedef struct reasons {
   char outer[128], inner[192];
@@ -74,6 +77,9 @@ smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *grou
   if (bad >= 0) bad = H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_LATEST);
   if (bad >= 0) bad = H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
   if (bad >= 0) bad = H5Pset_obj_track_times(creation, 0);
+  if (bad >= 0 && !group) bad = H5Pset_userblock(creation, SMOE_H5_SEAL_BYTES);
+  /* Headers together, and so the values too: then the seal has few ranges to leave out. */
+  if (bad >= 0) bad = H5Pset_meta_block_size(access, META_BLOCK_BYTES);
   if (bad >= 0 && group) bad = H5Pset_fapl_mpio(access, group->comm, MPI_INFO_NULL);
   if (bad >= 0) *file = H5Fcreate(path, H5F_ACC_TRUNC, creation, access);
   smoe_status status = SMOE_OK;
@@ -84,6 +90,12 @@ smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *grou
 }
 
 smoe_status smoe_h5_open(hid_t *file, const char *path) {
+  *file = H5I_INVALID_HID;
+  SMOE_TRY(smoe_h5_check_seal(path));
+  return smoe_h5_open_unsealed(file, path);
+}
+
+smoe_status smoe_h5_open_unsealed(hid_t *file, const char *path) {
   be_quiet();
   *file = H5I_INVALID_HID;
   const int descriptor = open(path, O_RDONLY);

@@ -4,9 +4,17 @@
 #include <string.h>
 
 extern const smoe_router_ops smoe_router_stable;
+extern const smoe_router_ops smoe_router_switch;
+extern const smoe_router_ops smoe_router_gshard;
+extern const smoe_router_ops smoe_router_topk;
+extern const smoe_router_ops smoe_router_expert_choice;
 
 const smoe_router_ops *const smoe_router_methods[] = {
     &smoe_router_stable,
+    &smoe_router_switch,
+    &smoe_router_gshard,
+    &smoe_router_topk,
+    &smoe_router_expert_choice,
     NULL,
 };
 

@@ -94,43 +94,56 @@ static inline double piecewise_check(piecewise *p, const char *what, smoe_real *
   return largest;
 }
 
-/** Gradient of a parameter: the sum over lanes, or that of local expert j. In memory of smoe_alloc. */
-static inline smoe_real *piecewise_gradient(const smoe_params *params, int index, int j) {
+/** Gradient of a parameter: the sum over lanes, or those of all local experts. In memory of smoe_alloc. */
+static inline smoe_real *piecewise_gradient(const smoe_params *params, int index) {
   const smoe_param *param = &params->param[index];
   const bool expert = param->placement == SMOE_EXPERT;
-  smoe_real *sum = smoe_alloc(param->count * sizeof *sum);
-  for (int lane = 0; lane < (expert ? 1 : params->lanes.count); lane++) {
+  const int parts = expert ? params->n_local : params->lanes.count;
+  smoe_real *gradient = smoe_alloc((size_t)(expert ? parts : 1) * param->count * sizeof *gradient);
+  for (int j = 0; j < parts; j++) {
     const smoe_real *part =
-        expert ? smoe_params_expert_grad(params, index, j) : smoe_params_lane_grad(params, index, lane);
-    for (size_t k = 0; k < param->count; k++) sum[k] += part[k];
+        expert ? smoe_params_expert_grad(params, index, j) : smoe_params_lane_grad(params, index, j);
+    for (size_t k = 0; k < param->count; k++) gradient[(expert ? (size_t)j : 0) * param->count + k] += part[k];
   }
-  return sum;
+  return gradient;
+}
+
+/** Check one parameter; returns its largest gradient. */
+static inline double piecewise_check_param(piecewise *p, const smoe_params *params, int index,
+                                           const smoe_real *gradient) {
+  const smoe_param *param = &params->param[index];
+  if (param->placement == SMOE_REPLICATED)
+    return piecewise_check(p, param->name, smoe_params_shared(params, index), gradient, param->count);
+  double largest = 0;
+  for (int j = 0; j < params->n_local; j++) {
+    char *name = smoe_sprintf("%s of expert %d", param->name, j);
+    largest = fmax(largest, piecewise_check(p, name, smoe_params_expert(params, index, j),
+                                            gradient + (size_t)j * param->count, param->count));
+    smoe_free(name);
+  }
+  return largest;
 }
 
 /** Check the gradients of all parameters. A frozen one must have none; any other must have some,
  *  experts' parameters in one expert at least.
  */
 static inline void piecewise_check_params(piecewise *p, const smoe_params *params) {
+  /* All of them first: evaluating the value may add to them. */
+  smoe_real **gradient = smoe_alloc((size_t)params->n_params * sizeof *gradient);
+  for (int i = 0; i < params->n_params; i++) gradient[i] = piecewise_gradient(params, i);
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
-    const bool expert = param->placement == SMOE_EXPERT;
-    double largest = 0;
-    for (int j = 0; j < (expert ? params->n_local : 1); j++) {
-      smoe_real *gradient = piecewise_gradient(params, i, j);
-      char *name = expert ? smoe_sprintf("%s of expert %d", param->name, j) : smoe_strdup(param->name);
-      for (size_t k = 0; k < param->count && param->frozen; k++)
-        largest = fmax(largest, fabs((double)gradient[k]));
-      if (!param->frozen)
-        largest = fmax(largest, piecewise_check(p, name,
-                                                expert ? smoe_params_expert(params, i, j)
-                                                       : smoe_params_shared(params, i),
-                                                gradient, param->count));
-      smoe_free(name);
-      smoe_free(gradient);
-    }
-    CHECK(param->frozen ? largest == 0 : largest > 0, "%s: the largest gradient of %s is %g%s", p->name,
-          param->name, largest, param->frozen ? ", though it is frozen" : "");
+    const size_t copies = param->placement == SMOE_EXPERT ? (size_t)params->n_local : 1;
+    double frozen = 0;
+    for (size_t k = 0; k < copies * param->count; k++) frozen = fmax(frozen, fabs((double)gradient[i][k]));
+    if (param->frozen)
+      CHECK(frozen == 0, "%s: %s is frozen and has a gradient of %g", p->name, param->name, frozen);
+    else
+      CHECK(piecewise_check_param(p, params, i, gradient[i]) > 0, "%s: the gradient of %s is zero everywhere",
+            p->name, param->name);
+    smoe_free(gradient[i]);
   }
+  smoe_free(gradient);
 }
 
 /** The end of a case: entries were checked, and few were skipped. */

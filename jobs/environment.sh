@@ -1,0 +1,27 @@
+# What Open MPI and OpenMP should know before a run; for scripts to source, and for people who run by hand:
+#   source jobs/environment.sh
+# What is set already stays as it is.
+
+# One thread per rank, unless told otherwise: ranks are the parallelism, and more threads than cores cost dearly.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+# Containers and CI machines run as root, which mpirun asks about.
+if [ "$(id -u)" = 0 ]; then
+  export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT:-1}"
+  export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}"
+fi
+
+# Small writes of several ranks can come out wrong on Open MPI's own I/O layer before 4.1.7 and 5.0.6
+# (open-mpi/ompi issue 12718); with this lock they do not.
+case "$(mpirun --version 2>/dev/null | sed -n 's/^mpirun (Open MPI) //p')" in
+  [0-3].* | 4.0.* | 4.1.[0-6]* | 5.0.[0-5]*)
+    export OMPI_MCA_fs_ufs_lock_algorithm="${OMPI_MCA_fs_ufs_lock_algorithm:-3}" ;;
+esac
+
+# On one machine, outside of a batch system: runs beside each other would all be bound to the first cores,
+# and more ranks than cores have to give way to each other while they wait.
+if [ -z "${SLURM_JOB_ID:-}${PBS_JOBID:-}${LSB_JOBID:-}" ]; then
+  export OMPI_MCA_hwloc_base_binding_policy="${OMPI_MCA_hwloc_base_binding_policy:-none}"
+  export OMPI_MCA_rmaps_base_oversubscribe="${OMPI_MCA_rmaps_base_oversubscribe:-1}"
+  export OMPI_MCA_mpi_yield_when_idle="${OMPI_MCA_mpi_yield_when_idle:-1}"
+fi

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# usage: jobs/install.sh [--test]
+#
+# Make sure that everything StableMoE is built with and runs on is there. What is missing is installed from
+# Debian's packages where this user may do that (root, or sudo without a password); elsewhere the packages
+# and cluster modules to load are named, and the exit status is 2. Where nothing is missing, nothing is done
+# and no network is needed.
+#   --test   also what only tests use (clang-format), if it can be had; without it those tests are skipped
+set -euo pipefail
+
+with_test=no
+case "${1:-}" in
+  "") ;;
+  --test) with_test=yes ;;
+  -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+  *) echo "install.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
+esac
+
+command_there() { command -v "$1" >/dev/null 2>&1; }
+package_there() { # any of these pkg-config names
+  command_there pkg-config || return 1
+  local name
+  for name in "$@"; do pkg-config --exists "$name" 2>/dev/null && return 0; done
+  return 1
+}
+header_there() { echo "#include <$1>" | ${CXX:-c++} -x c++ -E - >/dev/null 2>&1; }
+python_has() { # the interpreter that analysis/ would choose
+  local python
+  for python in "${STABLEMOE_PYTHON:-}" python3 /usr/bin/python3; do
+    [ -n "$python" ] && "$python" -c "import $1" >/dev/null 2>&1 && return 0
+  done
+  return 1
+}
+cc_works() { echo 'int main(void) { return 0; }' | ${CC:-cc} -x c -o /dev/null - >/dev/null 2>&1; }
+cxx_works() { echo '#include <string>' | ${CXX:-c++} -x c++ -c -o /dev/null - >/dev/null 2>&1; }
+mpi_there() { command_there mpirun && { package_there ompi-c mpi-c mpi || command_there mpicc; }; }
+hdf5_there() { package_there hdf5-openmpi hdf5-mpi || { package_there hdf5 && command_there h5pcc; }; }
+
+# One line each: Debian package | what a cluster calls it | how to see that it is there
+requirements() {
+  cat <<'LIST'
+gcc|a C11 compiler: module gcc|cc_works
+g++|a C++17 compiler: module gcc|cxx_works
+meson|meson 1.0 or later: module meson, or build it with the site's Python|command_there meson
+ninja-build|ninja: module ninja|command_there ninja
+pkg-config|pkg-config or pkgconf|command_there pkg-config
+libopenmpi-dev openmpi-bin|Open MPI 4.1 or later: module openmpi|mpi_there
+libhdf5-openmpi-dev|HDF5 built for that MPI: module hdf5/...-mpi or phdf5|hdf5_there
+libopenblas-openmp-dev|OpenBLAS built with OpenMP: module openblas|package_there openblas
+libyaml-dev|libyaml: module libyaml|package_there yaml-0.1
+libxxhash-dev|xxHash 0.8: module xxhash|package_there libxxhash
+libsentencepiece-dev|SentencePiece with its headers: module sentencepiece|package_there sentencepiece
+librandom123-dev|Random123 headers: module random123, or set CPATH to them|header_there Random123/philox.h
+python3|Python 3.10 or later: module python|command_there python3
+python3-numpy|numpy: module scipy-bundle|python_has numpy
+python3-h5py|h5py: module h5py|python_has h5py
+python3-matplotlib|matplotlib: module matplotlib|python_has matplotlib
+LIST
+}
+
+missing=() hints=()
+check() {
+  missing=() hints=()
+  local packages hint test
+  while IFS='|' read -r packages hint test; do
+    $test && continue
+    # shellcheck disable=SC2206
+    missing+=($packages)
+    hints+=("$packages"$'\t'"$hint")
+  done < <(requirements)
+}
+
+apt() { # apt-get as whoever may
+  if [ "$(id -u)" = 0 ]; then
+    env DEBIAN_FRONTEND=noninteractive apt-get "$@" </dev/null
+  else
+    sudo -n env DEBIAN_FRONTEND=noninteractive apt-get "$@" </dev/null
+  fi
+}
+may_install() {
+  command_there apt-get || return 1
+  [ "$(id -u)" = 0 ] || { command_there sudo && sudo -n true >/dev/null 2>&1; }
+}
+
+check
+wished=()
+if [ "$with_test" = yes ] && ! command_there clang-format; then wished=(clang-format); fi
+if [ ${#missing[@]} = 0 ] && [ ${#wished[@]} = 0 ]; then
+  echo "install: everything is there"
+  exit 0
+fi
+
+if may_install; then
+  log=$(mktemp)
+  trap 'rm -f "$log"' EXIT
+  if [ ${#missing[@]} -gt 0 ]; then
+    echo "install: from Debian's packages: ${missing[*]}"
+    if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+      tail -n 20 "$log" >&2
+      echo "install: apt-get could not install: ${missing[*]}" >&2
+      exit 2
+    fi
+  else
+    apt update >"$log" 2>&1 || true
+  fi
+  if [ ${#wished[@]} -gt 0 ]; then
+    apt install -y --no-install-recommends "${wished[@]}" >"$log" 2>&1 ||
+      echo "install: ${wished[*]} cannot be had here; tests that need it are skipped"
+  fi
+  hash -r
+  check
+elif [ ${#missing[@]} = 0 ]; then
+  echo "install: everything is there but ${wished[*]}; tests that need it are skipped"
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+  {
+    echo "install: these are missing, and this user cannot install packages here."
+    echo "On Debian or Ubuntu, ask an administrator for"
+    echo "  apt-get install --no-install-recommends ${missing[*]}"
+    echo "On a cluster, load modules that bring the following, so that pkg-config and PATH show them:"
+    for hint in "${hints[@]}"; do printf '  %-28s %s\n' "${hint%%$'\t'*}" "${hint#*$'\t'}"; done
+  } >&2
+  exit 2
+fi

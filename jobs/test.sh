@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# usage: jobs/test.sh [--suite NAME]... [--no-sanitize]
+#
+# Install what is missing, build, and run the tests: every suite in the release build, and unit, grad and mpi-2
+# once more with the address and undefined-behaviour sanitizers and assertions. The last line has the counts;
+# the exit status is 0 only if something ran and nothing failed.
+#
+#   --suite NAME    only this suite, in each of the builds that would run it; may be repeated
+#   --no-sanitize   only the release build
+set -uo pipefail
+
+suites=() sanitize=yes
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --suite)
+      [ $# -ge 2 ] || { echo "test.sh: --suite needs a name" >&2; exit 2; }
+      suites+=("$2")
+      shift 2 ;;
+    --no-sanitize) sanitize=no; shift ;;
+    -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    *) echo "test.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
+  esac
+done
+cd "$(dirname "$0")/.." || exit 1
+exec </dev/null
+
+passed=0 failed=0 skipped=0
+say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
+finish() {
+  echo
+  if [ "$skipped" -gt 0 ]; then
+    echo "$passed passed, $failed failed, $skipped skipped"
+  else
+    echo "$passed passed, $failed failed"
+  fi
+  [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+  exit
+}
+
+# build DIRECTORY SETUP-OPTION...: 1 where that fails, with the reason shown
+build() {
+  local directory=$1 log
+  shift
+  say "Building $directory"
+  log=$(mktemp)
+  if [ -f "$directory/build.ninja" ]; then
+    meson setup --reconfigure "$directory" "$@" >"$log" 2>&1
+  else
+    meson setup "$directory" "$@" >"$log" 2>&1
+  fi && ninja -C "$directory" >>"$log" 2>&1
+  local status=$?
+  [ $status = 0 ] || tail -n 60 "$log"
+  grep -i 'warning:' "$log" | sort -u | head -n 20
+  rm -f "$log"
+  return $status
+}
+
+# run DIRECTORY SUITE...: add the outcome of its tests to the counts; no SUITE: all
+run() {
+  local directory=$1 arguments=() suite log
+  shift
+  for suite in "$@"; do arguments+=(--suite "$suite"); done
+  say "Testing $directory${1:+: $*}"
+  log=$directory/meson-logs/testlog.json
+  rm -f "$log"
+  # Slow is no failure: machines that run tests are often busy.
+  meson test -C "$directory" --no-rebuild --print-errorlogs --timeout-multiplier 3 ${arguments[@]:+"${arguments[@]}"}
+  local status=$? counts
+  counts=$(python3 - "$log" <<'COUNT'
+import json, sys
+counts = {"passed": 0, "failed": 0, "skipped": 0}
+try:
+    for line in open(sys.argv[1], encoding="utf-8"):
+        result = json.loads(line)["result"]
+        counts[{"OK": "passed", "EXPECTEDFAIL": "passed", "SKIP": "skipped"}.get(result, "failed")] += 1
+except OSError:
+    pass
+print(*counts.values())
+COUNT
+  ) || counts="0 1 0"
+  local p f s
+  read -r p f s <<<"$counts"
+  # meson itself failed though no test did
+  if [ $status != 0 ] && [ "$f" = 0 ]; then f=1; fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+}
+
+say "Looking for what is needed"
+bash jobs/install.sh --test || { failed=1; finish; }
+# shellcheck source=jobs/environment.sh
+. jobs/environment.sh
+
+if build build-test --buildtype=release -Dtests=true; then
+  run build-test ${suites[@]:+"${suites[@]}"}
+else
+  failed=$((failed + 1))
+fi
+
+# The suites of the sanitized build, if they are wanted.
+wanted=()
+for suite in unit grad mpi-2; do
+  case " ${suites[*]:-$suite} " in *" $suite "*) wanted+=("$suite") ;; esac
+done
+if [ $sanitize = yes ] && [ ${#wanted[@]} -gt 0 ]; then
+  # MPI and the BLAS keep what they took until the end: leaks are not looked for.
+  export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+  if build build-sanitize --buildtype=debugoptimized -Db_ndebug=false -Db_sanitize=address,undefined \
+    -Db_lundef=false -Dtests=true; then
+    run build-sanitize "${wanted[@]}"
+  else
+    failed=$((failed + 1))
+  fi
+fi
+finish
