@@ -8,7 +8,7 @@
  *
  *  Saving: every rank writes its own parts by independent transfers into
  *  <name>.part; all agree; the file is closed, opened with the serial driver
- *  and every rank compares what it wrote; only then rank 0 flushes it to disk,
+ *  and every rank compares what it wrote; only then rank 0 seals it, flushes it to disk,
  *  renames it, and replaces `latest`.
  */
 #ifndef STABLEMOE_CHECKPOINT_H
@@ -44,12 +44,13 @@ smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *param
 smoe_status smoe_checkpoint_prune(const char *directory, const smoe_group *group, int64_t keep_last,
                                   int64_t keep_every);
 
-/** Read what a checkpoint says of itself. Collective: rank 0 reads. Errors: agreed. */
+/** Check the seal of a checkpoint and read what it says of itself. Collective: rank 0 reads. Errors: agreed. */
 smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group, smoe_checkpoint_meta *meta);
 
 /** Load parameters (and moments, where params was laid out for training).
  *
- *  Collective over params->group; any number of ranks.
+ *  Collective over params->group; any number of ranks. Comes after smoe_checkpoint_read_meta, which
+ *  checks the seal of the file: this one looks at names, shapes, types and values alone.
  *  Errors:  agreed; SMOE_ERR_FORMAT names the first missing or extra name, wrong
  *           shape or type, or failed checksum ("moe0/expert/ffn0/w1 of expert 3").
  */

@@ -34,6 +34,14 @@ smoe_status smoe_corpus_open(smoe_corpus *corpus, const smoe_group *group, const
 /** Open a corpus for this rank alone. Local. Errors: as smoe_corpus_open. */
 smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path);
 
+/** A corpus without a file: random tokens with frequencies after Zipf's law, for measurements. Local.
+ *  n_tokens: of each split.
+ */
+void smoe_corpus_synthetic(smoe_corpus *corpus, int vocabulary, int64_t n_tokens);
+
+/** The tokens of such a corpus. Local; smoe_corpus_read calls it. */
+void smoe_corpus_synthetic_read(const smoe_corpus *corpus, int64_t first, size_t n, int32_t *tokens);
+
 /** Close it; fine for a zeroed or already closed one. Local. */
 void smoe_corpus_close(smoe_corpus *corpus);
 

@@ -82,6 +82,12 @@ size_t smoe_exchange_rows_max(const smoe_exchange *ex);
  */
 void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n);
 
+/** Seconds of a bare MPI_Alltoallv of `rows` rows to each rank of the replica; the best of `repeats`.
+ *
+ *  Collective over the ranks of the replica. What an exchange can be compared with.
+ */
+double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repeats);
+
 /** Send every kept token row to the rank of its expert.
  *
  *  Collective over the ranks of the replica.

@@ -16,18 +16,32 @@
 
 enum { SMOE_H5_DIMS = 4 };
 
+/** Bytes in front of the superblock, which hold the seal (doc/file-formats.md). */
+enum { SMOE_H5_SEAL_BYTES = 2048 };
+
 /** Make a file that all ranks write. Collective. group NULL: a serial file of this rank.
  *
  *  Objects carry no time stamps, so equal runs make equal files.
  */
 smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *group);
 
-/** Open a file for reading with the serial driver, this rank alone.
+/** Open a file for reading with the serial driver, this rank alone, after its seal was checked.
  *
  *  Local.
- *  Errors:  SMOE_ERR_IO where it cannot be read, SMOE_ERR_FORMAT where it is no HDF5 file.
+ *  Errors:  SMOE_ERR_IO where it cannot be read, SMOE_ERR_FORMAT where it is no HDF5 file, or truncated or
+ *           damaged anywhere but in the values of datasets that have checksums of their own.
+ *           Files without room for a seal (of other programs) are opened as they are.
  */
 smoe_status smoe_h5_open(hid_t *file, const char *path);
+
+/** Open a file without looking at its seal: one that is being written, or that was checked before. Local. */
+smoe_status smoe_h5_open_unsealed(hid_t *file, const char *path);
+
+/** Compute the seal of a closed file anew and write it. Local. Reads all but the large values. */
+smoe_status smoe_h5_seal(const char *path);
+
+/** Check the seal of a file. Local. Errors: as smoe_h5_open. */
+smoe_status smoe_h5_check_seal(const char *path);
 
 /** Open a file that is there for all ranks to write data into its datasets; nothing else may change.
  *
@@ -35,7 +49,9 @@ smoe_status smoe_h5_open(hid_t *file, const char *path);
  */
 smoe_status smoe_h5_open_together(hid_t *file, const char *path, const smoe_group *group);
 
-/** Close a file. Collective where it was made so. Errors: what was not flushed is lost. */
+/** Close a file; seal it where this rank alone has written it. Collective where it was made so.
+ *  Errors:  what was not flushed is lost.
+ */
 smoe_status smoe_h5_close(hid_t file);
 
 /** Make a dataset of n_dims dimensions (0: a scalar), with the groups on its way. Collective.
@@ -100,7 +116,7 @@ smoe_status smoe_h5_get_u64(hid_t file, const char *object, const char *name, ui
 smoe_status smoe_h5_get_f64(hid_t file, const char *object, const char *name, double *value);
 smoe_status smoe_h5_get_text(hid_t file, const char *object, const char *name, char *value, size_t bytes);
 
-/** Flush a finished file to the disk (fsync), give it its final name, and flush the directory. Local. */
+/** Seal a finished file, flush it to the disk (fsync), give it its final name, and flush the directory. Local. */
 smoe_status smoe_h5_publish(const char *part, const char *path);
 
 /** What the last HDF5 call that failed says, for reports; never NULL. Local. */

@@ -99,6 +99,9 @@ void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits);
 /** Enter stage 2: freeze the routers. Local; the same on all ranks. */
 void smoe_model_freeze(smoe_model *model);
 
+/** Bytes that this rank is expected to touch, with balanced routing; the plan's figure. Local. */
+double smoe_model_expected_bytes(const smoe_model *model);
+
 /** Print the plan: bytes per arena on this rank, expected and worst case, and what the machine has.
  *
  *  Collective (the largest over ranks is shown).

@@ -10,6 +10,7 @@ smoe_status smoe_app_prepare(int argc, char **argv);
 smoe_status smoe_app_train(const smoe_group *group, int argc, char **argv);
 smoe_status smoe_app_evaluate(const smoe_group *group, int argc, char **argv);
 smoe_status smoe_app_generate(const smoe_group *group, int argc, char **argv);
+smoe_status smoe_app_bench(const smoe_group *group, int argc, char **argv);
 smoe_status smoe_app_info(const smoe_group *group, int argc, char **argv);
 
 /** A configuration with the keys of the trainer and of every routing method; local. */

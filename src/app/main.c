@@ -15,6 +15,7 @@ static const char USAGE[] =
     "       mpirun -n R stablemoe train CONFIG          train a model\n"
     "       mpirun -n R stablemoe evaluate CHECKPOINT   perplexity on a split\n"
     "       mpirun -n R stablemoe generate CHECKPOINT   text from a model\n"
+    "       mpirun -n R stablemoe bench CONFIG          speed, beside what the machine's GEMM allows\n"
     "       stablemoe info FILE                         what a checkpoint or corpus holds\n"
     "       stablemoe --version | --help\n"
     "\n"
@@ -64,6 +65,7 @@ static smoe_status run(const smoe_group *group, int argc, char **argv) {
   if (strcmp(command, "train") == 0) return smoe_app_train(group, argc - 1, argv + 1);
   if (strcmp(command, "evaluate") == 0) return smoe_app_evaluate(group, argc - 1, argv + 1);
   if (strcmp(command, "generate") == 0) return smoe_app_generate(group, argc - 1, argv + 1);
+  if (strcmp(command, "bench") == 0) return smoe_app_bench(group, argc - 1, argv + 1);
   if (strcmp(command, "info") == 0) return smoe_app_info(group, argc - 1, argv + 1);
   if (strcmp(command, "prepare") == 0)
     return smoe_group_agree(group, group->rank == 0 ? smoe_app_prepare(argc - 1, argv + 1) : SMOE_OK);
@@ -74,7 +76,8 @@ static smoe_status run(const smoe_group *group, int argc, char **argv) {
     return SMOE_OK;
   }
   return SMOE_FAIL(SMOE_ERR_CONFIG,
-                   "unknown subcommand '%s': it is prepare, train, evaluate, generate or info", command);
+                   "unknown subcommand '%s': it is prepare, train, evaluate, generate, bench or info",
+                   command);
 }
 
 int main(int argc, char **argv) {

@@ -3,9 +3,12 @@
  * On one rank both orders are the same and nothing is sent: rows are packed
  * straight to where they are wanted.
  */
+#include <math.h>
 #include <string.h>
 
 #include "stablemoe/exchange.h"
+#include "stablemoe/phase.h"
+#include "stablemoe/timer.h"
 
 /* Reals below which waking threads costs more than it saves. */
 enum { PARALLEL_MIN = 1 << 15 };
@@ -14,8 +17,10 @@ enum { PARALLEL_MIN = 1 << 15 };
 static const smoe_real *send_there(const smoe_exchange *ex, smoe_real *scratch) {
   smoe_real *arrived = scratch + ex->n_send * ex->shape.width;
   if (smoe_fault("exchange.transfer")) SMOE_PANIC(SMOE_ERR_MPI, "injected fault at exchange.transfer");
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
   SMOE_MPI(MPI_Alltoallv(scratch, ex->send_count, ex->send_offset, ex->row_type, arrived, ex->recv_count,
                          ex->recv_offset, ex->row_type, ex->topology->experts.comm));
+  smoe_phase(phase);
   return arrived;
 }
 
@@ -23,8 +28,10 @@ static const smoe_real *send_there(const smoe_exchange *ex, smoe_real *scratch) 
 static const smoe_real *send_back(const smoe_exchange *ex, smoe_real *scratch) {
   smoe_real *returned = scratch + ex->n_recv * ex->shape.width;
   if (smoe_fault("exchange.transfer")) SMOE_PANIC(SMOE_ERR_MPI, "injected fault at exchange.transfer");
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
   SMOE_MPI(MPI_Alltoallv(scratch, ex->recv_count, ex->recv_offset, ex->row_type, returned, ex->send_count,
                          ex->send_offset, ex->row_type, ex->topology->experts.comm));
+  smoe_phase(phase);
   return returned;
 }
 
@@ -96,4 +103,27 @@ void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *
       for (size_t c = 0; c < C; c++) to[c] += from[c];
     }
   }
+}
+
+double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repeats) {
+  const smoe_group *group = &ex->topology->experts;
+  const size_t R = (size_t)group->n_ranks, n = R * rows * ex->shape.width;
+  smoe_real *out = smoe_alloc(n * sizeof *out), *in = smoe_alloc(n * sizeof *in);
+  int *count = smoe_alloc(R * sizeof *count), *offset = smoe_alloc(R * sizeof *offset);
+  for (size_t r = 0; r < R; r++) {
+    count[r] = (int)rows;
+    offset[r] = (int)(r * rows);
+  }
+  double best = INFINITY;
+  for (int i = 0; i < repeats; i++) {
+    smoe_group_barrier(group);
+    const double before = smoe_seconds();
+    SMOE_MPI(MPI_Alltoallv(out, count, offset, ex->row_type, in, count, offset, ex->row_type, group->comm));
+    best = fmin(best, smoe_seconds() - before);
+  }
+  smoe_free(out);
+  smoe_free(in);
+  smoe_free(count);
+  smoe_free(offset);
+  return best;
 }

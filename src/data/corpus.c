@@ -144,6 +144,10 @@ void smoe_corpus_read(const smoe_corpus *corpus, smoe_split split, int64_t first
     SMOE_PANIC(SMOE_ERR_BUG, "%zu tokens from %lld on leave the split %s of '%s', which has %lld", n,
                (long long)first, smoe_split_name(split), corpus->path, (long long)size);
   if (n == 0) return;
+  if (!corpus->file) {
+    smoe_corpus_synthetic_read(corpus, first, n, tokens);
+    return;
+  }
   char name[64];
   snprintf(name, sizeof name, "/%s/tokens", smoe_split_name(split));
   if (smoe_fault("corpus.read"))

@@ -91,15 +91,17 @@ smoe_status smoe_checkpoint_check(hid_t file) {
   int64_t version;
   if (smoe_h5_get_text(file, "/", "format", format, sizeof format) != SMOE_OK ||
       strcmp(format, SMOE_CHECKPOINT_KIND) != 0)
-    return SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' is not a StableMoE checkpoint", smoe_h5_path(file));
+    return SMOE_FAIL(SMOE_ERR_FORMAT,
+                     "'%s' is not a StableMoE checkpoint: its attribute 'format' does not say so",
+                     smoe_h5_path(file));
   SMOE_TRY(smoe_h5_get_i64(file, "/", "version", &version));
   SMOE_CHECK(version == SMOE_CHECKPOINT_FORMAT, SMOE_ERR_FORMAT,
              "'%s' has format version %lld, this program reads version %d", smoe_h5_path(file),
              (long long)version, SMOE_CHECKPOINT_FORMAT);
   SMOE_TRY(smoe_h5_get_text(file, "/meta", "real", real, sizeof real));
   SMOE_CHECK(strcmp(real, SMOE_REAL_NAME) == 0, SMOE_ERR_FORMAT,
-             "'%s' holds numbers of type %s, this build of the program reads %s", smoe_h5_path(file), real,
-             SMOE_REAL_NAME);
+             "'%s' holds real numbers of type %s, this build of the program reads %s", smoe_h5_path(file),
+             real, SMOE_REAL_NAME);
   return SMOE_OK;
 }
 

@@ -150,9 +150,24 @@ static void divert(hid_t file) {
   if (access >= 0) H5Pclose(access);
 }
 
+/** Whether this rank alone has written a file that has room for a seal. */
+static bool wants_seal(hid_t file) {
+  unsigned intent = H5F_ACC_RDONLY;
+  hsize_t room = 0;
+  const hid_t access = H5Fget_access_plist(file), creation = H5Fget_create_plist(file);
+  const bool known = access >= 0 && creation >= 0 && H5Fget_intent(file, &intent) >= 0 &&
+                     H5Pget_userblock(creation, &room) >= 0;
+  const bool wants =
+      known && (intent & H5F_ACC_RDWR) && room == SMOE_H5_SEAL_BYTES && H5Pget_driver(access) == H5FD_SEC2;
+  if (creation >= 0) H5Pclose(creation);
+  if (access >= 0) H5Pclose(access);
+  return wants;
+}
+
 smoe_status smoe_h5_close(hid_t file) {
   char path[1024];
   smoe_status status = SMOE_OK;
+  const bool sealed = wants_seal(file);
   snprintf(path, sizeof path, "%s", smoe_h5_path(file));
   if (H5Fflush(file, H5F_SCOPE_GLOBAL) < 0) {
     status = SMOE_FAIL(SMOE_ERR_IO, "cannot flush '%s': %s", path, smoe_h5_error());
@@ -160,7 +175,7 @@ smoe_status smoe_h5_close(hid_t file) {
   }
   if (H5Fclose(file) < 0 && status == SMOE_OK)
     status = SMOE_FAIL(SMOE_ERR_IO, "cannot close '%s': %s", path, smoe_h5_error());
-  return status;
+  return status == SMOE_OK && sealed ? smoe_h5_seal(path) : status;
 }
 
 /** Make the groups on the way to an object, without time stamps. */
@@ -355,6 +370,7 @@ static int flush_path(const char *path, int flags) {
 }
 
 smoe_status smoe_h5_publish(const char *part_path, const char *path) {
+  SMOE_TRY(smoe_h5_seal(part_path));
   int error = flush_path(part_path, O_RDWR);
   SMOE_CHECK(error == 0, SMOE_ERR_IO, "cannot flush '%s' to the disk: %s", part_path, strerror(error));
   SMOE_CHECK(rename(part_path, path) == 0, SMOE_ERR_IO, "cannot rename '%s' to '%s': %s", part_path, path,

@@ -84,6 +84,7 @@ smoe_status smoe_h5_expect(hid_t file, const char *name, hid_t type, int n_dims,
 typedef struct name_list {
   char **name;
   size_t n, room;
+  char bad[512]; /**< what could not be opened */
 } name_list;
 
 static void list_add(name_list *list, const char *name) {
@@ -94,17 +95,29 @@ static void list_add(name_list *list, const char *name) {
   list->name[list->n++] = smoe_strdup(name);
 }
 
+/** Open an object that a hard link of a group leads to: our files have no others, and they may lead
+ *  out of the file or in circles.
+ */
+static hid_t open_linked(hid_t group, const char *link) {
+  H5L_info_t info;
+  if (H5Lget_info(group, link, &info, H5P_DEFAULT) < 0 || info.type != H5L_TYPE_HARD) return H5I_INVALID_HID;
+  return H5Oopen(group, link, H5P_DEFAULT);
+}
+
 /** Add the datasets below a group; prefix is what stands before their names. */
 static herr_t list_group(hid_t group, const char *prefix, int depth, name_list *list) {
   H5G_info_t info;
-  if (depth > DEPTH_MAX || H5Gget_info(group, &info) < 0) return -1;
+  if (H5Gget_info(group, &info) < 0) return -1;
   herr_t bad = 0;
   for (hsize_t i = 0; i < info.nlinks && bad >= 0; i++) {
     char link[512];
     if (H5Lget_name_by_idx(group, ".", H5_INDEX_NAME, H5_ITER_INC, i, link, sizeof link, H5P_DEFAULT) < 0)
       return -1;
-    const hid_t object = H5Oopen(group, link, H5P_DEFAULT);
-    if (object < 0) return -1;
+    const hid_t object = depth < DEPTH_MAX ? open_linked(group, link) : H5I_INVALID_HID;
+    if (object < 0) {
+      snprintf(list->bad, sizeof list->bad, "/%.250s%.250s", prefix, link);
+      return -1;
+    }
     char *name = smoe_sprintf("%s%s", prefix, link);
     if (H5Iget_type(object) == H5I_DATASET) list_add(list, name);
     if (H5Iget_type(object) == H5I_GROUP) {
@@ -132,7 +145,7 @@ smoe_status smoe_h5_list(hid_t file, const char *group_name, char ***names) {
   list.name[list.n] = NULL;
   qsort(list.name, list.n, sizeof *list.name, by_name);
   *names = list.name;
-  SMOE_CHECK(bad >= 0, SMOE_ERR_FORMAT, "cannot list '%s' of '%s', it is damaged: %s", group_name,
+  SMOE_CHECK(bad >= 0, SMOE_ERR_FORMAT, "cannot list '%s%s' of '%s', it is damaged: %s", group_name, list.bad,
              smoe_h5_path(file), smoe_h5_error());
   return SMOE_OK;
 }

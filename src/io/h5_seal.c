@@ -22,8 +22,8 @@ static const char TITLE[] = "StableMoE file, seal 1\n";
 static const unsigned char SIGNATURE[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1a, '\n'};
 
 /* What has a checksum or a fingerprint of its own, and is too large to be read twice. */
-static const char *const VALUES[] = {"param/", "adam/m/", "adam/v/", "train/tokens", "valid/tokens",
-                                     "test/tokens"};
+static const char *const VALUES[] = {"param/",       "adam/m/",      "adam/v/",
+                                     "train/tokens", "valid/tokens", "test/tokens"};
 
 /* More ranges than the block has room for: the smallest are hashed as all the rest is. */
 enum { RANGES_MAX = 32, CHUNK = 1 << 20 };
@@ -73,10 +73,11 @@ static void choose(seal *s, range *all, size_t n) {
   size_t joined = 0;
   qsort(all, n, sizeof *all, by_place);
   for (size_t i = 0; i < n; i++) {
-    if (joined > 0 && all[joined - 1].end == all[i].first)
-      all[joined - 1].end = all[i].end;
-    else
+    range *last = joined > 0 ? &all[joined - 1] : NULL;
+    if (!last || all[i].first > last->end)
       all[joined++] = all[i];
+    else if (all[i].end > last->end)
+      last->end = all[i].end;
   }
   qsort(all, joined, sizeof *all, by_size);
   s->n_values = joined < RANGES_MAX ? joined : RANGES_MAX;
@@ -84,9 +85,10 @@ static void choose(seal *s, range *all, size_t n) {
   qsort(s->values, s->n_values, sizeof *s->values, by_place);
 }
 
-static smoe_status find_values(hid_t file, seal *s) {
+/** Where a group cannot be listed nothing is left out, and a seal it is all the same. */
+static void find_values(hid_t file, seal *s) {
   char **names;
-  const smoe_status status = smoe_h5_list(file, "/", &names);
+  smoe_h5_list(file, "/", &names);
   size_t n_names = 0, n = 0;
   while (names[n_names]) n_names++;
   range *all = smoe_alloc((n_names + 1) * sizeof *all);
@@ -98,7 +100,6 @@ static smoe_status find_values(hid_t file, seal *s) {
   choose(s, all, n);
   smoe_free(all);
   smoe_h5_list_free(names);
-  return status;
 }
 
 /* ---- the text ---- */
@@ -224,9 +225,8 @@ smoe_status smoe_h5_seal(const char *path) {
   hsize_t room = 0;
   const herr_t bad = creation < 0 ? -1 : H5Pget_userblock(creation, &room);
   if (creation >= 0) H5Pclose(creation);
-  const smoe_status status = find_values(file, &s);
+  find_values(file, &s);
   SMOE_TRY(smoe_h5_close(file));
-  SMOE_TRY(status);
   SMOE_CHECK(bad >= 0 && room == SMOE_H5_SEAL_BYTES, SMOE_ERR_FORMAT, "'%s' has no room for a seal", path);
   const int descriptor = open(path, O_RDWR);
   SMOE_CHECK(descriptor >= 0, SMOE_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
@@ -240,8 +240,8 @@ static smoe_status check_open(int descriptor, const char *path) {
   seal s;
   uint64_t hash, found = 0;
   char front[SMOE_H5_SEAL_BYTES + sizeof SIGNATURE] = {0};
-  SMOE_CHECK(fstat(descriptor, &about) == 0 && S_ISREG(about.st_mode), SMOE_ERR_IO,
-             "'%s' is no regular file", path);
+  SMOE_CHECK(fstat(descriptor, &about) == 0 && S_ISREG(about.st_mode), SMOE_ERR_IO, "'%s' is no regular file",
+             path);
   const int64_t bytes = about.st_size;
   errno = 0;
   SMOE_CHECK(read_at(descriptor, front, bytes < (int64_t)sizeof front ? (size_t)bytes : sizeof front, 0),

@@ -7,7 +7,7 @@ static smoe_status print(hid_t file, const char *path) {
   static const char *const NAMES[] = {"/load", "/probe/expert", "/tokens/expert"};
   int64_t version;
   char method[128];
-  SMOE_TRY(smoe_h5_get_i64(file, "/", "format_version", &version));
+  SMOE_TRY(smoe_h5_get_i64(file, "/", "version", &version));
   SMOE_TRY(smoe_h5_get_text(file, "/", "method", method, sizeof method));
   printf("%s: routing log, format %lld, method %s\n", path, (long long)version, method);
   for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "stablemoe/kernel.h"
+#include "stablemoe/phase.h"
 
 void smoe_block_declare(smoe_block *block, const smoe_settings *settings, smoe_params *params, int number) {
   const int64_t c = settings->model.width, f = settings->model.inner;
@@ -75,19 +76,28 @@ void smoe_block_forward(smoe_block *block, const smoe_block_scratch *scratch, in
   smoe_real *normed = scratch->normed, *qkv = block->qkv_rows + first * 3 * c;
   smoe_real *attended = block->attended + first * c, *u = block->u + first * c, *h = block->h + first * f;
 
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_norm_forward(normed, block->mean1 + first, block->rstd1 + first, x, value(block, block->gamma1),
                     value(block, block->beta1), n, c);
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_forward(qkv, normed, value(block, block->qkv), value(block, block->qkv_bias), n, c, 3 * c);
+  smoe_phase(SMOE_PHASE_ATTENTION);
   smoe_attention_forward(attended, block->lse + first * block->heads, qkv, scratch->attention,
                          n / block->context, block->context, block->heads, c / block->heads);
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_forward(u, attended, value(block, block->proj), value(block, block->proj_bias), n, c, c);
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_add(u, x, n * c);
 
   smoe_norm_forward(normed, block->mean2 + first, block->rstd2 + first, u, value(block, block->gamma2),
                     value(block, block->beta2), n, c);
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_forward(h, normed, value(block, block->w1), NULL, n, c, f);
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_bias_relu_forward(h, value(block, block->b1), n, f);
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_forward(y, h, value(block, block->w2), value(block, block->b2), n, f, c);
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_add(y, u, n * c);
 }
 
@@ -100,26 +110,35 @@ void smoe_block_backward(smoe_block *block, const smoe_block_scratch *scratch, i
 #define GRAD(index) smoe_params_lane_grad(block->params, block->index, lane)
 
   /* y = u + W2 h + b2,  h = relu(W1 LN2(u) + b1) */
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_backward_weight(GRAD(w2), GRAD(b2), dx, h, n, f, c);
   smoe_linear_backward_input(scratch->dinner, dx, value(block, block->w2), n, f, c, false);
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_relu_backward(scratch->dinner, h, n * f);
   smoe_norm_again(normed, block->mean2 + first, block->rstd2 + first, u, value(block, block->gamma2),
                   value(block, block->beta2), n, c);
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_backward_weight(GRAD(w1), GRAD(b1), scratch->dinner, normed, n, c, f);
   smoe_linear_backward_input(dnormed, scratch->dinner, value(block, block->w1), n, c, f, false);
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_norm_backward(dx, GRAD(gamma2), GRAD(beta2), dnormed, u, value(block, block->gamma2),
                      block->mean2 + first, block->rstd2 + first, n, c);
 
   /* u = x + Wo attention(Wqkv LN1(x) + bqkv) + bo */
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_backward_weight(GRAD(proj), GRAD(proj_bias), dx, attended, n, c, c);
   smoe_linear_backward_input(scratch->dout, dx, value(block, block->proj), n, c, c, false);
+  smoe_phase(SMOE_PHASE_ATTENTION);
   smoe_attention_backward(scratch->dqkv, scratch->dout, qkv, attended, block->lse + first * block->heads,
                           scratch->attention, n / block->context, block->context, block->heads,
                           c / block->heads);
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_norm_again(normed, block->mean1 + first, block->rstd1 + first, x, value(block, block->gamma1),
                   value(block, block->beta1), n, c);
+  smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_backward_weight(GRAD(qkv), GRAD(qkv_bias), scratch->dqkv, normed, n, c, 3 * c);
   smoe_linear_backward_input(dnormed, scratch->dqkv, value(block, block->qkv), n, c, 3 * c, false);
+  smoe_phase(SMOE_PHASE_NORM);
   smoe_norm_backward(dx, GRAD(gamma1), GRAD(beta1), dnormed, x, value(block, block->gamma1),
                      block->mean1 + first, block->rstd1 + first, n, c);
 #undef GRAD

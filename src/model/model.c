@@ -5,6 +5,7 @@
 
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
+#include "stablemoe/phase.h"
 #include "stablemoe/timer.h"
 
 static const double MIB = 1 << 20;
@@ -231,6 +232,7 @@ void smoe_model_forward(smoe_model *model, const int32_t *input, const int32_t *
                         const smoe_route_context *context) {
   const smoe_token_shape *tokens = &model->tokens;
   const size_t n = tokens->lane_tokens, c = model->width;
+  smoe_phase(SMOE_PHASE_EMBEDDING);
   for (int lane = 0; lane < tokens->n_lanes; lane++)
     smoe_embedding_forward(model->x[0] + (size_t)lane * n * c, input + (size_t)lane * n,
                            smoe_params_shared(&model->params, model->table),
@@ -249,6 +251,7 @@ void smoe_model_forward(smoe_model *model, const int32_t *input, const int32_t *
                            y + (size_t)lane * n * c, x + (size_t)lane * n * c);
     }
   }
+  smoe_phase(SMOE_PHASE_HEAD);
   for (int lane = 0; lane < tokens->n_lanes && target; lane++)
     head(model, lane, target + (size_t)lane * n, context);
 }
@@ -266,6 +269,7 @@ void smoe_model_backward(smoe_model *model, const int32_t *input, const smoe_rou
                             model->dx + (size_t)lane * n * c, x + (size_t)lane * n * c);
     }
   }
+  smoe_phase(SMOE_PHASE_EMBEDDING);
   for (int lane = 0; lane < tokens->n_lanes; lane++)
     smoe_embedding_backward(smoe_params_lane_grad(&model->params, model->table, lane),
                             smoe_params_lane_grad(&model->params, model->position, lane),
@@ -302,11 +306,15 @@ static double untouched(const smoe_model *model) {
   return bytes;
 }
 
+double smoe_model_expected_bytes(const smoe_model *model) {
+  return (double)(model->fixed.peak + model->tape.peak + model->scratch.peak) - untouched(model);
+}
+
 smoe_status smoe_model_print_plan(const smoe_model *model) {
   const smoe_params *params = &model->params;
   const double worst = (double)(model->fixed.peak + model->tape.peak + model->scratch.peak);
   double bytes[] = {(double)model->fixed.peak, (double)model->tape.peak, (double)model->scratch.peak, worst,
-                    worst - untouched(model)};
+                    smoe_model_expected_bytes(model)};
   smoe_group_max_f64(&params->group, bytes, 5);
   smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
             (long long)smoe_params_total(params, SMOE_EXPERT));

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "stablemoe/kernel.h"
+#include "stablemoe/phase.h"
 
 void smoe_moe_layer_declare(smoe_moe_layer *moe, const smoe_config *config, smoe_params *params, int layer,
                             int vocabulary) {
@@ -104,6 +105,7 @@ void smoe_moe_layer_forward(smoe_moe_layer *moe, smoe_real *y, double *sums, siz
                             const smoe_real *x, const int32_t *token, const smoe_route_context *context) {
   const smoe_router *router = &moe->router;
   const size_t n = moe->tokens.n_tokens, k = (size_t)router->n_slots, c = router->width;
+  smoe_phase(SMOE_PHASE_ROUTE);
   memset(moe->learned, 0xff, n * sizeof *moe->learned);
   memset(moe->distilled, 0xff, n * sizeof *moe->distilled);
   for (int lane = 0; lane < moe->tokens.n_lanes; lane++) {
@@ -111,12 +113,17 @@ void smoe_moe_layer_forward(smoe_moe_layer *moe, smoe_real *y, double *sums, siz
     router->ops->route(router, &call);
   }
 
+  smoe_phase(SMOE_PHASE_PLAN);
   smoe_exchange_plan(&moe->exchange, moe->expert, n);
   add_loads(moe);
+  smoe_phase(SMOE_PHASE_PACK);
   smoe_dispatch(&moe->exchange, moe->experts.z[0], x, NULL, moe->packing);
+  smoe_phase(SMOE_PHASE_EXPERTS);
   smoe_experts_forward(&moe->experts, moe->rows, moe->exchange.expert_offset);
+  smoe_phase(SMOE_PHASE_PACK);
   smoe_combine_rows(&moe->exchange, moe->slot, moe->rows, moe->packing);
 
+  smoe_phase(SMOE_PHASE_COMBINE);
   memcpy(y, x, n * c * sizeof *y);
   if (k == 1) {
     smoe_add_rows_scaled(y, moe->gate, 1, moe->slot, n, c);
@@ -126,6 +133,7 @@ void smoe_moe_layer_forward(smoe_moe_layer *moe, smoe_real *y, double *sums, siz
         smoe_add_rows_scaled(y + t * c, moe->gate + i, 1, moe->slot + i * c, 1, c);
   }
 
+  smoe_phase(SMOE_PHASE_ROUTE);
   const smoe_route_loads loads = loads_of(moe);
   for (int lane = 0; lane < moe->tokens.n_lanes && router->ops->losses; lane++) {
     const smoe_route_call call = call_of_lane(moe, lane, x, token, context);
@@ -137,14 +145,19 @@ void smoe_moe_layer_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real
                              const smoe_route_context *context) {
   const smoe_router *router = &moe->router;
   const size_t n = moe->tokens.n_tokens, k = (size_t)router->n_slots, c = router->width;
+  smoe_phase(SMOE_PHASE_COMBINE);
   /* y = x + sum_k gate_k delta_k: dgate = <dy, delta>; slots unused or dropped have delta = 0. */
   for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(dx + i / k * c, moe->slot + i * c, c);
 
   /* ddelta = gate dy travels to the experts, their dx travels back and joins dy. */
+  smoe_phase(SMOE_PHASE_PACK);
   smoe_dispatch(&moe->exchange, moe->drows, dx, moe->gate, moe->packing);
+  smoe_phase(SMOE_PHASE_EXPERTS);
   smoe_experts_backward(&moe->experts, moe->rows, moe->drows, moe->exchange.expert_offset);
+  smoe_phase(SMOE_PHASE_PACK);
   smoe_combine_add(&moe->exchange, dx, moe->rows, moe->packing);
 
+  smoe_phase(SMOE_PHASE_ROUTE);
   const smoe_route_loads loads = loads_of(moe);
   for (int lane = 0; lane < moe->tokens.n_lanes; lane++) {
     const smoe_route_call call = call_of_lane(moe, lane, x, token, context);

@@ -10,12 +10,8 @@ extern const smoe_router_ops smoe_router_topk;
 extern const smoe_router_ops smoe_router_expert_choice;
 
 const smoe_router_ops *const smoe_router_methods[] = {
-    &smoe_router_stable,
-    &smoe_router_switch,
-    &smoe_router_gshard,
-    &smoe_router_topk,
-    &smoe_router_expert_choice,
-    NULL,
+    &smoe_router_stable, &smoe_router_switch,        &smoe_router_gshard,
+    &smoe_router_topk,   &smoe_router_expert_choice, NULL,
 };
 
 const smoe_router_ops *smoe_router_find(const char *name) {

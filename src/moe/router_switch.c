@@ -59,7 +59,7 @@ static int32_t *choice_of(const smoe_router *router, const smoe_route_call *call
   return (int32_t *)(call->tape + call->n_tokens * (size_t)router->n_experts);
 }
 
-/* Scratch: gradient of the scores [N, E], shares of the load [E]; the noise [N, C] and the noisy input [N, C]. */
+/* Scratch: gradient of the scores [N, E], shares of the load [E]; noise [N, C], noisy input [N, C]. */
 static size_t scratch_reals_switch(const smoe_router *router, size_t n) {
   const switch_options *options = router->options;
   const size_t e = (size_t)router->n_experts;

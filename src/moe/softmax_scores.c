@@ -11,7 +11,7 @@ void smoe_scores_forward(smoe_real *z, const smoe_real *x, const smoe_real *w, s
     if (!isfinite(z[i])) z[i] = -(smoe_real)INFINITY;
 }
 
-/* The best expert that comes after `last` in the order of falling scores, the lower one first on ties; -1: none. */
+/* The best expert after `last` in the order of falling scores, the lower one first on ties; -1: none. */
 static int32_t next_best(const smoe_real *z, size_t e, int32_t last) {
   int32_t best = -1;
   for (size_t i = 0; i < e; i++) {

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "stablemoe/kernel.h"
+#include "stablemoe/phase.h"
 
 smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corpus *corpus,
                              const smoe_settings *settings) {
@@ -100,14 +100,17 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
       .n_targets = settings->train.batch_sequences * settings->model.context,
   };
   result->stage = context.stage;
+  smoe_phase(SMOE_PHASE_REDUCTION); /* setting gradients to zero belongs to adding them up */
   smoe_model_begin_update(model);
   for (int64_t micro_batch = 0; micro_batch < settings->train.micro_batches; micro_batch++) {
     context.micro_batch = micro_batch;
+    smoe_phase(SMOE_PHASE_DATA);
     read_micro_batch(step, update, micro_batch);
     smoe_model_forward(model, step->input, step->target, &context);
     if (step->tokens_log) record_tokens(step, micro_batch);
     smoe_model_backward(model, step->input, &context);
   }
+  smoe_phase(SMOE_PHASE_REDUCTION);
   smoe_params_reduce(params, model->reduce_scratch);
   const smoe_real factor = (smoe_real)settings->optimizer.expert_gradient_factor;
   if (factor != 1)
@@ -130,6 +133,8 @@ smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *
              result->norm.all);
   const double clip = settings->optimizer.clip;
   result->clip = clip > 0 && result->norm.all > clip ? clip / result->norm.all : 1;
+  smoe_phase(SMOE_PHASE_OPTIMIZER);
   smoe_optimizer_step(params, settings, update, result->clip);
+  smoe_phase(SMOE_PHASE_OTHER);
   return SMOE_OK;
 }

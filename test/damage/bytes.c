@@ -44,7 +44,8 @@ void damage_noise_sector(damage_dice *dice, damage_bytes *file) {
 void damage_swap_blocks(damage_dice *dice, damage_bytes *file) {
   unsigned char held[BLOCK];
   const uint64_t n = (uint64_t)(file->n / BLOCK);
-  unsigned char *a = file->byte + damage_draw(dice, n) * BLOCK, *b = file->byte + damage_draw(dice, n) * BLOCK;
+  unsigned char *a = file->byte + damage_draw(dice, n) * BLOCK,
+                *b = file->byte + damage_draw(dice, n) * BLOCK;
   if (a == b) return;
   memcpy(held, a, BLOCK);
   memcpy(a, b, BLOCK);

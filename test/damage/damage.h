@@ -33,8 +33,8 @@ typedef struct damage_kind {
    */
   void (*bytes)(damage_dice *dice, damage_bytes *file);
   void (*structure)(damage_dice *dice, hid_t file, char target[512]);
-  bool sealed;  /**< structure: sealed again afterwards, so that the reader's own checks have to see it */
-  bool may_differ; /**< a file that is sound and says something else: an attribute, a text */
+  bool sealed;     /**< structure: sealed again afterwards, so that the reader's own checks have to see it */
+  bool may_differ; /**< attributes: a file that is sound, and says something else */
 } damage_kind;
 
 /** What a reader made of a file. */
@@ -46,7 +46,8 @@ typedef struct damage_test {
   const damage_kind *kinds;
   int n_kinds;
   damage_outcome (*read)(const char *path); /**< runs in the child; the report is left in smoe_report */
-  int panic_code; /**< exit code of a reader that may end the run; 0: it may not */
+  const char *unsummed;                     /**< dataset that the seal alone protects; NULL */
+  int panic_code;                           /**< exit code of a reader that may end the run; 0: it may not */
 } damage_test;
 
 /** Run all cases (or the one of the command line), print a table, count failures. */

@@ -16,7 +16,8 @@ static void pick(damage_dice *dice, hid_t file, char target[512]) {
 }
 
 /** A random dataset with at least this many dimensions. */
-static hid_t pick_shaped(damage_dice *dice, hid_t file, char target[512], int n_min, hsize_t *shape, int *n_dims) {
+static hid_t pick_shaped(damage_dice *dice, hid_t file, char target[512], int n_min, hsize_t *shape,
+                         int *n_dims) {
   for (;;) {
     pick(dice, file, target);
     const hid_t set = H5Dopen2(file, target, H5P_DEFAULT), space = H5Dget_space(set);
@@ -82,8 +83,8 @@ void damage_retype(damage_dice *dice, hid_t file, char target[512]) {
   H5Tset_size(loose, H5T_VARIABLE);
   H5Tinsert(pair, "a", 0, H5T_STD_I64LE);
   H5Tinsert(pair, "b", 8, H5T_IEEE_F64LE);
-  const hid_t types[] = {H5T_STD_I32LE,  H5T_STD_U64BE,  H5T_IEEE_F64LE, H5T_IEEE_F32BE, H5T_STD_I64LE,
-                         H5T_STD_I16LE, H5T_STD_B64LE, H5T_STD_REF_OBJ, text,          loose,
+  const hid_t types[] = {H5T_STD_I32LE, H5T_STD_U64BE, H5T_IEEE_F64LE,  H5T_IEEE_F32BE, H5T_STD_I64LE,
+                         H5T_STD_I16LE, H5T_STD_B64LE, H5T_STD_REF_OBJ, text,           loose,
                          pair};
   hid_t type;
   do type = types[damage_draw(dice, sizeof types / sizeof *types)];
@@ -230,14 +231,16 @@ void damage_attribute_delete(damage_dice *dice, hid_t file, char target[512]) {
 
 /** Another type or shape: texts of every form, one without its final NUL among them. */
 void damage_attribute_type(damage_dice *dice, hid_t file, char target[512]) {
-  static const char noise[6000] = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+  static const char noise[6000] =
+      "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
   static const char *const loose_text[4] = {"loose", "of", "variable", "length"};
   const hid_t object = pick_attribute(dice, file, target);
   const hid_t text = H5Tcopy(H5T_C_S1), loose = H5Tcopy(H5T_C_S1);
   H5Tset_size(text, 1 + damage_draw(dice, 5000));
   H5Tset_strpad(text, damage_draw(dice, 2) ? H5T_STR_NULLPAD : H5T_STR_SPACEPAD);
   H5Tset_size(loose, H5T_VARIABLE);
-  const hid_t types[] = {H5T_STD_I8LE, H5T_STD_U64LE, H5T_IEEE_F32LE, H5T_IEEE_F64BE, H5T_STD_I64BE, text, loose};
+  const hid_t types[] = {H5T_STD_I8LE,  H5T_STD_U64LE, H5T_IEEE_F32LE, H5T_IEEE_F64BE,
+                         H5T_STD_I64BE, text,          loose};
   const uint64_t t = damage_draw(dice, sizeof types / sizeof *types);
   const hsize_t shapes[] = {1, 4, 0};
   const uint64_t s = types[t] == text ? 0 : damage_draw(dice, 4);

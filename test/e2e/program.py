@@ -77,11 +77,11 @@ def alive(pid):
 class Process:
     """A command that runs: its output goes to files, so that no pipe can fill up."""
 
-    def __init__(self, command, env, cwd, keep_signals=False):
+    def __init__(self, command, env, cwd):
         self.command, self.begin = command, time.monotonic()
         self.files = [tempfile.TemporaryFile("w+", errors="replace") for _ in range(2)]
         self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.files[0], stderr=self.files[1],
-                                      env=env, cwd=cwd, restore_signals=not keep_signals)
+                                      env=env, cwd=cwd)
 
     def rank_pid(self, rank):
         """The process of a rank: the launcher's child of that number, or the only process."""
@@ -131,13 +131,15 @@ class Program:
     def __init__(self, path, mpirun, config, source):
         self.path, self.mpirun, self.config, self.source = path, mpirun, config, source
 
-    def start(self, *args, ranks=1, env=None, cwd=None, launcher=None, keep_signals=False):
-        """One rank needs no launcher, and starts faster without."""
+    def start(self, *args, ranks=1, env=None, cwd=None, launcher=False, before=None):
+        """One rank needs no launcher, and starts faster without. before: shell text that each rank runs first."""
         command = [self.path, *map(str, args)]
+        if before:
+            command = ["/bin/sh", "-c", f'{before}; exec "$@"', "sh", *command]
         if ranks > 1 or launcher:
             # Several launchers would bind their ranks to the same cores.
             command = [self.mpirun, "--bind-to", "none", "-n", str(ranks), *command]
-        return Process(command, dict(environment(), **(env or {})), cwd, keep_signals)
+        return Process(command, dict(environment(), **(env or {})), cwd)
 
     def run(self, *args, timeout=TIME_LIMIT, **how):
         return self.start(*args, **how).wait(timeout)
@@ -313,7 +315,7 @@ class ProgramTest(unittest.TestCase):
     def assertFine(self, result):
         self.assertEqual((result.code, result.reports), (0, []), result)
 
-    def assertRefused(self, result, kind, pattern=""):
+    def assertRefused(self, result, kind, pattern="."):
         """One report of this kind that says this much, its exit code, and no trace of HDF5's or a crash's noise."""
         self.assertIsNotNone(result.code, f"time ran out: {result}")
         self.assertEqual(result.code, CODES[kind], result)
@@ -335,15 +337,18 @@ class ProgramTest(unittest.TestCase):
         self.assertEqual(part_files(run), [], "left by the run")
 
     def assertSound(self, run):
-        """Every checkpoint of a run passes `info --verify`, and `latest` is one of them."""
+        """Every checkpoint of a run passes `info --verify`, `latest` is one of them, and every routing log is whole."""
         names = files_of(run, "checkpoints")
-        for name in names:
-            self.assertFine(self.program.run("info", os.path.join(run, "checkpoints", name), "--verify"))
-        latest = os.path.join(run, "checkpoints", "latest")
+        jobs = {name: lambda n=name: self.program.run("info", os.path.join(run, "checkpoints", n), "--verify")
+                for name in names}
+        for _, result in several(jobs, 3):
+            self.assertFine(result)
         if names:
-            self.assertIn(os.readlink(latest), names)
+            self.assertIn(os.readlink(os.path.join(run, "checkpoints", "latest")), names)
         for name in files_of(run, "routing"):
-            self.assertFine(self.program.run("info", os.path.join(run, "routing", name)))
+            with h5py.File(os.path.join(run, "routing", name), "r") as file:
+                self.assertEqual(file.attrs["complete"], 1, name)
+                self.assertEqual(file.attrs["last_update"], int(name[5:-3]), name)
 
 
 def main():

@@ -19,7 +19,7 @@ UPDATES = 60
 class Resume(p.ProgramTest):
     # Evaluating after every update makes an update long enough to be met.
     settings = (f"train.updates={UPDATES}", "router.stage1_updates=25", "train.checkpoint_every=10",
-                "train.evaluate_every=1", "schedule.kind=constant", "log.tokens_every=10", "train.keep_last=0")
+                "train.evaluate_every=1", "train.evaluate_sequences=16", "schedule.kind=constant", "log.tokens_every=10", "train.keep_last=0")
 
     @classmethod
     def setUpClass(cls):
@@ -166,7 +166,6 @@ class Resume(p.ProgramTest):
                 self.assertRegex(result.err, "resumed from '.*step-000000010.h5'")
                 run = self.path(f"damaged-{name}")
                 self.assertSameRun(run, self.whole, range(10, UPDATES + 1, 10))
-                self.assertSound(run)
 
     def test_no_sound_checkpoint(self):
         """Where all are damaged the run must not quietly begin anew."""
@@ -188,8 +187,8 @@ class Resume(p.ProgramTest):
         for rank in (0, 1):
             with self.subTest(rank=rank):
                 run = f"limited-{rank}"
-                # The signal of that limit must be ignored, or it is the end of the process.
-                process = self.begin(run, 2, 12, keep_signals=True)
+                # The signal of that limit would end the process before it can report.
+                process = self.begin(run, 2, 12, before="trap '' XFSZ")
                 resource.prlimit(process.rank_pid(rank), resource.RLIMIT_FSIZE, (1000, 1000))
                 result = self.ended(process)
                 self.assertRefused(result, "io", f"on rank {rank} of 2: ")

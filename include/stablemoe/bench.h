@@ -1,0 +1,51 @@
+/** Measuring a configuration: speed of an update beside what the machine's GEMM allows. */
+#ifndef STABLEMOE_BENCH_H
+#define STABLEMOE_BENCH_H
+
+#include <stdio.h>
+
+#include "stablemoe/phase.h"
+#include "stablemoe/step.h"
+
+/** Figures of one stage; the same on all ranks. */
+typedef struct smoe_bench_stage {
+  int stage;
+  double seconds;            /**< of an update: median over the updates of the slowest rank's time */
+  double tokens_per_s;       /**< all ranks together */
+  double phase[SMOE_PHASES]; /**< seconds of an update, mean over ranks */
+  double load_max_over_mean; /**< rows of the busiest rank over the mean */
+  double loss;               /**< of the last update: to see that two runs computed the same */
+} smoe_bench_stage;
+
+typedef struct smoe_bench {
+  int n_stages;
+  smoe_bench_stage stage[2];
+  double flops;         /**< model FLOP of an update, forward and backward, all ranks */
+  double gemm_rate;     /**< FLOP/s of one rank's sgemm on the model's own shapes, weighted by FLOP */
+  double efficiency;    /**< flops / ranks / seconds / gemm_rate, of the last stage */
+  double exchange_rows; /**< rows a rank sends in a call, on average */
+  double exchange_rate; /**< bytes/s of the transfers; NaN on one rank */
+  double bare_rate;     /**< bytes/s of a bare MPI_Alltoallv of that size */
+  double planned_bytes, peak_bytes; /**< per rank, the largest */
+} smoe_bench;
+
+typedef struct smoe_bench_options {
+  int warmup, updates; /**< per stage */
+  const char *trace;   /**< path, or NULL */
+} smoe_bench_options;
+
+/** FLOP of one update: products only, causal attention at its half square, backward twice forward. Local. */
+double smoe_bench_flops(const smoe_model *model);
+
+/** Run and measure.
+ *
+ *  Collective over group. corpus may be synthetic. Errors: agreed on all ranks.
+ */
+smoe_status smoe_bench_run(smoe_bench *bench, const smoe_config *config, const smoe_group *group,
+                           const smoe_corpus *corpus, const smoe_bench_options *options);
+
+/** Print a table for people, or one JSON object. Local. */
+void smoe_bench_print(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, bool json,
+                      FILE *out);
+
+#endif

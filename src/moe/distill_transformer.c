@@ -1,0 +1,224 @@
+#include "distill_transformer.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "stablemoe/kernel.h"
+
+/* Parameters in order of declaration: the positions, those of each layer, the final norm. */
+enum { POSITION, LAYERS };
+enum { GAMMA1, BETA1, QKV, PROJ, PROJ_BIAS, GAMMA2, BETA2, W1, B1, W2, B2, PER_LAYER };
+enum { GAMMA, BETA };
+
+typedef struct sizes {
+  size_t n, d, f, heads, context;
+  int layers;
+} sizes;
+
+static sizes sizes_of(const smoe_router *router, const smoe_distill_options *options, size_t n) {
+  return (sizes){.n = n,
+                 .d = (size_t)options->width,
+                 .f = 4 * (size_t)options->width,
+                 .heads = (size_t)options->heads,
+                 .context = (size_t)smoe_config_settings(router->config)->model.context,
+                 .layers = (int)options->layers};
+}
+
+static int declare_layer(smoe_params *params, int moe, int layer, int64_t d) {
+  const int64_t f = 4 * d;
+  const smoe_init one = {SMOE_INIT_CONSTANT, 1, false}, zero = {SMOE_INIT_CONSTANT, 0, false};
+  const smoe_init from_d = {SMOE_INIT_UNIFORM, 1 / sqrt((double)d), false};
+  const smoe_init from_f = {SMOE_INIT_UNIFORM, 1 / sqrt((double)f), false};
+  const int64_t vector_d[] = {d, 0}, vector_f[] = {f, 0};
+#define DECLARE(init, decay, name, ...)                                                                      \
+  smoe_params_declare(params, SMOE_REPLICATED, __VA_ARGS__, init, decay,                                     \
+                      "moe%d/router/distilled/layer%d/" name, moe, layer)
+  const int first = DECLARE(one, false, "attention/norm/gamma", vector_d);
+  DECLARE(zero, false, "attention/norm/beta", vector_d);
+  DECLARE(from_d, true, "attention/qkv/weight", (int64_t[]){3 * d, d, 0});
+  DECLARE(from_d, true, "attention/proj/weight", (int64_t[]){d, d, 0});
+  DECLARE(zero, false, "attention/proj/bias", vector_d);
+  DECLARE(one, false, "ffn/norm/gamma", vector_d);
+  DECLARE(zero, false, "ffn/norm/beta", vector_d);
+  DECLARE(from_d, true, "ffn/w1", (int64_t[]){f, d, 0});
+  DECLARE(zero, false, "ffn/b1", vector_f);
+  DECLARE(from_f, true, "ffn/w2", (int64_t[]){d, f, 0});
+  DECLARE(zero, false, "ffn/b2", vector_d);
+#undef DECLARE
+  return first;
+}
+
+int smoe_distill_transformer_declare(const smoe_router *router, smoe_params *params,
+                                     const smoe_distill_options *options) {
+  const int64_t d = options->width, context = smoe_config_settings(router->config)->model.context;
+  const int first = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){context, d, 0},
+                                        (smoe_init){SMOE_INIT_NORMAL, 1 / sqrt((double)d), false}, true,
+                                        "moe%d/router/distilled/position", router->layer);
+  for (int l = 0; l < (int)options->layers; l++) declare_layer(params, router->layer, l, d);
+  smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){d, 0}, (smoe_init){SMOE_INIT_CONSTANT, 1, false},
+                      false, "moe%d/router/distilled/norm/gamma", router->layer);
+  smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){d, 0}, (smoe_init){SMOE_INIT_CONSTANT, 0, false},
+                      false, "moe%d/router/distilled/norm/beta", router->layer);
+  return first;
+}
+
+/* What one layer keeps; x is its input, of which there is one more: the final norm's. */
+typedef struct layer_tape {
+  smoe_real *x, *u, *attended;            /* [N, D] */
+  smoe_real *qkv;                         /* [N, 3 D] */
+  smoe_real *lse;                         /* [S, H, T] */
+  smoe_real *mean1, *rstd1, *mean2, *rstd2; /* [N] */
+  smoe_real *h;                           /* [N, F] after relu */
+} layer_tape;
+
+static size_t layer_reals(const sizes *s) {
+  return s->n * (6 * s->d + s->f + s->heads + 4);
+}
+
+static layer_tape tape_of_layer(smoe_real *at, const sizes *s, int layer) {
+  const size_t n = s->n, nd = s->n * s->d;
+  at += (size_t)layer * layer_reals(s);
+  layer_tape tape = {.x = at, .u = at + nd, .attended = at + 2 * nd, .qkv = at + 3 * nd, .lse = at + 6 * nd};
+  tape.mean1 = tape.lse + n * s->heads;
+  tape.rstd1 = tape.mean1 + n;
+  tape.mean2 = tape.rstd1 + n;
+  tape.rstd2 = tape.mean2 + n;
+  tape.h = tape.rstd2 + n;
+  return tape;
+}
+
+size_t smoe_distill_transformer_tape(const smoe_router *router, const smoe_distill_options *options,
+                                     size_t n) {
+  const sizes s = sizes_of(router, options, n);
+  return (size_t)s.layers * layer_reals(&s) + n * (s.d + 2);
+}
+
+/* The final norm's input [N, D], then mean [N] and rstd [N]. */
+static smoe_real *last_of(const smoe_real *tape, const sizes *s) {
+  return (smoe_real *)tape + (size_t)s->layers * layer_reals(s);
+}
+
+typedef struct buffers {
+  smoe_real *normed, *dnormed, *dout; /* [N, D] */
+  smoe_real *dqkv;                    /* [N, 3 D] */
+  smoe_real *dinner;                  /* [N, F] */
+  smoe_real *attention;
+} buffers;
+
+static buffers buffers_of(smoe_real *scratch, const sizes *s) {
+  const size_t nd = s->n * s->d;
+  return (buffers){.normed = scratch,
+                   .dnormed = scratch + nd,
+                   .dout = scratch + 2 * nd,
+                   .dqkv = scratch + 3 * nd,
+                   .dinner = scratch + 6 * nd,
+                   .attention = scratch + 6 * nd + s->n * s->f};
+}
+
+size_t smoe_distill_transformer_scratch(const smoe_router *router, const smoe_distill_options *options,
+                                        size_t n) {
+  const sizes s = sizes_of(router, options, n);
+  return n * (6 * s.d + s.f) + smoe_attention_scratch(s.context, s.d / s.heads);
+}
+
+/* Parameter `name` of a layer, or of the final norm where layer is the number of layers. */
+static int index_of(int first, int layer, int name) {
+  return first + LAYERS + layer * PER_LAYER + name;
+}
+
+#define VALUE(layer, name) smoe_params_shared(router->params, index_of(first, layer, name))
+#define GRAD(layer, name) smoe_params_lane_grad(router->params, index_of(first, layer, name), call->lane)
+
+static void layer_forward(smoe_real *y, const layer_tape *tape, const smoe_router *router,
+                          const smoe_route_call *call, const sizes *s, int first, int l,
+                          const buffers *buffer) {
+  const size_t n = s->n, d = s->d, f = s->f, nd = n * d;
+  smoe_norm_forward(buffer->normed, tape->mean1, tape->rstd1, tape->x, VALUE(l, GAMMA1), VALUE(l, BETA1), n,
+                    d);
+  smoe_linear_forward(tape->qkv, buffer->normed, VALUE(l, QKV), NULL, n, d, 3 * d);
+  smoe_attention_forward(tape->attended, tape->lse, tape->qkv, buffer->attention, call->n_sequences,
+                         call->n_context, s->heads, d / s->heads);
+  smoe_linear_forward(tape->u, tape->attended, VALUE(l, PROJ), VALUE(l, PROJ_BIAS), n, d, d);
+  smoe_add(tape->u, tape->x, nd);
+
+  smoe_norm_forward(buffer->normed, tape->mean2, tape->rstd2, tape->u, VALUE(l, GAMMA2), VALUE(l, BETA2), n,
+                    d);
+  smoe_linear_forward(tape->h, buffer->normed, VALUE(l, W1), NULL, n, d, f);
+  smoe_bias_relu_forward(tape->h, VALUE(l, B1), n, f);
+  smoe_linear_forward(y, tape->h, VALUE(l, W2), VALUE(l, B2), n, f, d);
+  smoe_add(y, tape->u, nd);
+}
+
+/* In place: dx holds dL/dy on entry, dL/dx on return. */
+static void layer_backward(smoe_real *dx, const layer_tape *tape, const smoe_router *router,
+                           const smoe_route_call *call, const sizes *s, int first, int l,
+                           const buffers *buffer) {
+  const size_t n = s->n, d = s->d, f = s->f;
+  /* y = u + W2 h + b2,  h = relu(W1 LN2(u) + b1) */
+  smoe_linear_backward_weight(GRAD(l, W2), GRAD(l, B2), dx, tape->h, n, f, d);
+  smoe_linear_backward_input(buffer->dinner, dx, VALUE(l, W2), n, f, d, false);
+  smoe_relu_backward(buffer->dinner, tape->h, n * f);
+  smoe_norm_again(buffer->normed, tape->mean2, tape->rstd2, tape->u, VALUE(l, GAMMA2), VALUE(l, BETA2), n, d);
+  smoe_linear_backward_weight(GRAD(l, W1), GRAD(l, B1), buffer->dinner, buffer->normed, n, d, f);
+  smoe_linear_backward_input(buffer->dnormed, buffer->dinner, VALUE(l, W1), n, d, f, false);
+  smoe_norm_backward(dx, GRAD(l, GAMMA2), GRAD(l, BETA2), buffer->dnormed, tape->u, VALUE(l, GAMMA2),
+                     tape->mean2, tape->rstd2, n, d);
+
+  /* u = x + Wo attention(Wqkv LN1(x)) + bo */
+  smoe_linear_backward_weight(GRAD(l, PROJ), GRAD(l, PROJ_BIAS), dx, tape->attended, n, d, d);
+  smoe_linear_backward_input(buffer->dout, dx, VALUE(l, PROJ), n, d, d, false);
+  smoe_attention_backward(buffer->dqkv, buffer->dout, tape->qkv, tape->attended, tape->lse, buffer->attention,
+                          call->n_sequences, call->n_context, s->heads, d / s->heads);
+  smoe_norm_again(buffer->normed, tape->mean1, tape->rstd1, tape->x, VALUE(l, GAMMA1), VALUE(l, BETA1), n, d);
+  smoe_linear_backward_weight(GRAD(l, QKV), NULL, buffer->dqkv, buffer->normed, n, d, 3 * d);
+  smoe_linear_backward_input(buffer->dnormed, buffer->dqkv, VALUE(l, QKV), n, d, 3 * d, false);
+  smoe_norm_backward(dx, GRAD(l, GAMMA1), GRAD(l, BETA1), buffer->dnormed, tape->x, VALUE(l, GAMMA1),
+                     tape->mean1, tape->rstd1, n, d);
+}
+
+void smoe_distill_transformer_forward(smoe_real *h, const smoe_router *router,
+                                      const smoe_distill_options *options, const smoe_route_call *call,
+                                      int first, const smoe_real *table, smoe_real *tape,
+                                      smoe_real *scratch) {
+  const sizes s = sizes_of(router, options, call->n_tokens);
+  SMOE_ASSERT(call->n_context <= s.context);
+  const buffers buffer = buffers_of(scratch, &s);
+  smoe_real *last = last_of(tape, &s), *mean = last + s.n * s.d, *rstd = mean + s.n;
+  smoe_embedding_forward(tape_of_layer(tape, &s, 0).x, call->token, table,
+                         smoe_params_shared(router->params, first + POSITION), 1, call->n_sequences,
+                         call->n_context, s.d);
+  for (int l = 0; l < s.layers; l++) {
+    const layer_tape layer = tape_of_layer(tape, &s, l);
+    smoe_real *y = l + 1 < s.layers ? tape_of_layer(tape, &s, l + 1).x : last;
+    layer_forward(y, &layer, router, call, &s, first, l, &buffer);
+  }
+  smoe_norm_forward(h, mean, rstd, last, VALUE(s.layers, GAMMA), VALUE(s.layers, BETA), s.n, s.d);
+}
+
+void smoe_distill_transformer_again(smoe_real *h, const smoe_router *router,
+                                    const smoe_distill_options *options, const smoe_route_call *call,
+                                    int first, const smoe_real *tape) {
+  const sizes s = sizes_of(router, options, call->n_tokens);
+  const smoe_real *last = last_of(tape, &s), *mean = last + s.n * s.d;
+  smoe_norm_again(h, mean, mean + s.n, last, VALUE(s.layers, GAMMA), VALUE(s.layers, BETA), s.n, s.d);
+}
+
+void smoe_distill_transformer_backward(smoe_real *dtable, smoe_real *dh, const smoe_router *router,
+                                       const smoe_distill_options *options, const smoe_route_call *call,
+                                       int first, const smoe_real *tape, smoe_real *scratch) {
+  const sizes s = sizes_of(router, options, call->n_tokens);
+  const buffers buffer = buffers_of(scratch, &s);
+  const smoe_real *last = last_of(tape, &s), *mean = last + s.n * s.d;
+  /* The norm adds to its dx and dh is its dy, so the gradient changes places. */
+  smoe_real *dx = dh;
+  memcpy(buffer.dnormed, dh, s.n * s.d * sizeof *dh);
+  memset(dx, 0, s.n * s.d * sizeof *dx);
+  smoe_norm_backward(dx, GRAD(s.layers, GAMMA), GRAD(s.layers, BETA), buffer.dnormed, last,
+                     VALUE(s.layers, GAMMA), mean, mean + s.n, s.n, s.d);
+  for (int l = s.layers - 1; l >= 0; l--) {
+    const layer_tape layer = tape_of_layer((smoe_real *)tape, &s, l);
+    layer_backward(dx, &layer, router, call, &s, first, l, &buffer);
+  }
+  smoe_embedding_backward(dtable, smoe_params_lane_grad(router->params, first + POSITION, call->lane), dx,
+                          call->token, 1, call->n_sequences, call->n_context, s.d);
+}
