@@ -3,7 +3,7 @@
 #
 # From a fresh clone to a trained model with figures: install what is missing, build, prepare a corpus,
 # train a small StableMoE model through both stages, evaluate it on the test split, let it write, draw the
-# figures. Some minutes on two cores.
+# figures. Some minutes on two cores; training is stopped after eight, whatever it has come to.
 #
 #   TEXT...        text files and directories to learn from, UTF-8 (default: the source code of this machine's
 #                  Python standard library)
@@ -12,7 +12,7 @@
 #   -P KEY=VALUE   set a configuration key over configs/quickstart.yml; may be repeated
 set -euo pipefail
 
-ranks=2 run=runs/quickstart keys=() texts=()
+ranks=2 run=runs/quickstart keys=() texts=() own=
 while [ $# -gt 0 ]; do
   case "$1" in
     -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
@@ -27,7 +27,7 @@ while [ $# -gt 0 ]; do
     -*) echo "quickstart: unknown option '$1'; see --help" >&2; exit 2 ;;
     *)
       [ -e "$1" ] || { echo "quickstart: there is no '$1'" >&2; exit 2; }
-      texts+=("$(realpath "$1")")
+      texts+=("$(realpath "$1")") own=" TEXT..."
       shift ;;
   esac
 done
@@ -79,8 +79,14 @@ else
 fi
 
 say "Training on $ranks ranks; every line is also in $run/log.txt"
+status=0
 mpirun -n "$ranks" $stablemoe train configs/quickstart.yml --overwrite -P data.corpus="$corpus" \
-  -P run.directory="$run" ${keys[@]:+"${keys[@]}"}
+  -P run.directory="$run" -P run.max_minutes=8 ${keys[@]:+"${keys[@]}"} || status=$?
+case $status in
+  0) ;;
+  75) say "Stopped before its last update: on a quieter machine it learns more; --resume goes on (below)" ;;
+  *) exit $status ;;
+esac
 
 say "Evaluating on text it has not seen"
 number() { sed -n "s/.*\"$1\": \([-+0-9.e]*\).*/\1/p"; } # of the JSON on standard input
@@ -107,6 +113,6 @@ cat <<END
   read about them        doc/analysis.md
   go on                  source jobs/environment.sh
                          mpirun -n $ranks $stablemoe generate $run --prompt 'Your words'
-                         mpirun -n $ranks $stablemoe train $run/used.yml --resume   (after an interruption)
-  train longer           jobs/quickstart.sh -P train.updates=5000 --run runs/longer${1:+ TEXT...}
+                         mpirun -n $ranks $stablemoe train $run/used.yml --resume   # after an interruption
+  train longer           jobs/quickstart.sh -P train.updates=5000 -P run.max_minutes=0 --run runs/longer$own
 END

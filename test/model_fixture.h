@@ -31,7 +31,34 @@ static inline void fixture_try(smoe_status status, const char *what) {
   exit(99);
 }
 
+/** The method that a text like "hash router.hash.variant=bigram" begins with. */
+static inline const smoe_router_ops *fixture_method(const char *method) {
+  const size_t length = strcspn(method, " ");
+  for (size_t i = 0; smoe_router_methods[i]; i++) {
+    const char *name = smoe_router_methods[i]->name;
+    if (strlen(name) == length && strncmp(name, method, length) == 0) return smoe_router_methods[i];
+  }
+  fprintf(stderr, "there is no routing method '%s'\n", method);
+  exit(99);
+}
+
+/** The keys of the method itself: a text that is empty by default gets some value, widths a small one. */
+static inline void fixture_method_keys(smoe_config *config, const smoe_router_ops *ops) {
+  for (size_t i = 0; ops->keyset && i < ops->keyset->n_keys; i++) {
+    const smoe_key *key = &ops->keyset->keys[i];
+    const char *dot = strrchr(key->name, '.'), *value = NULL;
+    if (key->kind == SMOE_KEY_TEXT && !key->def[0]) value = "none";
+    if (key->kind == SMOE_KEY_INT && strcmp(dot, ".width") == 0) value = "4";
+    if (!value) continue;
+    char *assignment = smoe_sprintf("%s=%s", key->name, value);
+    fixture_try(smoe_config_override(config, assignment), assignment);
+    smoe_free(assignment);
+  }
+}
+
 /** A resolved configuration: a tiny model's, then "section.key=value" overrides up to a NULL.
+ *
+ *  method  in  name of a routing method, which one override may follow after a blank
  *
  *  Give it back with smoe_config_destroy. Keys that nobody here names have their defaults,
  *  so a routing method with keys of its own needs no line here.
@@ -50,14 +77,63 @@ static inline smoe_config *fixture_config(const char *method, const char *const 
   smoe_config *config = smoe_config_create(sets, smoe_router_keysets(sets));
   smoe_free(sets);
   for (size_t i = 0; tiny[i]; i++) fixture_try(smoe_config_override(config, tiny[i]), tiny[i]);
-  char *name = smoe_sprintf("router.method=%s", method);
+  const smoe_router_ops *ops = fixture_method(method);
+  char *name = smoe_sprintf("router.method=%s", ops->name);
   fixture_try(smoe_config_override(config, name), name);
+  fixture_method_keys(config, ops);
+  const char *blank = strchr(method, ' ');
+  if (blank) fixture_try(smoe_config_override(config, blank + 1), method);
   for (size_t i = 0; overrides && overrides[i]; i++)
     fixture_try(smoe_config_override(config, overrides[i]), overrides[i]);
   fixture_try(smoe_router_check(config), name);
   fixture_try(smoe_config_resolve(config), name);
   smoe_free(name);
   return config;
+}
+
+/** Every method, and every method with each other value of each of its keys that is a choice or true or
+ *  false: NULL-terminated texts for `method` above, in memory of smoe_alloc. A new method is in it.
+ */
+static inline char **fixture_methods(void) {
+  char **all = smoe_alloc(sizeof *all);
+  size_t n = 0;
+  for (size_t i = 0; smoe_router_methods[i]; i++) {
+    const smoe_router_ops *ops = smoe_router_methods[i];
+    all = smoe_realloc(all, (n + 2) * sizeof *all);
+    all[n++] = smoe_strdup(ops->name);
+    for (size_t k = 0; ops->keyset && k < ops->keyset->n_keys; k++) {
+      static const char *const truths[] = {"false", "true", NULL};
+      const smoe_key *key = &ops->keyset->keys[k];
+      const char *const *values = key->kind == SMOE_KEY_BOOL ? truths : key->choices;
+      for (size_t v = 0; values && values[v]; v++) {
+        if (strcmp(values[v], key->def) == 0) continue;
+        all = smoe_realloc(all, (n + 2) * sizeof *all);
+        all[n++] = smoe_sprintf("%s %s=%s", ops->name, key->name, values[v]);
+      }
+    }
+  }
+  all[n] = NULL;
+  return all;
+}
+
+static inline void fixture_methods_free(char **methods) {
+  for (size_t i = 0; methods[i]; i++) smoe_free(methods[i]);
+  smoe_free(methods);
+}
+
+/** Let the router fill its tables, from counts and embeddings that are functions of the token id. */
+static inline void fixture_prepare(smoe_router *router, smoe_params *params) {
+  enum { WIDTH = 3 };
+  if (!router->ops->prepare) return;
+  const size_t v = (size_t)router->vocabulary;
+  int64_t *count = smoe_alloc(v * sizeof *count);
+  smoe_real *embedding = smoe_alloc(v * WIDTH * sizeof *embedding);
+  for (size_t i = 0; i < v; i++) count[i] = (int64_t)(100 / (i + 1));
+  for (size_t i = 0; i < v * WIDTH; i++)
+    embedding[i] = (smoe_real)smoe_random_normal(5, SMOE_RANDOM_TEST, 2, i);
+  router->ops->prepare(router, params, &(smoe_route_facts){count, embedding, WIDTH});
+  smoe_free(count);
+  smoe_free(embedding);
 }
 
 /** Every parameter N(0, 0.3^2), gains of norms around 1: nothing is zero, nothing alike. */
@@ -88,7 +164,7 @@ static inline void fixture_tokens(int32_t *input, int32_t *target, uint64_t seed
   }
 }
 
-/** Build model and batch. Collective over group. overrides: as for fixture_config. */
+/** Build model and batch. Collective over group. method, overrides: as for fixture_config. */
 static inline void fixture_open(model_fixture *f, const smoe_group *group, const char *method,
                                 const char *const *overrides, int stage) {
   *f = (model_fixture){.group = group, .config = fixture_config(method, overrides)};
@@ -102,6 +178,7 @@ static inline void fixture_open(model_fixture *f, const smoe_group *group, const
                                   .training = true};
   fixture_try(smoe_model_create(&f->model, f->config, group, &shape, false), "model");
   fixture_randomise(&f->model->params, seed);
+  for (int m = 0; m < f->model->n_moe; m++) fixture_prepare(&f->model->moe[m].router, &f->model->params);
   if (stage == 2) smoe_model_freeze(f->model);
 
   const smoe_token_shape *tokens = &f->model->tokens;

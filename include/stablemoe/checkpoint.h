@@ -56,6 +56,18 @@ smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group,
  */
 smoe_status smoe_checkpoint_load(const char *path, smoe_params *params);
 
+/** Read the values of one replicated matrix of a checkpoint, whatever model it is of.
+ *
+ *  Collective over group: rank 0 reads.
+ *  name    in   as in the parameter table: "embedding/table"
+ *  rows, columns  out  its shape
+ *  values  out  [rows, columns] in memory of smoe_alloc, on every rank
+ *
+ *  Errors:  agreed; SMOE_ERR_FORMAT where there is no such matrix, or its checksum is wrong.
+ */
+smoe_status smoe_checkpoint_read_matrix(const char *path, const smoe_group *group, const char *name,
+                                        int64_t *rows, int64_t *columns, smoe_real **values);
+
 /** Paths of the checkpoints of a directory, newest first; NULL-terminated, in memory of smoe_alloc
  *  (the list and each path). Local. An empty list where there is none.
  */

@@ -166,6 +166,15 @@ const void *smoe_config_options(const smoe_config *config, const smoe_keyset *se
  */
 char *smoe_config_text(const smoe_config *config, bool commented);
 
+/** What is different from a configuration text, a line each: "train.updates: 100 -> 200".
+ *
+ *  Local.
+ *  changes  out  in memory of smoe_alloc; "" where nothing is
+ *  Errors:  as smoe_config_parse, for the text.
+ */
+smoe_status smoe_config_changes(const smoe_config *config, const char *text, const char *origin,
+                                char **changes);
+
 /** Print every key with default, range and help. Local. */
 void smoe_config_help(const smoe_config *config, FILE *out);
 

@@ -42,6 +42,11 @@ void smoe_corpus_synthetic(smoe_corpus *corpus, int vocabulary, int64_t n_tokens
 /** The tokens of such a corpus. Local; smoe_corpus_read calls it. */
 void smoe_corpus_synthetic_read(const smoe_corpus *corpus, int64_t first, size_t n, int32_t *tokens);
 
+/** Read all of a corpus and compare it with its fingerprint; to open one checks all but the tokens. Local.
+ *  Errors:  as smoe_corpus_open; SMOE_ERR_FORMAT where a token is not what it was.
+ */
+smoe_status smoe_corpus_verify(const char *path);
+
 /** Close it; fine for a zeroed or already closed one. Local. */
 void smoe_corpus_close(smoe_corpus *corpus);
 
@@ -63,6 +68,14 @@ int64_t smoe_corpus_sequences(const smoe_corpus *corpus, smoe_split split, int64
  */
 int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t batch_sequences, int64_t update,
                               int64_t j);
+
+/** How often each token stands in the training split.
+ *
+ *  Local. Of a synthetic corpus its first million tokens are counted.
+ *  count   out  [V]
+ *  Errors:  SMOE_ERR_IO, SMOE_ERR_FORMAT.
+ */
+smoe_status smoe_corpus_counts(const smoe_corpus *corpus, int64_t *count);
 
 /** Read sequence s of a split as inputs and targets.
  *

@@ -61,6 +61,13 @@ typedef struct smoe_route_sums {
   double n_compared; /**< tokens for which both are known */
 } smoe_route_sums;
 
+/** What a method may make tables of before the first update; the same on all ranks. */
+typedef struct smoe_route_facts {
+  const int64_t *count;       /**< [V] how often each token stands in the training split */
+  const smoe_real *embedding; /**< [V, embedding_width] of the model that embedding_of names; NULL: none */
+  size_t embedding_width;
+} smoe_route_facts;
+
 typedef struct smoe_router smoe_router;
 
 /** A routing method. All functions are Local. */
@@ -78,6 +85,14 @@ typedef struct smoe_router_ops {
 
   /** Declare the parameters of one MoE layer's router and remember their indices in router. */
   void (*declare)(smoe_router *router, smoe_params *params);
+
+  /** Path of the checkpoint whose token embeddings prepare wants; NULL, as function or result: none. */
+  const char *(*embedding_of)(const smoe_router *router);
+
+  /** Fill what is fixed before training (tables, frozen from the start). Once in a run, after the
+   *  parameters have their initial values: later they come from the checkpoint. NULL: nothing to fill.
+   */
+  void (*prepare)(smoe_router *router, smoe_params *params, const smoe_route_facts *facts);
 
   /** Reals of tape and of scratch for a call of n tokens. */
   size_t (*tape_reals)(const smoe_router *router, size_t n);

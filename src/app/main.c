@@ -80,14 +80,22 @@ static smoe_status run(const smoe_group *group, int argc, char **argv) {
                    command);
 }
 
+static void print_end(const smoe_group *group, smoe_status status) {
+  const char *report = smoe_report(), *where = strrchr(report, '[');
+  if (status == SMOE_STOPPED) {
+    /* No fault of the program: where in its source it ended is of no use. */
+    smoe_note("%.*s", where ? (int)(where - report) : (int)strlen(report), report);
+  } else if (status != SMOE_OK && group->rank == 0) {
+    const bool ranked = strncmp(report, "on rank ", 8) == 0;
+    fprintf(stderr, "stablemoe: error (%s)%s %s\n", smoe_status_name(status), ranked ? "" : ":", report);
+  }
+}
+
 int main(int argc, char **argv) {
   smoe_group group;
   smoe_group_start(&group, &argc, &argv);
   const smoe_status status = run(&group, argc, argv);
-  if (status == SMOE_STOPPED)
-    smoe_note("%s", smoe_report());
-  else if (status != SMOE_OK && group.rank == 0)
-    fprintf(stderr, "stablemoe: error (%s) %s\n", smoe_status_name(status), smoe_report());
+  print_end(&group, status);
   smoe_group_end(&group);
   return (int)status;
 }

@@ -17,15 +17,21 @@ static struct {
   long long calls; /* collectives entered so far */
 } now;
 
+/* What the ranks of a machine see of each other. */
+typedef struct sign_of_life {
+  atomic_llong calls;  /* collectives entered so far */
+  _Atomic double beat; /* when its watchdog last ran: a stopped process falls behind */
+} sign_of_life;
+
 static struct {
   bool running;
   double seconds;
   bool end;
   int rank, n_ranks;
-  int n_here;              /* ranks on this machine */
-  int *rank_here;          /* [n_here] their ranks in the run */
-  atomic_llong **progress; /* [n_here] their collectives entered so far, in shared memory */
-  atomic_llong *mine;
+  int n_here;          /* ranks on this machine */
+  int *rank_here;      /* [n_here] their ranks in the run */
+  sign_of_life **here; /* [n_here] in shared memory */
+  sign_of_life *mine;
   MPI_Win window;
   pthread_t thread;
   atomic_bool stop;
@@ -33,7 +39,7 @@ static struct {
 
 void smoe_watch_enter(const char *call) {
   now.calls++;
-  if (dog.running) atomic_store_explicit(dog.mine, now.calls, memory_order_relaxed);
+  if (dog.running) atomic_store_explicit(&dog.mine->calls, now.calls, memory_order_relaxed);
   atomic_store_explicit(&now.since, smoe_seconds(), memory_order_relaxed);
   atomic_store_explicit(&now.call, call, memory_order_release);
 }
@@ -46,19 +52,26 @@ void smoe_watchdog_update(int64_t update) {
   atomic_store(&now.update, update);
 }
 
-/* The ranks of this machine that have entered fewer collectives than this one. */
+static double step_seconds(void) {
+  return dog.seconds < 4 ? dog.seconds / 4 : 1;
+}
+
+/* Whom this rank waits for, as far as this machine's memory tells. */
 static void name_the_late(char *out, size_t bytes) {
-  const long long mine = atomic_load(dog.mine);
+  const long long mine = atomic_load(&dog.mine->calls);
+  const double now_s = smoe_seconds();
   size_t at = 0;
   int late = 0;
   out[0] = '\0';
   for (int i = 0; i < dog.n_here && at < bytes; i++) {
-    if (atomic_load(dog.progress[i]) >= mine) continue;
-    at += (size_t)snprintf(out + at, bytes - at, "%s%d", late++ ? ", " : "; it waits for rank ",
-                           dog.rank_here[i]);
+    /* A rank that stopped within the collective has arrived, and yet is what all wait for. */
+    const bool stopped = now_s - atomic_load(&dog.here[i]->beat) > 3 * step_seconds();
+    if (!stopped && atomic_load(&dog.here[i]->calls) >= mine) continue;
+    at += (size_t)snprintf(out + at, bytes - at, "%s%d%s", late++ ? ", " : "; it waits for rank ",
+                           dog.rank_here[i], stopped ? " (not running)" : "");
   }
   if (late == 0)
-    snprintf(out, bytes,
+    snprintf(out, bytes, "%s",
              dog.n_here < dog.n_ranks
                  ? "; all ranks of this machine have arrived, so it waits for another machine"
                  : "; all ranks have arrived, so the network or MPI itself is slow");
@@ -78,10 +91,10 @@ static void report(const char *call, double waited) {
 }
 
 static void *watch(void *unused) {
-  const double step = dog.seconds < 4 ? dog.seconds / 4 : 1;
   double reported = -1; /* beginning of the wait that was reported last */
   while (!atomic_load(&dog.stop)) {
-    usleep((useconds_t)(1e6 * step));
+    atomic_store(&dog.mine->beat, smoe_seconds());
+    usleep((useconds_t)(1e6 * step_seconds()));
     const char *call = atomic_load_explicit(&now.call, memory_order_acquire);
     const double since = atomic_load(&now.since), waited = smoe_seconds() - since;
     if (!call || waited < dog.seconds || since == reported) continue;
@@ -98,14 +111,14 @@ static void share_progress(const smoe_group *group) {
   SMOE_MPI(MPI_Comm_size(here, &dog.n_here));
   SMOE_MPI(MPI_Comm_rank(here, &rank_here));
   dog.rank_here = smoe_alloc((size_t)dog.n_here * sizeof *dog.rank_here);
-  dog.progress = smoe_alloc((size_t)dog.n_here * sizeof *dog.progress);
+  dog.here = smoe_alloc((size_t)dog.n_here * sizeof *dog.here);
   SMOE_MPI(MPI_Allgather(&group->rank, 1, MPI_INT, dog.rank_here, 1, MPI_INT, here));
   SMOE_MPI(MPI_Win_allocate_shared(sizeof *dog.mine, sizeof *dog.mine, MPI_INFO_NULL, here, &dog.mine,
                                    &dog.window));
   for (int i = 0; i < dog.n_here; i++) {
     MPI_Aint bytes;
     int unit;
-    SMOE_MPI(MPI_Win_shared_query(dog.window, i, &bytes, &unit, &dog.progress[i]));
+    SMOE_MPI(MPI_Win_shared_query(dog.window, i, &bytes, &unit, &dog.here[i]));
   }
   SMOE_MPI(MPI_Comm_free(&here));
 }
@@ -118,7 +131,8 @@ void smoe_watchdog_start(const smoe_group *group, double seconds, bool end) {
   dog.n_ranks = group->n_ranks;
   share_progress(group);
   now.calls = 0;
-  atomic_store(dog.mine, 0);
+  atomic_store(&dog.mine->calls, 0);
+  atomic_store(&dog.mine->beat, smoe_seconds());
   atomic_store(&dog.stop, false);
   SMOE_MPI(MPI_Barrier(group->comm));
   dog.running = true;
@@ -133,5 +147,5 @@ void smoe_watchdog_stop(void) {
   dog.running = false;
   SMOE_MPI(MPI_Win_free(&dog.window));
   smoe_free(dog.rank_here);
-  smoe_free(dog.progress);
+  smoe_free(dog.here);
 }

@@ -114,6 +114,26 @@ char *smoe_config_text(const smoe_config *config, bool commented) {
   return text_close(&memory);
 }
 
+smoe_status smoe_config_changes(const smoe_config *config, const char *text, const char *origin,
+                                char **changes) {
+  smoe_config *before = smoe_config_create(config->sets, config->n_sets);
+  const smoe_status status = smoe_config_parse(before, text, origin);
+  memory_text memory;
+  text_open(&memory);
+  for (size_t i = 0; i < config->n_entries && status == SMOE_OK; i++) {
+    const smoe_config_entry *now = &config->entries[i], *then = &before->entries[i];
+    if (memcmp(now->value, then->value, smoe_config_value_bytes(now->key->kind)) == 0) continue;
+    fprintf(memory.out, "%s: ", now->key->name);
+    smoe_config_print_value(memory.out, now->key, then->value);
+    fputs(" -> ", memory.out);
+    smoe_config_print_value(memory.out, now->key, now->value);
+    fputc('\n', memory.out);
+  }
+  *changes = text_close(&memory);
+  smoe_config_destroy(before);
+  return status;
+}
+
 static int larger(int a, size_t b) {
   return a > (int)b ? a : (int)b;
 }

@@ -161,3 +161,28 @@ void smoe_corpus_read(const smoe_corpus *corpus, smoe_split split, int64_t first
                  corpus->vocabulary);
   }
 }
+
+static void count_synthetic(const smoe_corpus *corpus, int64_t *count) {
+  enum { MILLION = 1 << 20 };
+  const int64_t size = corpus->n_tokens[SMOE_TRAIN];
+  const size_t n = size < MILLION ? (size_t)size : MILLION;
+  int32_t *tokens = smoe_alloc(n * sizeof *tokens);
+  smoe_corpus_read(corpus, SMOE_TRAIN, 0, n, tokens);
+  memset(count, 0, (size_t)corpus->vocabulary * sizeof *count);
+  for (size_t i = 0; i < n; i++) count[tokens[i]]++;
+  smoe_free(tokens);
+}
+
+smoe_status smoe_corpus_counts(const smoe_corpus *corpus, int64_t *count) {
+  const int64_t v = corpus->vocabulary;
+  if (!corpus->file) {
+    count_synthetic(corpus, count);
+    return SMOE_OK;
+  }
+  SMOE_TRY(smoe_h5_expect(file_of(corpus), "/count", H5T_STD_I64LE, 1, &v));
+  SMOE_TRY(smoe_h5_read(file_of(corpus), "/count", H5T_NATIVE_INT64, count, 0, v));
+  for (int64_t i = 0; i < v; i++)
+    SMOE_CHECK(count[i] >= 0, SMOE_ERR_FORMAT, "the corpus '%s' is damaged: it counts %lld of token %lld",
+               corpus->path, (long long)count[i], (long long)i);
+  return SMOE_OK;
+}

@@ -54,6 +54,12 @@ smoe_status smoe_h5_shape(hid_t file, const char *name, int *n_dims, int64_t sha
   return SMOE_OK;
 }
 
+static bool is_empty(int n_dims, const int64_t *shape) {
+  bool empty = false;
+  for (int d = 0; d < n_dims; d++) empty = empty || shape[d] == 0;
+  return empty;
+}
+
 smoe_status smoe_h5_expect(hid_t file, const char *name, hid_t type, int n_dims, const int64_t *shape) {
   int n;
   int64_t found[SMOE_H5_DIMS];
@@ -76,6 +82,9 @@ smoe_status smoe_h5_expect(hid_t file, const char *name, hid_t type, int n_dims,
                        "'%s' of '%s' has the type %s of %zu bytes, this run wants %s of %zu bytes", name,
                        smoe_h5_path(file), has < 0 ? "nothing" : class_name(has),
                        has < 0 ? 0 : H5Tget_size(has), class_name(type), H5Tget_size(type));
+  else if (H5Dget_storage_size(set) == 0 && !is_empty(n, found))
+    /* Not even space was taken: to read it gives zeros, of any size that a damaged shape claims. */
+    status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' of '%s' has no values", name, smoe_h5_path(file));
   if (has >= 0) H5Tclose(has);
   if (set >= 0) H5Dclose(set);
   return status;

@@ -37,9 +37,8 @@ void smoe_distill_declare(smoe_router *router, smoe_params *params, const smoe_d
 }
 
 size_t smoe_distill_tape(const smoe_router *router, const smoe_distill_options *options, size_t n) {
-  const size_t more = options->features == SMOE_FEATURES_TRANSFORMER
-                          ? smoe_distill_transformer_tape(router, options, n)
-                          : 0;
+  const size_t more =
+      options->features == SMOE_FEATURES_TRANSFORMER ? smoe_distill_transformer_tape(router, options, n) : 0;
   return n * (size_t)router->n_experts + more;
 }
 
@@ -91,9 +90,8 @@ static void features_forward(smoe_real *h, const smoe_router *router, const smoe
                              const smoe_route_call *call) {
   const size_t d = (size_t)options->width;
   const smoe_real *table = smoe_params_shared(router->params, router->index[EMBEDDING]);
-  const smoe_real *tap = options->features == SMOE_FEATURES_CNN
-                             ? smoe_params_shared(router->params, router->index[MORE])
-                             : NULL;
+  const smoe_real *tap =
+      options->features == SMOE_FEATURES_CNN ? smoe_params_shared(router->params, router->index[MORE]) : NULL;
 #pragma omp parallel for
   for (size_t t = 0; t < call->n_tokens; t++) {
     int32_t token[TAPS];
@@ -101,8 +99,7 @@ static void features_forward(smoe_real *h, const smoe_router *router, const smoe
     const int n = parts_of(token, weight, options, call, t, tap);
     memset(h + t * d, 0, d * sizeof *h);
     for (int j = 0; j < n; j++)
-      if (token[j] >= 0)
-        smoe_add_rows_scaled(h + t * d, &weight[j], 1, table + (size_t)token[j] * d, 1, d);
+      if (token[j] >= 0) smoe_add_rows_scaled(h + t * d, &weight[j], 1, table + (size_t)token[j] * d, 1, d);
   }
 }
 

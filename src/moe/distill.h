@@ -31,20 +31,47 @@ extern const char *const smoe_distill_features[];
 /** The keys of a method's distilled router: section is "router.<method>.", member the
  *  smoe_distill_options in the method's own struct.
  */
-#define SMOE_DISTILL_KEYS(section, type, member)                                                              \
-  {section "distill_weight", SMOE_KEY_REAL, offsetof(type, member.weight), "1", 0, 1e6, NULL, "",             \
-   "Weight of the distillation loss in stage 1 (equation 10; 1 in the paper, 0.3 in its code)."},             \
-      {section "width", SMOE_KEY_INT, offsetof(type, member.width), "50", 1, 65536, NULL, "",                 \
-       "Width of the distilled router's word embedding (section 4.2)."},                                      \
-      {section "features", SMOE_KEY_CHOICE, offsetof(type, member.features), "word", 0, 0,                    \
-       smoe_distill_features, "",                                                                             \
-       "What the distilled router sees of a token: its word embedding, the mean of its own and the one "      \
-       "before, a causal convolution over five, or a causal Transformer over the sequence."},                 \
-      {section "layers", SMOE_KEY_INT, offsetof(type, member.layers), "1", 1, 3, NULL, "",                    \
-       "Layers of the distilled router's Transformer (features transformer)."},                               \
-  {                                                                                                           \
-    section "heads", SMOE_KEY_INT, offsetof(type, member.heads), "2", 1, 1024, NULL, "",                      \
-        "Attention heads of the distilled router's Transformer; must divide its width."                       \
+#define SMOE_DISTILL_KEYS(section, type, member)                                                             \
+  {section "distill_weight",                                                                                 \
+   SMOE_KEY_REAL,                                                                                            \
+   offsetof(type, member.weight),                                                                            \
+   "1",                                                                                                      \
+   0,                                                                                                        \
+   1e6,                                                                                                      \
+   NULL,                                                                                                     \
+   "",                                                                                                       \
+   "Weight of the distillation loss in stage 1 (equation 10; 1 in the paper, 0.3 in its code)."},            \
+      {section "width",                                                                                      \
+       SMOE_KEY_INT,                                                                                         \
+       offsetof(type, member.width),                                                                         \
+       "50",                                                                                                 \
+       1,                                                                                                    \
+       65536,                                                                                                \
+       NULL,                                                                                                 \
+       "",                                                                                                   \
+       "Width of the distilled router's word embedding (section 4.2)."},                                     \
+      {section "features",                                                                                   \
+       SMOE_KEY_CHOICE,                                                                                      \
+       offsetof(type, member.features),                                                                      \
+       "word",                                                                                               \
+       0,                                                                                                    \
+       0,                                                                                                    \
+       smoe_distill_features,                                                                                \
+       "",                                                                                                   \
+       "What the distilled router sees of a token: its word embedding, the mean of its own and the one "     \
+       "before, a causal convolution over five, or a causal Transformer over the sequence."},                \
+      {section "layers",                                                                                     \
+       SMOE_KEY_INT,                                                                                         \
+       offsetof(type, member.layers),                                                                        \
+       "1",                                                                                                  \
+       1,                                                                                                    \
+       3,                                                                                                    \
+       NULL,                                                                                                 \
+       "",                                                                                                   \
+       "Layers of the distilled router's Transformer (features transformer)."},                              \
+  {                                                                                                          \
+    section "heads", SMOE_KEY_INT, offsetof(type, member.heads), "2", 1, 1024, NULL, "",                     \
+        "Attention heads of the distilled router's Transformer; must divide its width."                      \
   }
 
 /** Check the values; section as above. Errors: SMOE_ERR_CONFIG. */

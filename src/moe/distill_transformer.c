@@ -64,11 +64,11 @@ int smoe_distill_transformer_declare(const smoe_router *router, smoe_params *par
 
 /* What one layer keeps; x is its input, of which there is one more: the final norm's. */
 typedef struct layer_tape {
-  smoe_real *x, *u, *attended;            /* [N, D] */
-  smoe_real *qkv;                         /* [N, 3 D] */
-  smoe_real *lse;                         /* [S, H, T] */
+  smoe_real *x, *u, *attended;              /* [N, D] */
+  smoe_real *qkv;                           /* [N, 3 D] */
+  smoe_real *lse;                           /* [S, H, T] */
   smoe_real *mean1, *rstd1, *mean2, *rstd2; /* [N] */
-  smoe_real *h;                           /* [N, F] after relu */
+  smoe_real *h;                             /* [N, F] after relu */
 } layer_tape;
 
 static size_t layer_reals(const sizes *s) {

@@ -22,8 +22,7 @@ size_t smoe_distill_transformer_scratch(const smoe_router *router, const smoe_di
 /** h [N, D]; table [V, D] is the word embedding, first the index that declare gave. */
 void smoe_distill_transformer_forward(smoe_real *h, const smoe_router *router,
                                       const smoe_distill_options *options, const smoe_route_call *call,
-                                      int first, const smoe_real *table, smoe_real *tape,
-                                      smoe_real *scratch);
+                                      int first, const smoe_real *table, smoe_real *tape, smoe_real *scratch);
 
 /** Adds to dtable [V, D] and to the lane's gradients; dh [N, D] is used up. */
 void smoe_distill_transformer_backward(smoe_real *dtable, smoe_real *dh, const smoe_router *router,

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "stablemoe/kernel.h"
+#include "stablemoe/route_facts.h"
 #include "stablemoe/timer.h"
 
 /* One product of the model: op(a) [m, k] times op(b) [k, n], `count` times in an update of one rank. */
@@ -177,7 +178,7 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, const smoe_corpus *
   SMOE_TRY(smoe_step_create(&step, model, corpus, settings));
   smoe_params_initialise(&model->params, (uint64_t)settings->run.seed);
   bench->n_stages = model->n_moe && model->moe[0].router.ops->two_stages ? 2 : 1;
-  smoe_status status = SMOE_OK;
+  smoe_status status = smoe_routers_prepare(model, corpus);
   for (int s = 0; s < bench->n_stages && status == SMOE_OK; s++)
     status = measure(&step, options, s == 0 ? 0 : settings->router.stage1_updates, &bench->stage[s]);
   smoe_step_destroy(&step);

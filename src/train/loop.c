@@ -8,6 +8,7 @@
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
 #include "stablemoe/metrics.h"
+#include "stablemoe/route_facts.h"
 #include "stablemoe/run_directory.h"
 #include "stablemoe/timer.h"
 #include "stablemoe/watchdog.h"
@@ -115,6 +116,21 @@ static smoe_status check_meta(const run *r, const char *path, const smoe_checkpo
   return SMOE_OK;
 }
 
+/* A resumed run may be configured otherwise; what follows from that should not come as a surprise. */
+static void say_changes(const run *r, const char *path, const smoe_checkpoint_meta *meta) {
+  char *changes = NULL;
+  if (smoe_config_changes(r->config, meta->configuration, path, &changes) != SMOE_OK)
+    smoe_warn("the configuration in '%s' is of another version: %s", path, smoe_report());
+  for (char *line = changes; line && *line;) {
+    char *end = strchr(line, '\n');
+    *end = '\0';
+    /* Where the files are is no part of what is computed. */
+    if (strncmp(line, "run.directory:", 14) != 0) smoe_warn("other than in '%s': %s", path, line);
+    line = end + 1;
+  }
+  smoe_free(changes);
+}
+
 /* Load one checkpoint; its update number goes to *update. */
 static smoe_status load(run *r, const char *path, int64_t *update) {
   smoe_checkpoint_meta meta = {0};
@@ -122,6 +138,7 @@ static smoe_status load(run *r, const char *path, int64_t *update) {
   smoe_status status = check_meta(r, path, &meta);
   if (status == SMOE_OK) status = smoe_checkpoint_load(path, &r->model->params);
   *update = meta.update;
+  if (status == SMOE_OK) say_changes(r, path, &meta);
   smoe_free(meta.configuration);
   return status;
 }
@@ -153,11 +170,17 @@ static smoe_status resume(run *r, int64_t *update) {
   return status;
 }
 
+/* The parameters as they are before the first update. */
+static smoe_status start_anew(run *r) {
+  smoe_params_initialise(&r->model->params, (uint64_t)r->settings->run.seed);
+  return smoe_routers_prepare(r->model, &r->corpus);
+}
+
 static smoe_status begin(run *r, const smoe_train_options *options, int64_t *update) {
   const smoe_settings *settings = r->settings;
   *update = 0;
   if (options->resume) SMOE_TRY(resume(r, update));
-  if (*update == 0) smoe_params_initialise(&r->model->params, (uint64_t)settings->run.seed);
+  if (options->resume && *update == 0) SMOE_TRY(start_anew(r));
   SMOE_TRY(smoe_routing_log_rewind(r->group, r->routing, *update));
   open_log(r);
   SMOE_TRY_ALL(r->group, smoe_metrics_open(&r->metrics, settings->run.directory, r->model, *update));
@@ -294,6 +317,8 @@ static smoe_status train(run *r, const smoe_train_options *options) {
     smoe_note("dry run: configuration, corpus and memory are fine; nothing was started");
     return SMOE_OK;
   }
+  /* It may fail: before the run that is to be overwritten is gone. */
+  if (!options->resume) SMOE_TRY(start_anew(r));
   SMOE_TRY(smoe_run_directory_open(r->config, r->group, options->resume, options->overwrite));
   int64_t update;
   SMOE_TRY(begin(r, options, &update));

@@ -21,7 +21,9 @@ smoe_balance smoe_balance_of(const int64_t *load, int n_experts) {
   }
   return (smoe_balance){.max_over_mean = max / mean,
                         .cv = sqrt(spread / n_experts) / mean,
-                        .entropy = n_experts > 1 ? entropy / log((double)n_experts) : 1,
+                        .entropy = sum == 0        ? NAN
+                                   : n_experts > 1 ? entropy / log((double)n_experts)
+                                                   : 1,
                         .dead = dead};
 }
 
@@ -37,16 +39,23 @@ static void write_header(const smoe_metrics *metrics) {
   fputs(",seconds,tokens_per_s\n", metrics->file);
 }
 
-/* Length of the file up to the last whole line of an update <= update; -1 on error. */
+/* Length of the file up to the last whole line of an update <= update; -1 on error. A machine that
+ * fell may leave zeros, or the end of something else: lines count as long as their updates go up.
+ */
 static long length_until(const char *path, int64_t update) {
   FILE *file = fopen(path, "r");
   if (!file) return errno == ENOENT ? 0 : -1;
   char *line = NULL;
   size_t capacity = 0;
   long keep = 0;
+  int64_t before = 0;
   ssize_t n;
   for (bool header = true; (n = getline(&line, &capacity, file)) > 0; header = false) {
-    if (line[n - 1] != '\n' || (!header && strtoll(line, NULL, 10) > update)) break;
+    if (line[n - 1] != '\n' || memchr(line, '\0', (size_t)n)) break;
+    const int64_t number = strtoll(line, NULL, 10);
+    const bool fits = header ? strncmp(line, "update,", 7) == 0 : number > before && number <= update;
+    if (!fits) break;
+    before = number;
     keep += n;
   }
   free(line);

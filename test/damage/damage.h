@@ -35,6 +35,7 @@ typedef struct damage_kind {
   void (*structure)(damage_dice *dice, hid_t file, char target[512]);
   bool sealed;     /**< structure: sealed again afterwards, so that the reader's own checks have to see it */
   bool may_differ; /**< attributes: a file that is sound, and says something else */
+  bool any_words;  /**< a report need not have the target's name */
 } damage_kind;
 
 /** What a reader made of a file. */

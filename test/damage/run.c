@@ -72,22 +72,26 @@ static void child(const damage_test *test, const char *path) {
   _exit((int)outcome);
 }
 
-static int judge(const damage_test *test, int state, const char *path, const char *target) {
+/** Whether a refusal says of which file and, where our own checks found it, which object. */
+static bool is_named(const damage_kind *kind, const char *path, const char *target) {
+  const char *slash = strrchr(target, '/');
+  const bool needs_target = kind->sealed && !kind->any_words;
+  return strstr(report, path) && (!needs_target || strstr(report, slash ? slash + 1 : target));
+}
+
+static int judge(const damage_test *test, const damage_kind *kind, int state, const char *path,
+                 const char *target) {
   if (WIFSIGNALED(state)) return WTERMSIG(state) == SIGALRM ? HUNG : CRASHED;
   const int code = WEXITSTATUS(state);
-  const char *slash = strrchr(target, '/');
   if (code == DAMAGE_SAME) return SAME;
   if (code == DAMAGE_DIFFERENT) return DIFFERENT;
-  if (code == DAMAGE_REFUSED)
-    return strstr(report, path) && strstr(report, slash ? slash + 1 : target) ? REFUSED : UNNAMED;
+  if (code == DAMAGE_REFUSED) return is_named(kind, path, target) ? REFUSED : UNNAMED;
   return test->panic_code && code == test->panic_code ? ENDED : CRASHED;
 }
 
 static int run_case(const damage_test *test, const damage_kind *kind, damage_dice *dice,
                     const damage_bytes *sound, const char *path, char target[512]) {
   damage(test, kind, dice, sound, path, target);
-  /* What a reader without the seal's help cannot but name is what our own checks look at. */
-  if (!kind->sealed) target[0] = '\0';
   fflush(NULL);
   report[0] = '\0';
   const pid_t pid = fork();
@@ -95,7 +99,7 @@ static int run_case(const damage_test *test, const damage_kind *kind, damage_dic
   if (pid == 0) child(test, path);
   int state = 0;
   while (waitpid(pid, &state, 0) < 0 && errno == EINTR) continue;
-  return judge(test, state, path, target);
+  return judge(test, kind, state, path, target);
 }
 
 void damage_run(const damage_test *test, int argc, char **argv) {

@@ -257,9 +257,24 @@ void damage_attribute_type(damage_dice *dice, hid_t file, char target[512]) {
   H5Oclose(object);
 }
 
+/** Whether an attribute is one plain value, and no list of references as dimension scales have. */
+static bool is_plain(hid_t attribute, hid_t type) {
+  const H5T_class_t class = H5Tget_class(type);
+  return (class == H5T_INTEGER || class == H5T_FLOAT || class == H5T_STRING) &&
+         H5Tis_variable_str(type) == 0 && H5Aget_storage_size(attribute) == H5Tget_size(type);
+}
+
 void damage_attribute_value(damage_dice *dice, hid_t file, char target[512]) {
-  const hid_t object = pick_attribute(dice, file, target);
-  const hid_t attribute = H5Aopen(object, target, H5P_DEFAULT), type = H5Aget_type(attribute);
+  hid_t object, attribute, type;
+  for (;;) {
+    object = pick_attribute(dice, file, target);
+    attribute = H5Aopen(object, target, H5P_DEFAULT);
+    type = H5Aget_type(attribute);
+    if (is_plain(attribute, type)) break;
+    H5Tclose(type);
+    H5Aclose(attribute);
+    H5Oclose(object);
+  }
   const size_t bytes = H5Tget_size(type);
   unsigned char *data = smoe_alloc(bytes);
   H5Aread(attribute, type, data);

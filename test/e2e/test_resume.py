@@ -57,7 +57,7 @@ class Resume(p.ProgramTest):
     def check_resumed(self, run, ranks):
         result = self.train(run, ranks=ranks, resume=True)
         self.assertFine(result)
-        self.assertRegex(result.err, "resumed from '.*step-0000000[1-5][0-9].h5'")
+        self.assertRegex(result.err, "resumed from '.*step-0000000[0-5][0-9].h5'")
         self.assertSameRun(self.path(run), self.whole, [UPDATES])
         return result
 
@@ -83,6 +83,25 @@ class Resume(p.ProgramTest):
                 self.check_interrupted(run)
                 self.assertSound(self.path(run))
                 self.check_resumed(run, then)
+
+    def test_killed_while_saving(self):
+        """The most awkward moments, one after the other in one run."""
+        run, settings = "unlucky", ["train.checkpoint_every=5"]
+        for number, place in enumerate(("routing.rename", "checkpoint.write", "checkpoint.rename",
+                                        "checkpoint.latest")):
+            result = self.train(run, settings, ranks=2, resume=True,
+                                env={"STABLEMOE_KILL": f"{place}@{number % 2}#{number + 2}"})
+            with self.subTest(place):
+                self.assertNotIn(result.code, (None, 0, p.STOPPED), result)
+                self.check_interrupted(run)
+                self.assertSound(self.path(run))
+        self.check_resumed(run, 3)
+
+    def test_time_limit(self):
+        result = self.train("timed", ["run.max_minutes=0.0001"], ranks=2)
+        self.assertEqual((result.code, result.reports), (p.STOPPED, []), result)
+        self.assertIn("stopped on request after update 1; a checkpoint is saved", result.err)
+        self.check_resumed("timed", 2)
 
     def check_stopped(self, run, ranks, process, then):
         result = self.ended(process)
@@ -134,6 +153,11 @@ class Resume(p.ProgramTest):
             file.write(bytes(byte ^ 0xFF for byte in data))
 
     @staticmethod
+    def find(path, text):
+        with open(path, "rb") as file:
+            return file.read().index(text)
+
+    @staticmethod
     def offset_of(path, name):
         """Where the values of a dataset stand in the file."""
         with p.h5py.File(path, "r") as file:
@@ -149,8 +173,9 @@ class Resume(p.ProgramTest):
         cases = {
             "values": (flip_values, r"checksum of 'param/moe0/expert/ffn0/w1' of expert 0 is wrong"),
             "moments": (flip_moments, r"checksum of 'adam/v/embedding/table' is wrong"),
-            "head": (lambda path: self.flip(path, 0), "not an HDF5 file"),
-            "cut": (lambda path: os.truncate(path, os.path.getsize(path) // 2), "truncated"),
+            "head": (lambda path: self.flip(path, 0), "is damaged"),
+            "attribute": (lambda path: self.flip(path, self.find(path, b"fingerprint")), "is damaged"),
+            "cut": (lambda path: os.truncate(path, os.path.getsize(path) // 2), "is truncated"),
             "empty": (lambda path: os.truncate(path, 0), "not an HDF5 file"),
         }
         jobs = {}
@@ -166,6 +191,16 @@ class Resume(p.ProgramTest):
                 self.assertRegex(result.err, "resumed from '.*step-000000010.h5'")
                 run = self.path(f"damaged-{name}")
                 self.assertSameRun(run, self.whole, range(10, UPDATES + 1, 10))
+
+    def test_damaged_after_a_stop(self):
+        """The routing log of a stretch that is made again, with another end, is not kept beside it."""
+        self.copy("ten", "odd")
+        result = self.train("odd", ["run.max_minutes=0.0001"], ranks=2, resume=True)
+        self.assertEqual(result.code, p.STOPPED, result)
+        self.assertEqual(p.files_of(self.path("odd"), "routing"), [f"step-{u:09d}.h5" for u in (10, 11)])
+        self.flip(self.path("odd", "checkpoints", "step-000000011.h5"), 100)
+        resumed = self.check_resumed("odd", 2)
+        self.assertRegex(resumed.err, "step-000000011.h5.*falling back to the checkpoint before")
 
     def test_no_sound_checkpoint(self):
         """Where all are damaged the run must not quietly begin anew."""
@@ -219,6 +254,15 @@ class FileSystem(p.ProgramTest):
                 result = self.train(run, ranks=ranks)
                 self.assertRefused(result, "io", "not enough space|No space left|cannot write")
                 self.check_left(run)
+
+    def test_full_and_going_on(self):
+        """A run may be told to go on without a checkpoint; without its last one it must not end well."""
+        self.mount("patient", "size=3m")
+        result = self.train("patient/run", ["train.updates=60", "train.on_save_error=continue"], ranks=2)
+        self.assertRefused(result, "io", "not enough space|No space left|cannot write")
+        self.assertIn("training goes on", result.err)
+        self.assertEqual(p.last_update(self.path("patient/run")), 60)
+        self.check_left("patient/run")
 
     def check_left(self, run):
         self.assertGreater(len(p.files_of(self.path(run), "checkpoints")), 0)

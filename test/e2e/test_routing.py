@@ -38,6 +38,15 @@ def xxh3():
     return function
 
 
+def unseal(path):
+    """Write a file anew without its seal, which would tell that another program has changed it."""
+    with h5py.File(path, "r") as old, h5py.File(f"{path}.new", "w") as new:
+        new.attrs.update(old.attrs)
+        for name in old:
+            old.copy(name, new)
+    os.replace(f"{path}.new", path)
+
+
 class SecondStage(p.ProgramTest):
     """Two MoE layers, on two ranks, with decay and dropped tokens: nothing of that may move the routing."""
 
@@ -144,6 +153,7 @@ class Extremes(p.ProgramTest):
             self.skipTest("libxxhash is not found, which a changed checkpoint's checksums need")
         self.trained("one-base", ["router.stable.width=1", "train.updates=2"])
         path = self.path("one-base", "checkpoints", "step-000000002.h5")
+        unseal(path)
         with h5py.File(path, "r+") as file:
             for name in p.datasets(path, ("param/", "adam/")):
                 stored = file["checksum/" + name.replace("adam/", "adam_")][()]

@@ -143,7 +143,7 @@ class Fault(p.ProgramTest):
 
     def test_unreadable_newest_checkpoint(self):
         """A checkpoint that one rank cannot read is passed over, aloud, for the one before."""
-        for site in ("checkpoint.open", "checkpoint.read"):
+        for site in ("checkpoint.load", "checkpoint.read"):
             with self.subTest(site):
                 result = self.resume_with(f"{site}@{self.ranks - 1}", f"newest-{site}", base="whole")
                 self.assertFine(result)

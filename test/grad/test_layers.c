@@ -12,7 +12,8 @@ enum {
   LANE = SEQUENCES * CONTEXT,
   N = LANES * LANE,
   C = 8,
-  EXPERTS = 3
+  EXPERTS = 3,
+  SEED = 9
 };
 
 /** What gradients start from: backward adds. Two to some power, so that it goes away exactly enough. */
@@ -175,6 +176,7 @@ static double moe_value(void *context, uint64_t *piece) {
   const size_t stride = sizeof *sums / sizeof(double);
   smoe_moe_layer_forward(moe, p->y, (double *)sums, stride, p->x, p->token, &p->context);
   piece_add_choices(piece, moe->expert, N * (size_t)moe->router.n_slots);
+  piece_add_choices(piece, moe->learned, N);
   for (int s = 0; s < moe->experts.n_sublayers; s++)
     piece_add_active(piece, moe->experts.h[s], moe->exchange.n_recv * moe->experts.inner);
   double terms = 0;
@@ -205,9 +207,8 @@ static void test_moe_layer(const char *name, const char *method, const smoe_rout
     smoe_moe_layer_declare(&p.moe, config, &p.params, 0, FIXTURE_VOCABULARY);
   }
   PROBLEM_LAYOUT(&p, smoe_moe_layer_layout(&p.moe, config, &tokens, &p.arena, &p.arena, &p.arena, true));
-  if (stage == 2) {
-    p.moe.router.ops->freeze(&p.moe.router, &p.params);
-  }
+  fixture_prepare(&p.moe.router, &p.params);
+  if (stage == 2) p.moe.router.ops->freeze(&p.moe.router, &p.params);
   moe_value(&p, &(uint64_t){0});
   CHECK((p.moe.n_dropped > 0) == drops, "%s: %lld slots dropped", name, (long long)p.moe.n_dropped);
   memcpy(p.dx, p.weight, N * C * sizeof *p.dx);
@@ -280,19 +281,20 @@ static const smoe_router_ops two_slots = {.name = "two",
 
 int main(int argc, char **argv) {
   smoe_group_start(&group, &argc, &argv);
+  smoe_threads_set(1); /* tiny products: a second thread only waits */
   test_block();
   test_experts("experts, one sublayer", LIST("moe.sublayers=1"), (int64_t[]){0, 4, 5, 13});
   test_experts("experts, two sublayers", NULL, (int64_t[]){0, 7, 12, N});
   test_experts("experts, three sublayers", LIST("moe.sublayers=3", "moe.inner=5"), (int64_t[]){0, 3, 6, 10});
   test_expert_without_rows();
-  for (size_t i = 0; smoe_router_methods[i]; i++) {
-    const smoe_router_ops *method = smoe_router_methods[i];
-    for (int stage = 1; stage <= (method->two_stages ? 2 : 1); stage++) {
-      char *name = smoe_sprintf("MoE layer, %s, stage %d", method->name, stage);
-      test_moe_layer(name, method->name, NULL, stage, NULL, false);
+  char **methods = fixture_methods();
+  for (size_t i = 0; methods[i]; i++)
+    for (int stage = 1; stage <= (fixture_method(methods[i])->two_stages ? 2 : 1); stage++) {
+      char *name = smoe_sprintf("MoE layer, %s, stage %d", methods[i], stage);
+      test_moe_layer(name, methods[i], NULL, stage, NULL, false);
       smoe_free(name);
     }
-  }
+  fixture_methods_free(methods);
   test_moe_layer("MoE layer, two slots", "stable", &two_slots, 1, NULL, false);
   test_moe_layer("MoE layer, two slots, capacity", "stable", &two_slots, 1, LIST("moe.capacity_factor=0.7"),
                  true);

@@ -22,7 +22,8 @@ CLEAN = {
     "src/moe/expert.c": "/* free(this) and exit(1) in prose are fine */\n",
     "include/stablemoe/status.h": "/** Errors. */\n\n/** End. Local. */\nvoid smoe_end(int code);\n",
     "test/test_x.c": "int main(void) {\n  if (!(err <= tol)) return 1;\n}\n",
-    "jobs/run.sh": "set -u\necho 'fine'\n",
+    "jobs/run.sh": "#!/bin/sh\nset -u\necho 'fine'\n",
+    "jobs/environment.sh": "export FINE=1\n",
     "doc/x.md": "Text.\n",
 }
 
@@ -51,7 +52,7 @@ OFFENCES = (
     ("docstrings", "include/stablemoe/status.h", "/** Errors. */\n\nvoid smoe_end(int code);\n"),
     ("docstrings", "include/stablemoe/status.h", "#define X\n"),
     ("shell", "jobs/run.sh", "set -u\nif true; then\n"),
-    ("shell", "jobs/run.sh", "echo 'goes on after an error'\n"),
+    ("shell", "jobs/run.sh", "#!/bin/sh\necho \"$not_set\"\n"),
 )
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The same bits on any number of ranks: metrics, checkpoints and routing logs of whole runs
-across the switch of stages, against the run of one rank.
+across the switch of stages, against the run of one rank. Where ranks form replicas the bits may
+differ, but must repeat.
 
     test_invariance.py --program stablemoe --ranks 3
 """
@@ -22,6 +23,9 @@ VARIANTS = {
                     "moe.capacity_factor=1.0", "optimizer.decay=0.1", "schedule.kind=inverse_sqrt"], True),
     # Neither experts nor lanes can be shared out evenly.
     "uneven": (["moe.experts=5", "train.lanes=7", "train.batch_sequences=14", "moe.identical_experts=false"], False),
+    # More ranks than experts: replicas of both experts, or of all, that share out the data.
+    "replicas": (["moe.experts=2", "train.lanes=8", "moe.capacity_factor=1.0"], True),
+    "whole-replicas": (["comm.expert_ranks=1", "optimizer.expert_gradient_factor=4"], False),
     # Long dot products: BLAS takes another path here when the rows of a call are few.
     "wide": (["model.width=64", "model.inner=1024", "moe.inner=1024", "model.context=32"], False),
     "dense": (["moe.layers=0"], None),
@@ -44,12 +48,16 @@ class Invariance(p.ProgramTest):
                 self.assertFine(result)
         for variant, (_, drops) in VARIANTS.items():
             with self.subTest(variant, ranks=self.ranks):
-                self.check(self.path(f"{variant}-many"), self.path(f"{variant}-one"), drops)
+                self.check(variant, drops)
 
-    def check(self, run, reference, drops):
+    def check(self, variant, drops):
+        run, reference = self.path(f"{variant}-many"), self.path(f"{variant}-one")
         self.assertEqual(len(p.metrics(run)), 1 + UPDATES)
         self.assertEqual(p.files_of(run, "checkpoints"), [f"step-{u:09d}.h5" for u in (10, 20)])
-        self.assertSameRun(run, reference, (10, 20))
+        if self.replicas(variant) == 1:
+            self.assertSameRun(run, reference, (10, 20))
+        else:
+            self.check_replicas(variant, run, reference)
         # What a variant is for has to happen, or it shows nothing.
         losses = p.column(run, "loss")
         self.assertEqual(len(set(losses)), UPDATES, "the losses of the updates differ")
@@ -63,6 +71,24 @@ class Invariance(p.ProgramTest):
         for stage in (1, 2):
             dropped = log["dropped"][log["stage"] == stage].sum()
             self.assertEqual(dropped > 0, drops, f"{dropped} tokens dropped in stage {stage}")
+
+    def replicas(self, variant):
+        """How many ranks hold each expert: all ranks by the largest divisor that is no more than the experts."""
+        values = dict(setting.split("=") for setting in VARIANTS[variant][0])
+        experts = int(values.get("moe.experts", 4))
+        wish = int(values.get("comm.expert_ranks", 0))
+        largest = max(n for n in range(1, experts + 1) if self.ranks % n == 0)
+        return 1 if values.get("moe.layers") == "0" else self.ranks // (wish or largest)
+
+    def check_replicas(self, variant, run, reference):
+        """Sums over replicas round otherwise: a run repeats itself, and is near that of one rank."""
+        again = self.trained(f"{variant}-again", VARIANTS[variant][0], ranks=self.ranks)
+        self.assertSameRun(again, run, (10, 20))
+        # Nothing was added over replicas yet when the first loss was computed.
+        self.assertEqual(p.column(run, "loss")[0], p.column(reference, "loss")[0])
+        for name, tolerance in (("loss", 1e-3), ("grad_norm", 1e-2), ("grad_norm_expert", 1e-2)):
+            for update, (one, other) in enumerate(zip(p.column(run, name), p.column(reference, name)), 1):
+                self.assertTrue(abs(one - other) <= tolerance * abs(other), f"{name} {one}, {other} at {update}")
 
 
 if __name__ == "__main__":

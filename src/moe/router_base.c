@@ -1,0 +1,213 @@
+/* BASE layers (Lewis et al. 2021), and BASE with the second stage of StableMoE (Dai et al. 2022, table 5).
+ *
+ * base:  s_t = E x_t; in training a_t from an auction that gives every expert the same number of
+ *   tokens, lane by lane; in evaluation a_t = argmax s_t, because balance would tell of later tokens.
+ *   gate = sigmoid(s_{t,a}). No loss of its own.
+ * base_stage2:  in stage 1 as base, while a router on token ids alone learns argmax s_t, the greedy
+ *   choice; in stage 2 that router is frozen and chooses. Evaluation routes by it in both stages.
+ */
+#include <string.h>
+
+#include "auction.h"
+#include "distill.h"
+#include "sigmoid_gate.h"
+#include "stablemoe/kernel.h"
+#include "stablemoe/router.h"
+
+#define SECTION "router.base_stage2."
+
+typedef struct base_options {
+  smoe_distill_options distill;
+} base_options;
+
+static const smoe_key keys[] = {SMOE_DISTILL_KEYS(SECTION, base_options, distill)};
+
+static const smoe_keyset keyset_base_stage2 = {keys, sizeof keys / sizeof *keys, sizeof(base_options)};
+
+enum { CENTROID };
+
+static int slots_base(const smoe_config *config) {
+  return 1;
+}
+
+static void declare_base(smoe_router *router, smoe_params *params) {
+  router->index[CENTROID] = smoe_params_declare(
+      params, SMOE_REPLICATED, (int64_t[]){router->n_experts, (int64_t)router->width, 0},
+      (smoe_init){SMOE_INIT_ORTHOGONAL, 0.1, false}, true, "moe%d/router/centroid", router->layer);
+}
+
+/* Tape: the chosen expert, which capacity may mark as dropped in the call's own [N]; its gate [N]. */
+static size_t tape_reals_base(const smoe_router *router, size_t n) {
+  return 2 * n;
+}
+
+static int32_t *choice_of(const smoe_route_call *call) {
+  return (int32_t *)call->tape;
+}
+
+static smoe_real *gate_of(const smoe_route_call *call) {
+  return call->tape + call->n_tokens;
+}
+
+/* Scores [N, E], then the auction's own. */
+static size_t scratch_reals_base(const smoe_router *router, size_t n) {
+  return n * (size_t)router->n_experts + smoe_auction_scratch(n, router->n_experts);
+}
+
+static const smoe_real *centroid_of(const smoe_router *router) {
+  return smoe_params_shared(router->params, router->index[CENTROID]);
+}
+
+/* s = E x, into the call's scratch. */
+static smoe_real *scores(const smoe_router *router, const smoe_route_call *call) {
+  smoe_linear_forward(call->scratch, call->x, centroid_of(router), NULL, call->n_tokens, router->width,
+                      (size_t)router->n_experts);
+  return call->scratch;
+}
+
+static void choose_balanced(const smoe_router *router, const smoe_route_call *call, const smoe_real *score) {
+  smoe_auction(choice_of(call), score, call->token, call->n_tokens, router->n_experts, SMOE_AUCTION_ROUNDS,
+               call->scratch + call->n_tokens * (size_t)router->n_experts);
+}
+
+/* The gate of the choice, and both to the call. */
+static void finish(const smoe_router *router, const smoe_route_call *call) {
+  const size_t n = call->n_tokens;
+  const int32_t *choice = choice_of(call);
+  smoe_real *gate = gate_of(call);
+  smoe_sigmoid_gate_forward(gate, choice, centroid_of(router), call->x, n, router->width);
+  memcpy(call->gate, gate, n * sizeof *gate);
+  memcpy(call->expert, choice, n * sizeof *choice);
+}
+
+static void route_base(const smoe_router *router, const smoe_route_call *call) {
+  const smoe_real *score = scores(router, call);
+  if (call->context->training)
+    choose_balanced(router, call, score);
+  else
+    smoe_route_argmax(choice_of(call), score, call->token, call->n_tokens, router->n_experts);
+  finish(router, call);
+}
+
+static void losses_base(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
+                        smoe_route_sums *sums) {
+  const int32_t *choice = choice_of(call);
+  const smoe_real *gate = gate_of(call);
+  for (size_t t = 0; t < call->n_tokens; t++) {
+    if (choice[t] < 0) continue;
+    sums->gate += (double)gate[t];
+    sums->n_gates += 1;
+  }
+}
+
+static void backward_base(const smoe_router *router, const smoe_route_call *call,
+                          const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
+  smoe_sigmoid_gate_backward(dx, smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
+                             dgate, gate_of(call), choice_of(call), centroid_of(router), call->x,
+                             call->n_tokens, router->width);
+}
+
+/* ---- with a second stage ---- */
+
+static const smoe_distill_options *distill_of(const smoe_router *router) {
+  return &((const base_options *)router->options)->distill;
+}
+
+static smoe_status check_base_stage2(const smoe_config *config) {
+  const base_options *options = smoe_config_options(config, &keyset_base_stage2);
+  return smoe_distill_check(&options->distill, SECTION);
+}
+
+static void declare_base_stage2(smoe_router *router, smoe_params *params) {
+  declare_base(router, params);
+  smoe_distill_declare(router, params, distill_of(router));
+}
+
+/* Tape: that of base; the greedy choice [N]; the distilled router's. */
+static size_t tape_reals_base_stage2(const smoe_router *router, size_t n) {
+  return tape_reals_base(router, n) + n + smoe_distill_tape(router, distill_of(router), n);
+}
+
+static int32_t *greedy_of(const smoe_route_call *call) {
+  return (int32_t *)(call->tape + 2 * call->n_tokens);
+}
+
+static smoe_real *distilled_tape(const smoe_route_call *call) {
+  return call->tape + 3 * call->n_tokens;
+}
+
+static size_t scratch_reals_base_stage2(const smoe_router *router, size_t n) {
+  const size_t base = scratch_reals_base(router, n);
+  const size_t distill = smoe_distill_scratch(router, distill_of(router), n);
+  return base > distill ? base : distill;
+}
+
+static bool learns(const smoe_route_call *call) {
+  return call->context->training && call->context->stage == 1;
+}
+
+static void route_base_stage2(const smoe_router *router, const smoe_route_call *call) {
+  const size_t n = call->n_tokens;
+  const int e = router->n_experts;
+  int32_t *greedy = greedy_of(call), *choice = choice_of(call);
+  if (learns(call) || call->learned) {
+    const smoe_real *score = scores(router, call);
+    smoe_route_argmax(greedy, score, call->token, n, e);
+    if (call->learned) memcpy(call->learned, greedy, n * sizeof *greedy);
+    if (learns(call)) choose_balanced(router, call, score);
+  }
+  smoe_distill_scores(router, distill_of(router), call, distilled_tape(call), call->scratch);
+  int32_t *distilled = learns(call) ? call->distilled : choice;
+  if (distilled) smoe_route_argmax(distilled, distilled_tape(call), call->token, n, e);
+  if (call->distilled && distilled != call->distilled)
+    memcpy(call->distilled, distilled, n * sizeof *distilled);
+  finish(router, call);
+}
+
+static void losses_base_stage2(const smoe_router *router, const smoe_route_call *call,
+                               const smoe_route_loads *loads, smoe_route_sums *sums) {
+  losses_base(router, call, loads, sums);
+  smoe_distill_compare(call, choice_of(call), sums);
+  if (learns(call))
+    smoe_distill_loss(router, distill_of(router), call, greedy_of(call), distilled_tape(call), sums);
+}
+
+static void backward_base_stage2(const smoe_router *router, const smoe_route_call *call,
+                                 const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
+  backward_base(router, call, loads, dx, dgate);
+  if (learns(call))
+    smoe_distill_backward(router, distill_of(router), call, greedy_of(call), distilled_tape(call),
+                          call->scratch);
+}
+
+static void freeze_base_stage2(smoe_router *router, smoe_params *params) {
+  smoe_distill_freeze(router, params);
+}
+
+const smoe_router_ops smoe_router_base = {
+    .name = "base",
+    .title = "BASE: an auction gives every expert the same number of tokens",
+    .slots = slots_base,
+    .declare = declare_base,
+    .tape_reals = tape_reals_base,
+    .scratch_reals = scratch_reals_base,
+    .route = route_base,
+    .losses = losses_base,
+    .backward = backward_base,
+};
+
+const smoe_router_ops smoe_router_base_stage2 = {
+    .name = "base_stage2",
+    .title = "BASE in stage 1; its greedy choice, distilled and frozen, in stage 2",
+    .keyset = &keyset_base_stage2,
+    .two_stages = true,
+    .check = check_base_stage2,
+    .slots = slots_base,
+    .declare = declare_base_stage2,
+    .tape_reals = tape_reals_base_stage2,
+    .scratch_reals = scratch_reals_base_stage2,
+    .route = route_base_stage2,
+    .losses = losses_base_stage2,
+    .backward = backward_base_stage2,
+    .freeze = freeze_base_stage2,
+};

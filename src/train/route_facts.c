@@ -1,0 +1,44 @@
+#include "stablemoe/route_facts.h"
+
+#include "stablemoe/checkpoint.h"
+#include "stablemoe/log.h"
+
+/* The token embeddings of a trained model; *values in memory of smoe_alloc. */
+static smoe_status read_embedding(const char *path, const smoe_group *group, const smoe_corpus *corpus,
+                                  smoe_real **values, size_t *width) {
+  smoe_checkpoint_meta meta;
+  SMOE_TRY(smoe_checkpoint_read_meta(path, group, &meta));
+  smoe_free(meta.configuration);
+  if (meta.fingerprint != corpus->fingerprint)
+    smoe_warn(
+        "the model '%s' was trained on another corpus ('%s') than '%s': its embeddings serve only if both "
+        "have the same tokenizer",
+        path, meta.corpus, corpus->path);
+  int64_t rows, columns;
+  SMOE_TRY(smoe_checkpoint_read_matrix(path, group, "embedding/table", &rows, &columns, values));
+  *width = (size_t)columns;
+  SMOE_CHECK(rows == corpus->vocabulary, SMOE_ERR_CONFIG,
+             "the model '%s' knows %lld tokens, the corpus '%s' has %d: use a model trained on this corpus",
+             path, (long long)rows, corpus->path, corpus->vocabulary);
+  return SMOE_OK;
+}
+
+smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus) {
+  const smoe_group *group = &model->params.group;
+  smoe_router *first = model->n_moe ? &model->moe[0].router : NULL;
+  if (!first || !first->ops->prepare) return SMOE_OK;
+  smoe_real *embedding = NULL;
+  smoe_route_facts facts = {0};
+  int64_t *count = smoe_alloc((size_t)corpus->vocabulary * sizeof *count);
+  smoe_status status = smoe_group_agree(group, smoe_corpus_counts(corpus, count));
+  const char *path = first->ops->embedding_of ? first->ops->embedding_of(first) : NULL;
+  if (status == SMOE_OK && path)
+    status = read_embedding(path, group, corpus, &embedding, &facts.embedding_width);
+  facts.count = count;
+  facts.embedding = embedding;
+  for (int m = 0; m < model->n_moe && status == SMOE_OK; m++)
+    first->ops->prepare(&model->moe[m].router, &model->params, &facts);
+  smoe_free(count);
+  smoe_free(embedding);
+  return status;
+}

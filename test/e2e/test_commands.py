@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""What the other subcommands say of a trained model: the same text on any number of ranks."""
+
+import json
+import math
+import re
+
+import program as p
+
+
+class Commands(p.ProgramTest):
+    settings = ("train.updates=40", "router.stage1_updates=20", "train.checkpoint_every=10", "train.keep_last=0",
+                "train.evaluate_every=10", "schedule.kind=constant", "optimizer.lr=0.01")
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.run_path = cls.trained("run", ranks=2)
+        cls.early = cls.path("run", "checkpoints", "step-000000010.h5")
+
+    def on_ranks(self, *args, ranks=(1, 2, 4)):
+        """The text that a command prints on every number of ranks."""
+        results = dict(p.several({n: lambda r=n: self.program.run(*args, ranks=r) for n in ranks}))
+        for n, result in results.items():
+            self.assertFine(result)
+            self.assertEqual(result.out, results[1].out, f"on {n} ranks: {result}")
+        return results[1].out
+
+    def test_evaluate(self):
+        text = self.on_ranks("evaluate", self.run_path, "--split", "valid")
+        found = {name: float(re.search(rf"{name} +([0-9.]+)", text)[1])
+                 for name in ("cross entropy", "perplexity", "bits per byte")}
+        # What training itself wrote of the same model and the same tokens.
+        loss = p.column(self.run_path, "valid_loss")[-1]
+        self.assertAlmostEqual(found["cross entropy"], loss, delta=1e-4)
+        self.assertAlmostEqual(found["perplexity"], math.exp(loss), delta=1e-2)
+        self.assertGreater(found["bits per byte"], 0)
+
+    def test_evaluate_json(self):
+        for which, update, stage in ((self.run_path, 40, 2), (self.early, 10, 1)):
+            for split in ("train", "valid", "test"):
+                with self.subTest(update=update, split=split):
+                    ranks = (1, 2, 4) if split == "test" else (1, 2)
+                    more = ["-n", "12"] if split == "train" else []
+                    found = json.loads(self.on_ranks("evaluate", which, "-s", split, "--json", *more, ranks=ranks))
+                    self.assertEqual((found["split"], found["update"], found["stage"]), (split, update, stage))
+                    self.assertAlmostEqual(found["perplexity"], math.exp(found["loss"]), delta=1e-4)
+                    if split == "train":
+                        self.assertEqual(found["tokens"], 12 * 16)
+                    if split == "valid":
+                        rows = p.metrics(self.run_path)
+                        written = float(rows[update][rows[0].index("valid_loss")])
+                        self.assertAlmostEqual(found["loss"], written, delta=1e-7)
+
+    def test_training_learns(self):
+        losses = p.column(self.run_path, "valid_loss")
+        at = [loss for loss in losses if not math.isnan(loss)]
+        self.assertEqual(len(at), 4)
+        self.assertLess(at[-1], at[0] - 0.5, f"validation losses {at}")
+
+    def test_generate(self):
+        texts = {}
+        for name, args in (("first", []), ("seed", ["--seed", 2]), ("cold", ["-t", 0]), ("top", ["-k", 1])):
+            with self.subTest(name):
+                ranks = (1, 2, 4) if name == "first" else (1, 2)
+                texts[name] = self.on_ranks("generate", self.run_path, "-p", "ab", "-n", 30, *args, ranks=ranks)
+                self.assertTrue(texts[name].startswith("ab"), texts[name])
+                self.assertGreater(len(texts[name]), 3)
+        self.assertNotEqual(texts["first"], texts["seed"])
+        # The likeliest token always, said in two ways.
+        self.assertEqual(texts["cold"], texts["top"])
+
+    def test_info(self):
+        for name, path, said in (("checkpoint", self.early, "update +10"), ("corpus", self.corpus, "vocabulary 300"),
+                                 ("routing", self.path("run", "routing", "step-000000040.h5"), "method stable")):
+            with self.subTest(name):
+                self.assertRegex(self.on_ranks("info", path, ranks=(1, 2)), said)
+        self.assertRegex(self.on_ranks("info", self.early, "--verify", ranks=(1, 2)), "datasets are sound")
+
+    def test_help_and_version(self):
+        self.assertRegex(self.on_ranks("--version", ranks=(1, 2)), r"^stablemoe \d+\.\d+\.\d+\n$")
+        text = self.on_ranks("--help", ranks=(1, 2))
+        commands = re.findall(r"stablemoe ([a-z]+) ", text)
+        self.assertGreaterEqual(set(commands), {"prepare", "train", "evaluate", "generate", "info"})
+        for command in sorted(set(commands)):
+            for option in ("--help", "-h"):
+                with self.subTest(command, option=option):
+                    ranks = (1, 2) if option == "--help" else (1,)
+                    self.assertRegex(self.on_ranks(command, option, ranks=ranks), rf"^usage: .*stablemoe {command} ")
+        listed = self.on_ranks("train", "--help", ranks=(1,))
+        for key in ("checkpoint_every", "balance_weight", "stable"):
+            self.assertIn(key, listed)
+
+    def test_dry_run(self):
+        for ranks in (1, 2):
+            result = self.program.run(*self.train_args("dry"), "--dry-run", ranks=ranks)
+            self.assertFine(result)
+            self.assertRegex(result.err, "memory per rank .*MiB")
+            self.assertIn("nothing was started", result.err)
+        with self.assertRaises(FileNotFoundError):
+            p.files_of(self.path("dry"), "checkpoints")
+
+    def test_used_configuration(self):
+        """used.yml repeats the run."""
+        again = self.program.run("train", self.path("run", "used.yml"), "-P", f"run.directory={self.path('again')}")
+        self.assertFine(again)
+        self.assertSameRun(self.path("again"), self.run_path, (10, 20, 30, 40))
+
+    def test_overwrite(self):
+        """A new run in an old one's place leaves nothing of the old one."""
+        self.copy("run", "place")
+        settings = ["train.updates=10", "train.checkpoint_every=5"]
+        self.assertFine(self.program.run(*self.train_args("place", settings), "--overwrite", ranks=2))
+        self.assertEqual(p.files_of(self.path("place"), "checkpoints"), [f"step-{u:09d}.h5" for u in (5, 10)])
+        self.assertEqual(p.files_of(self.path("place"), "routing"), [f"step-{u:09d}.h5" for u in (5, 10)])
+        self.assertEqual(len(p.metrics(self.path("place"))), 11)
+        self.assertSound(self.path("place"))
+
+
+if __name__ == "__main__":
+    p.main()

@@ -1,0 +1,62 @@
+/* Gradients of routing methods with other options than the defaults, which test_router covers: more and fewer
+ * slots per token, gates of other kinds, strong noise, strong losses, capacity. A whole model each.
+ */
+#include "../model_fixture.h"
+#include "../values.h"
+#include "piecewise.h"
+#include "stablemoe/kernel.h"
+
+static smoe_group group;
+
+static double value(void *context, uint64_t *piece) {
+  model_fixture *f = context;
+  const size_t n = f->model->tokens.n_tokens;
+  smoe_model_begin_sums(f->model);
+  smoe_model_forward(f->model, f->input, f->target, &f->context);
+  for (int b = 0; b < f->model->n_blocks; b++)
+    piece_add_active(piece, f->model->block[b].h, n * f->model->block[b].inner);
+  for (int m = 0; m < f->model->n_moe; m++) {
+    const smoe_moe_layer *moe = &f->model->moe[m];
+    piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
+    for (int s = 0; s < moe->experts.n_sublayers; s++)
+      piece_add_active(piece, moe->experts.h[s], moe->exchange.n_recv * moe->experts.inner);
+  }
+  return fixture_loss_of_sums(f);
+}
+
+static void test_gradient(const char *method, const char *const *overrides) {
+  model_fixture f;
+  fixture_open(&f, &group, method, overrides, 1);
+  char *name = smoe_strdup(method);
+  for (size_t i = 0; overrides[i]; i++) {
+    char *longer = smoe_sprintf("%s, %s", name, overrides[i]);
+    smoe_free(name);
+    name = longer;
+  }
+  piecewise gradient = {.name = name, .value = value, .context = &f, .entries = 12};
+  fixture_gradients(&f);
+  piecewise_check_params(&gradient, &f.model->params);
+  piecewise_end(&gradient);
+  smoe_free(name);
+  fixture_close(&f);
+}
+
+#define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+int main(int argc, char **argv) {
+  smoe_group_start(&group, &argc, &argv);
+  smoe_threads_set(1);
+  test_gradient("switch", LIST("router.switch.jitter=0.5", "router.switch.balance_weight=1"));
+  test_gradient("switch", LIST("router.switch.jitter=0", "router.switch.init=normal"));
+  test_gradient("gshard", LIST("router.gshard.second=always", "moe.capacity_factor=0.7"));
+  test_gradient("gshard", LIST("router.gshard.balance_weight=1", "moe.experts=2"));
+  test_gradient("topk", LIST("router.topk.k=1", "router.topk.balance_weight=1"));
+  test_gradient("topk", LIST("router.topk.k=1", "router.topk.normalise=false"));
+  test_gradient("topk", LIST("router.topk.k=2", "router.topk.normalise=false", "moe.capacity_factor=0.7"));
+  test_gradient("topk", LIST("router.topk.k=3", "router.topk.balance_weight=0"));
+  test_gradient("expert_choice", LIST("router.expert_choice.causal=true"));
+  test_gradient("expert_choice", LIST("router.expert_choice.max_experts=1", "moe.capacity_factor=0.7"));
+  test_gradient("expert_choice", LIST("router.expert_choice.capacity=1", "moe.experts=5"));
+  smoe_group_end(&group);
+  return test_verdict("grad/router_options");
+}

@@ -1,0 +1,247 @@
+/* Balance figures, and metrics.csv: what stands in a line, and what a resumed run leaves of it. */
+#include "stablemoe/metrics.h"
+
+#include <sys/stat.h>
+
+#include "harness.h"
+#include "temporary.h"
+
+enum { EXPERTS = 4, LAYERS = 2 };
+
+/** As much of a model as the metrics look at. */
+static smoe_model model = {.n_moe = LAYERS, .params = {.n_experts = EXPERTS, .group = {.n_ranks = 1}}};
+
+static void test_balance(void) {
+  const smoe_balance even = smoe_balance_of((int64_t[]){5, 5, 5, 5}, 4);
+  CHECK(even.max_over_mean == 1 && even.cv == 0 && even.dead == 0);
+  CHECK_NEAR(even.entropy, 1, 1e-15, 0);
+  const smoe_balance one = smoe_balance_of((int64_t[]){0, 8, 0, 0}, 4);
+  CHECK(one.max_over_mean == 4 && one.entropy == 0 && one.dead == 3);
+  CHECK_NEAR(one.cv, sqrt(3), 1e-15, 0);
+  const smoe_balance some = smoe_balance_of((int64_t[]){1, 3, 0, 4}, 4);
+  CHECK(some.max_over_mean == 2 && some.dead == 1);
+  CHECK_NEAR(some.cv, sqrt((1 + 1 + 4 + 4) / 4.0) / 2, 1e-15, 0);
+  CHECK_NEAR(some.entropy, (log(8) / 8 + 3 * log(8 / 3.0) / 8 + log(2) / 2) / log(4), 1e-15, 0);
+  const smoe_balance single = smoe_balance_of((int64_t[]){7}, 1);
+  CHECK(single.max_over_mean == 1 && single.cv == 0 && single.entropy == 1 && single.dead == 0);
+  const smoe_balance large = smoe_balance_of((int64_t[]){INT64_C(1) << 40, INT64_C(3) << 40}, 2);
+  CHECK(large.max_over_mean == 1.5 && large.cv == 0.5);
+  for (int n = 1; n <= 4; n += 3) {
+    const smoe_balance none = smoe_balance_of((int64_t[]){0, 0, 0, 0}, n);
+    CHECK(isnan(none.max_over_mean) && isnan(none.cv) && isnan(none.entropy), "%g %g %g", none.max_over_mean,
+          none.cv, none.entropy);
+  }
+}
+
+/** Figures that say which update they are of. */
+static void write_update(smoe_metrics *metrics, int64_t update, const smoe_evaluation *valid) {
+  const int64_t load[EXPERTS] = {1, 3, 0, 4};
+  smoe_routing_load layer[LAYERS] = {
+      {.load = load, .n_assigned = 8, .n_dropped = 2, .agreement = NAN, .gate_mean = 0.5},
+      {.load = load, .n_assigned = 8, .agreement = 0.25, .gate_mean = 0.75}};
+  const smoe_step_result result = {.stage = 1,
+                                   .loss = (double)update + 0.1,
+                                   .n_targets = 100,
+                                   .balance = 0.5,
+                                   .distill = 0.25,
+                                   .lr = 1e-3,
+                                   .norm = {5, 3, 4},
+                                   .clip = 0.02,
+                                   .layer = layer};
+  CHECK(smoe_metrics_write(metrics, update, update * 100, &result, valid, 0.5) == SMOE_OK, "%s",
+        smoe_report());
+}
+
+static char *read_all(const char *path) {
+  FILE *file = fopen(path, "rb");
+  char *text = smoe_alloc(65536);
+  if (file) {
+    text[fread(text, 1, 65535, file)] = '\0';
+    fclose(file);
+  }
+  return text;
+}
+
+/** A run that went up to `last`, beginning after `first`, into the directory of that name. */
+static void write_run(const char *directory, int64_t first, int64_t last, int64_t every) {
+  smoe_metrics metrics;
+  CHECK(smoe_metrics_open(&metrics, directory, &model, first) == SMOE_OK, "%s", smoe_report());
+  for (int64_t update = first + 1; update <= last; update++)
+    if (update % every == 0) write_update(&metrics, update, NULL);
+  smoe_metrics_close(&metrics);
+  CHECK(metrics.file == NULL);
+}
+
+static const char *new_directory(const char *name) {
+  const char *path = test_path(name);
+  mkdir(path, 0777);
+  return path;
+}
+
+static const char *csv_in(const char *directory) {
+  return smoe_sprintf("%s/metrics.csv", directory);
+}
+
+/** The updates of a file's lines, as "1 2 3"; "?" where the header is not the first line, or a line is not whole. */
+static const char *updates_in(const char *directory) {
+  char *text = read_all(csv_in(directory)), *list = smoe_strdup("");
+  int n_fields = 0;
+  bool header = true;
+  for (char *line = text; *line; header = false) {
+    char *end = strchr(line, '\n');
+    int commas = 0;
+    for (const char *c = line; end && c < end; c++) commas += *c == ',';
+    if (header) n_fields = commas;
+    if (!end || commas != n_fields || (header && strncmp(line, "update,", 7) != 0)) return "?";
+    if (!header) list = smoe_sprintf("%s%s%lld", list, *list ? " " : "", strtoll(line, NULL, 10));
+    line = end + 1;
+  }
+  return header ? "no header" : list;
+}
+
+static void check_updates(const char *directory, const char *expected) {
+  const char *updates = updates_in(directory);
+  CHECK(strcmp(updates, expected) == 0, "%s: '%s', not '%s'", directory, updates, expected);
+}
+
+/** Value of a column in the line after the header; NULL: no such column. */
+static const char *column(const char *directory, const char *name) {
+  char *header = read_all(csv_in(directory)), *line = strchr(header, '\n');
+  *line++ = '\0';
+  *strchr(line, '\n') = '\0';
+  for (char *h = header, *v = line; h && v;) {
+    char *h_end = strchr(h, ','), *v_end = strchr(v, ',');
+    if (h_end) *h_end = '\0';
+    if (v_end) *v_end = '\0';
+    if (strcmp(h, name) == 0) return v;
+    h = h_end ? h_end + 1 : NULL;
+    v = v_end ? v_end + 1 : NULL;
+  }
+  return NULL;
+}
+
+static void check_column(const char *directory, const char *name, const char *expected) {
+  const char *value = column(directory, name);
+  CHECK(value && strcmp(value, expected) == 0, "%s: '%s', not '%s'", name, value ? value : "no such column",
+        expected);
+}
+
+static void test_line(void) {
+  const char *directory = new_directory("line");
+  smoe_metrics metrics;
+  CHECK(smoe_metrics_open(&metrics, directory, &model, 0) == SMOE_OK, "%s", smoe_report());
+  write_update(&metrics, 7, &(smoe_evaluation){.loss = 2, .perplexity = exp(2)});
+  smoe_metrics_close(&metrics);
+  static const char *const expected[][2] = {
+      {"update", "7"},
+      {"stage", "1"},
+      {"tokens", "700"},
+      {"balance", "0.5"},
+      {"distill", "0.25"},
+      {"lr", "0.001"},
+      {"grad_norm", "5"},
+      {"grad_norm_shared", "3"},
+      {"grad_norm_expert", "4"},
+      {"clip", "0.02"},
+      {"valid_loss", "2"},
+      {"valid_perplexity", "7.389056099"},
+      {"moe0_dead", "1"},
+      {"moe0_max_over_mean", "2"},
+      {"moe0_drop_rate", "0.25"},
+      {"moe1_drop_rate", "0"},
+      {"moe0_agreement", ""},
+      {"moe1_agreement", "0.25"},
+      {"moe0_gate_mean", "0.5"},
+      {"moe1_gate_mean", "0.75"},
+      {"seconds", "0.5000"},
+      {"tokens_per_s", "200.0"},
+  };
+  for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
+    check_column(directory, expected[i][0], expected[i][1]);
+  const char *loss = column(directory, "loss");
+  CHECK(loss && strtod(loss, NULL) == 7 + 0.1, "the loss is not written to the last bit: %s",
+        loss ? loss : "");
+  CHECK(column(directory, "moe2_dead") == NULL);
+}
+
+/** A run that goes on writes what an unbroken one writes. */
+static void test_resume(void) {
+  const char *directory = new_directory("resume"), *whole = new_directory("whole");
+  write_run(whole, 0, 12, 1);
+  write_run(directory, 0, 8, 1);
+  check_updates(directory, "1 2 3 4 5 6 7 8");
+  write_run(directory, 5, 12, 1); /* 6, 7, 8 came after the checkpoint */
+  check_updates(directory, "1 2 3 4 5 6 7 8 9 10 11 12");
+  CHECK(strcmp(read_all(csv_in(directory)), read_all(csv_in(whole))) == 0, "not as an unbroken run's file");
+  write_run(directory, 12, 12, 1);
+  check_updates(directory, "1 2 3 4 5 6 7 8 9 10 11 12");
+  write_run(directory, 20, 21, 1);
+  check_updates(directory, "1 2 3 4 5 6 7 8 9 10 11 12 21");
+  write_run(directory, 0, 2, 1); /* a new run begins a new file */
+  check_updates(directory, "1 2");
+
+  directory = new_directory("sparse");
+  write_run(directory, 0, 100, 9);
+  write_run(directory, 50, 100, 10);
+  check_updates(directory, "9 18 27 36 45 60 70 80 90 100");
+  write_run(directory, 5, 10, 10); /* no line is left but the header */
+  check_updates(directory, "10");
+}
+
+/** What a killed run leaves: a line, or the header, without its end. */
+static void test_torn(void) {
+  const char *directory = new_directory("torn"), *path = csv_in(directory);
+  write_run(directory, 0, 3, 1);
+  const long bytes = (long)strlen(read_all(path));
+  for (long cut = 1; cut <= 40; cut += 13) {
+    write_run(directory, 0, 3, 1);
+    CHECK(truncate(path, bytes - cut) == 0);
+    write_run(directory, 3, 4, 1);
+    check_updates(directory, "1 2 4");
+  }
+  CHECK(truncate(path, 20) == 0);
+  write_run(directory, 3, 4, 1);
+  check_updates(directory, "4");
+  CHECK(truncate(path, 0) == 0);
+  write_run(directory, 3, 4, 1);
+  check_updates(directory, "4");
+  CHECK(remove(path) == 0);
+  write_run(directory, 3, 4, 1);
+  check_updates(directory, "4");
+}
+
+static void test_errors(void) {
+  smoe_metrics metrics;
+  const char *nowhere = test_path("nowhere");
+  CHECK(smoe_metrics_open(&metrics, nowhere, &model, 0) == SMOE_ERR_IO && strstr(smoe_report(), nowhere),
+        "%s", smoe_report());
+  CHECK(smoe_metrics_open(&metrics, nowhere, &model, 5) == SMOE_ERR_IO && metrics.file == NULL);
+  smoe_metrics_close(&metrics);
+
+  /* Other ranks neither write nor need the directory. */
+  smoe_model other = model;
+  other.params.group.rank = 1;
+  CHECK(smoe_metrics_open(&metrics, nowhere, &other, 0) == SMOE_OK && metrics.file == NULL);
+  write_update(&metrics, 1, NULL);
+  smoe_metrics_close(&metrics);
+
+  if (access("/dev/full", W_OK) != 0) return;
+  const char *directory = new_directory("full");
+  CHECK(symlink("/dev/full", csv_in(directory)) == 0);
+  CHECK(smoe_metrics_open(&metrics, directory, &model, 0) == SMOE_OK, "%s", smoe_report());
+  const smoe_step_result result = {
+      .n_targets = 1,
+      .layer = (smoe_routing_load[LAYERS]){{.load = (int64_t[EXPERTS]){1}}, {.load = (int64_t[EXPERTS]){1}}}};
+  CHECK(smoe_metrics_write(&metrics, 1, 1, &result, NULL, 1) == SMOE_ERR_IO, "a full disk is not noticed");
+  smoe_metrics_close(&metrics);
+}
+
+int main(void) {
+  test_directory_make();
+  test_balance();
+  test_line();
+  test_resume();
+  test_torn();
+  test_errors();
+  return test_verdict("metrics");
+}
