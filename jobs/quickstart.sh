@@ -58,7 +58,7 @@ if [ ${#texts[@]} = 0 ]; then
   [ -x $python ] || python=python3
   texts=("$($python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')")
   prepare=(--ext .py)
-  sample=(--prompt "def ")
+  sample=(--prompt 'def read(self')
   echo "from the source code of Python's standard library, ${texts[0]}"
 fi
 bytes=$(find -L "${texts[@]}" -type f ${prepare[@]:+-name '*.py'} -printf '%s\n' | awk '{n += $1} END {printf "%d", n}')
@@ -97,7 +97,7 @@ test=$(number perplexity <<<"$result") bits=$(number bits_per_byte <<<"$result")
 bigram=$($stablemoe info "$corpus" | sed -n 's/.*bigram \([0-9.]*\) nats.*/\1/p' | awk '{printf "%.1f", exp($1)}')
 
 say "A sample of what it writes${sample[1]:+, after '${sample[1]}'}"
-$stablemoe generate "$run" ${sample[@]:+"${sample[@]}"} --temperature 0.7 | tee "$run/sample.txt"
+$stablemoe generate "$run" ${sample[@]:+"${sample[@]}"} --temperature 0.6 | tee "$run/sample.txt"
 
 say "Drawing the figures"
 python3 -m analysis "$run"

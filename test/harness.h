@@ -16,7 +16,7 @@ static int test_failures;
     if (!(condition)) {                                                                                      \
       test_failures++;                                                                                       \
       fprintf(stderr, "%s:%d: failed: %s: ", __FILE__, __LINE__, #condition);                                \
-      fprintf(stderr, " " __VA_ARGS__);                                                                       \
+      fprintf(stderr, " " __VA_ARGS__);                                                                      \
       fputc('\n', stderr);                                                                                   \
     }                                                                                                        \
   } while (0)

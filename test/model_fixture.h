@@ -187,7 +187,7 @@ static inline void fixture_open(model_fixture *f, const smoe_group *group, const
   int64_t n_targets = 0;
   for (size_t m = 0; m < f->n_micro; m++)
     fixture_tokens(f->input + m * tokens->n_tokens, f->target + m * tokens->n_tokens, seed,
-                   (uint64_t)((int64_t)m * tokens->n_global + tokens->first_token), tokens->n_tokens, 9);
+                   (uint64_t)((int64_t)m * tokens->n_global + tokens->first_token), tokens->n_tokens, 6);
   for (size_t t = 0; t < f->n_micro * tokens->n_tokens; t++) n_targets += f->target[t] >= 0;
   smoe_group_sum_i64(group, &n_targets, 1);
   f->context = (smoe_route_context){

@@ -88,9 +88,9 @@ static smoe_status walk(smoe_text_list *list, visited *dirs, const char *directo
   smoe_status status = SMOE_OK;
   for (int i = 0; i < n; i++) {
     if (status == SMOE_OK) status = walk_entry(list, dirs, directory, entries[i]->d_name, extensions);
-    free(entries[i]); /* memory of the C library */
+    smoe_free(entries[i]); /* memory of the C library */
   }
-  free(entries);
+  smoe_free(entries);
   return status;
 }
 

@@ -46,20 +46,27 @@ static smoe_status write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
   return write_versions(file);
 }
 
-static smoe_status make_datasets(hid_t file, const save_plan *plan) {
+/** Make one kind of dataset: of the values, or of the checksums. */
+static smoe_status make_kind(hid_t file, const save_plan *plan, bool checksums) {
   char name[SMOE_PIECE_NAME];
   for (int set = 0; set < plan->n_sets; set++)
     for (int p = 0; p < plan->params->n_params; p++) {
       const smoe_param *param = &plan->params->param[p];
       int64_t shape[SMOE_H5_DIMS];
       const int n_dims = smoe_piece_shape(plan->params, p, shape);
-      const bool expert = param->placement == SMOE_EXPERT;
-      smoe_piece_name(name, smoe_set_folder[set], param);
-      SMOE_TRY(smoe_h5_dataset(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
-      smoe_piece_name(name, smoe_set_checksum[set], param);
-      SMOE_TRY(smoe_h5_dataset(file, name, H5T_STD_U64LE, expert ? 1 : 0, shape));
+      smoe_piece_name(name, (checksums ? smoe_set_checksum : smoe_set_folder)[set], param);
+      if (checksums)
+        SMOE_TRY(smoe_h5_dataset(file, name, H5T_STD_U64LE, param->placement == SMOE_EXPERT ? 1 : 0, shape));
+      else
+        SMOE_TRY(smoe_h5_dataset(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
     }
   return SMOE_OK;
+}
+
+/** Values stand together, so that the seal can leave them out in few ranges. */
+static smoe_status make_datasets(hid_t file, const save_plan *plan) {
+  SMOE_TRY(make_kind(file, plan, false));
+  return make_kind(file, plan, true);
 }
 
 /** Write, or compare, the checksums. */

@@ -26,7 +26,7 @@ static const char *const VALUES[] = {"param/",       "adam/m/",      "adam/v/",
                                      "train/tokens", "valid/tokens", "test/tokens"};
 
 /* More ranges than the block has room for: the smallest are hashed as all the rest is. */
-enum { RANGES_MAX = 32, CHUNK = 1 << 20 };
+enum { RANGES_MAX = 40, CHUNK = 1 << 20 };
 
 typedef struct range {
   int64_t first, end;

@@ -58,7 +58,7 @@ static long length_until(const char *path, int64_t update) {
     before = number;
     keep += n;
   }
-  free(line);
+  smoe_free(line); /* of getline */ /* memory of the C library */
   fclose(file);
   return keep;
 }

@@ -51,8 +51,8 @@ typedef struct damage_test {
   int panic_code;                           /**< exit code of a reader that may end the run; 0: it may not */
 } damage_test;
 
-/** Run all cases (or the one of the command line), print a table, count failures. */
-void damage_run(const damage_test *test, int argc, char **argv);
+/** Run all cases (or the one of the command line) and print a table; returns how many went wrong. */
+int damage_run(const damage_test *test, int argc, char **argv);
 
 /* Damages of bytes. */
 void damage_flip(damage_dice *dice, damage_bytes *file);

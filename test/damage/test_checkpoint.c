@@ -132,13 +132,14 @@ int main(int argc, char **argv) {
                       "meta/configuration",
                       0};
   CHECK(read_checkpoint(test.path) == DAMAGE_SAME, "%s", smoe_report());
-  damage_run(&test, argc, argv);
+  int n_wrong = damage_run(&test, argc, argv);
   if (!unsealed) {
     test.name = "checkpoint, sealed again";
     test.kinds = sealed_kinds;
     test.n_kinds = sizeof sealed_kinds / sizeof *sealed_kinds;
-    damage_run(&test, argc, argv);
+    n_wrong = damage_run(&test, argc, argv);
   }
   smoe_group_end(&group);
+  CHECK(n_wrong == 0, "%d damages went wrong", n_wrong);
   return test_verdict("damage of checkpoints");
 }

@@ -84,13 +84,14 @@ int main(int argc, char **argv) {
                       raw_kinds,   sizeof raw_kinds / sizeof *raw_kinds,
                       read_corpus, .panic_code = SMOE_ERR_FORMAT};
   CHECK(read_corpus(test.path) == DAMAGE_SAME, "%s", smoe_report());
-  damage_run(&test, argc, argv);
+  int n_wrong = damage_run(&test, argc, argv);
   test.name = "corpus, sealed again";
   test.kinds = sealed_kinds;
   test.n_kinds = sizeof sealed_kinds / sizeof *sealed_kinds;
-  damage_run(&test, argc, argv);
+  n_wrong = damage_run(&test, argc, argv);
   smoe_corpus_close(&sound);
   for (int s = 0; s < SMOE_SPLITS; s++) smoe_free(tokens[s]);
   smoe_free(text);
+  CHECK(n_wrong == 0, "%d damages went wrong", n_wrong);
   return test_verdict("damage of corpora");
 }

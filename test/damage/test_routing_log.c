@@ -73,12 +73,13 @@ int main(int argc, char **argv) {
   damage_test test = {"routing log", test_path("routing/step-000000020.h5"), raw_kinds,
                       sizeof raw_kinds / sizeof *raw_kinds, read_sealed};
   CHECK(read_log(test.path) == DAMAGE_SAME, "%s", smoe_report());
-  damage_run(&test, argc, argv);
+  int n_wrong = damage_run(&test, argc, argv);
   test.name = "routing log, sealed again";
   test.kinds = sealed_kinds;
   test.n_kinds = sizeof sealed_kinds / sizeof *sealed_kinds;
   test.read = read_log;
-  damage_run(&test, argc, argv);
+  n_wrong = damage_run(&test, argc, argv);
   smoe_group_end(&group);
+  CHECK(n_wrong == 0, "%d damages went wrong", n_wrong);
   return test_verdict("damage of routing logs");
 }

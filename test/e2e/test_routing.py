@@ -112,6 +112,31 @@ class SecondStage(p.ProgramTest):
         self.assertIn(centroid, marks[20])
 
 
+class OtherSecondStages(p.ProgramTest):
+    """Distilled routers that look at a token's neighbours too, and of another method."""
+
+    settings = ("train.updates=12", "router.stage1_updates=6", "train.checkpoint_every=6", "train.keep_last=0",
+                "optimizer.decay=0.1", "optimizer.lr=0.01")
+
+    def test_frozen(self):
+        methods = {features: [f"router.stable.features={features}"] for features in ("bigram", "cnn", "transformer")}
+        methods["base_stage2"] = ["router.method=base_stage2"]
+        jobs = {name: lambda n=name, s=settings: self.train(n, s, ranks=2) for name, settings in methods.items()}
+        for name, result in p.several(jobs):
+            with self.subTest(name):
+                self.assertFine(result)
+                run = self.path(name)
+                begin, end = p.checkpoint(run, 6), p.checkpoint(run, 12)
+                frozen = [n for n in end if "/router/distilled/" in n]
+                self.assertGreaterEqual(len(frozen), 6, frozen)
+                self.assertEqual(p.different({n: begin[n] for n in frozen}, {n: end[n] for n in frozen}), [])
+                log = p.routing(run)
+                after = log["probe/expert"][log["probe/step"] >= 6]
+                self.assertEqual(len(after), 7)
+                self.assertEqual(int((after != after[0]).sum()), 0, "choices changed after the switch")
+                self.assertGreater(len(np.unique(after)), 1, "all tokens have one expert: that shows nothing")
+
+
 class Extremes(p.ProgramTest):
     # The second stage from the first update on: where tokens go follows from the distilled router alone.
     settings = ("train.updates=6", "router.stage1_updates=0", "train.checkpoint_every=2", "train.keep_last=0",

@@ -132,10 +132,11 @@ static void test_evaluation(const char *method, int stage) {
   fixture_close(&f);
 }
 
-/** The logits of single rows are those whose cross entropy the loss sums up. */
-static void test_logits(void) {
+/** The logits of single rows are those whose cross entropy the loss sums up, also where the head works in slices. */
+static void test_logits(size_t head_rows) {
   model_fixture f;
   fixture_open(&f, &group, "stable", NULL, 1);
+  if (head_rows) f.model->head_rows = head_rows;
   const smoe_model *model = f.model;
   double loss = 0, n_targets = 0, sums = 0;
   smoe_model_begin_sums(f.model);
@@ -169,7 +170,8 @@ int main(int argc, char **argv) {
     }
   }
   test_gradient("dense", "stable", 1, LIST("moe.layers=0"), 0, 0);
-  test_logits();
+  test_logits(0);
+  test_logits(3);
   smoe_group_end(&group);
   return test_verdict("grad/model");
 }

@@ -7,6 +7,7 @@ differ, but must repeat.
 """
 
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
@@ -14,7 +15,8 @@ import program as p  # noqa: E402
 
 UPDATES = 20
 
-# Name: settings beside those of configs/tiny/stable.yml, and whether experts must drop tokens there.
+# Name: settings beside those of configs/tiny/stable.yml, and whether experts drop tokens there;
+# None: that, and whether there are stages, is the method's.
 VARIANTS = {
     "plain": ([], False),
     "micro-batches": (["train.micro_batches=2"], False),
@@ -32,18 +34,34 @@ VARIANTS = {
 }
 
 
+# Distilled routers that look at more than the word, and choices of methods that draw random numbers.
+for features in ("bigram", "cnn", "transformer"):
+    VARIANTS[features] = ([f"router.stable.features={features}", "train.micro_batches=2"], False)
+VARIANTS["causal"] = (["router.method=expert_choice", "router.expert_choice.causal=true"], None)
+
+
+def methods(program):
+    """Names of all routing methods, as `stablemoe train --help` lists them."""
+    text = program.run("train", "--help").out
+    names = re.findall(r"^  (\w+) ", text.partition("Routing methods")[2].partition("\n\n")[0], re.M)
+    assert "stable" in names, text
+    return names
+
+
 class Invariance(p.ProgramTest):
     settings = ("log.tokens_every=5", f"train.updates={UPDATES}", "router.stage1_updates=10",
                 "train.checkpoint_every=10", "train.keep_last=0")
 
     def test_variants(self):
+        for method in methods(self.program):
+            VARIANTS[f"method-{method}"] = ([f"router.method={method}", "train.micro_batches=2"], None)
         runs = {}
         for variant, (settings, _) in VARIANTS.items():
             for name, ranks in ((f"{variant}-one", 1), (f"{variant}-many", self.ranks)):
                 # The run of one rank is repeated under the launcher where that is what is asked for.
                 launcher = name.endswith("many")
                 runs[name] = lambda n=name, s=settings, r=ranks, by=launcher: self.train(n, s, ranks=r, launcher=by)
-        for name, result in p.several(runs):
+        for name, result in p.several(runs, 3):
             with self.subTest(name):
                 self.assertFine(result)
         for variant, (_, drops) in VARIANTS.items():
@@ -62,7 +80,8 @@ class Invariance(p.ProgramTest):
         losses = p.column(run, "loss")
         self.assertEqual(len(set(losses)), UPDATES, "the losses of the updates differ")
         if drops is None:
-            self.assertEqual(p.files_of(run, "routing"), [])
+            dense = p.files_of(run, "routing") == []
+            self.assertEqual(dense, variant == "dense")
             return
         self.assertEqual(p.column(run, "stage"), [1.0] * 10 + [2.0] * 10)
         log = p.routing(run)

@@ -40,7 +40,7 @@ static void write_update(smoe_metrics *metrics, int64_t update, const smoe_evalu
       {.load = load, .n_assigned = 8, .n_dropped = 2, .agreement = NAN, .gate_mean = 0.5},
       {.load = load, .n_assigned = 8, .agreement = 0.25, .gate_mean = 0.75}};
   const smoe_step_result result = {.stage = 1,
-                                   .loss = (double)update + 0.1,
+                                   .loss = (double)update + 1 / 3.0,
                                    .n_targets = 100,
                                    .balance = 0.5,
                                    .distill = 0.25,
@@ -159,7 +159,7 @@ static void test_line(void) {
   for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
     check_column(directory, expected[i][0], expected[i][1]);
   const char *loss = column(directory, "loss");
-  CHECK(loss && strtod(loss, NULL) == 7 + 0.1, "the loss is not written to the last bit: %s",
+  CHECK(loss && strtod(loss, NULL) == 7 + 1 / 3.0, "the loss is not written to the last bit: %s",
         loss ? loss : "");
   CHECK(column(directory, "moe2_dead") == NULL);
 }

@@ -328,7 +328,9 @@ static void test_not_finite(problem *p) {
     route(p);
     check_choice(p, "an expert without finite scores");
     for (size_t i = 0; i < p->slots && is_greedy(p); i++)
-      CHECK(p->call.expert[i] != 0, "%s: the expert whose scores are %g is chosen", p->name, (double)bad[b]);
+      CHECK(p->call.expert[i] != 0 && (p->call.expert[i] < 0 || p->call.gate[i] > 0),
+            "%s: expert %d is chosen with gate %g, where the scores of expert 0 are %g", p->name,
+            (int)p->call.expert[i], (double)p->call.gate[i], (double)bad[b]);
   }
   smoe_real *kept = values_copy(p->x, N * C);
   for (size_t i = 0; i < N * C; i++) {
