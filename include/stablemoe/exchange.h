@@ -57,7 +57,7 @@ int smoe_expert_first(int n_experts, int rank, int n_ranks);
 void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, const smoe_exchange_shape *shape,
                            smoe_arena *arena);
 
-/** Free the row datatype. Local. */
+/** Free the row datatype; fine for a zeroed plan. Local. */
 void smoe_exchange_release(smoe_exchange *ex);
 
 /** Most rows this rank can be sent in one call: all of them, or where there is

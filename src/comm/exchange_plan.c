@@ -61,7 +61,8 @@ void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, con
 }
 
 void smoe_exchange_release(smoe_exchange *ex) {
-  if (ex->row_type != MPI_DATATYPE_NULL) SMOE_MPI(MPI_Type_free(&ex->row_type));
+  /* A zeroed plan was never declared. */
+  if (ex->topology && ex->row_type != MPI_DATATYPE_NULL) SMOE_MPI(MPI_Type_free(&ex->row_type));
 }
 
 /* This rank's row of counts: slots per expert, and tokens with at least one. */

@@ -35,6 +35,9 @@ class Input(p.ProgramTest):
         cls.write("stump.h5", whole[:100])
         middle = len(whole) - 500
         cls.write("flipped.h5", whole[:middle] + bytes(b ^ 0x55 for b in whole[middle:middle + 8]) + whole[middle + 8:])
+        with h5py.File(cls.corpus, "r") as file:
+            tokens = file["train/tokens"].id.get_offset()
+        cls.write("tokens.h5", whole[:tokens] + bytes([whole[tokens] ^ 1]) + whole[tokens + 1:])
         cls.write("empty", b"")
         cls.write("binary.txt", bytes(range(256)) * 10)
         cls.write("list.yml", b"- run\n- model\n")
@@ -107,7 +110,6 @@ class Input(p.ProgramTest):
             "tokens": (["generate", self.run_path, "-n", "0"], "config", "--tokens 0: expected a whole number from 1"),
             "cold": (["generate", self.run_path, "-t", "warm"], "config", "--temperature warm: expected a number"),
             "info": (["info"], "config", "takes one FILE; see info --help"),
-            "verify": (["info", self.corpus, "--verify"], "config", "--verify is for checkpoints"),
         })
 
     def test_configuration(self):
@@ -227,6 +229,7 @@ class Input(p.ProgramTest):
             "info-missing": (["info", nothing], "io", "No such file"),
             "info-text": (["info", self.text], "format", "is not an HDF5 file"),
             "info-truncated": (["info", self.path("truncated.h5")], "format", "truncated"),
+            "info-tokens": (["info", self.path("tokens.h5"), "--verify"], "format", "tokens.h5' is damaged"),
             "info-foreign": (["info", self.path("foreign.h5")], "format", "no checkpoint, routing log or corpus"),
         }
         self.check(cases)

@@ -94,6 +94,8 @@ static void problem_begin(problem *p, const char *method, int stage, bool traini
   p->context =
       (smoe_route_context){.seed = 3, .update = 5, .stage = stage, .training = training, .n_targets = N};
   smoe_params_begin(&p->params, &group, &lanes, EXPERTS);
+  smoe_params_declare(&p->params, SMOE_REPLICATED, (int64_t[]){C, 0},
+                      (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false, "somebody/else");
   for (int m = 0; m < LAYERS; m++)
     smoe_router_declare(&p->router[m], p->config, &p->params, m, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
