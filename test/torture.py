@@ -93,6 +93,7 @@ class Torture:
         ranks = 4 if number == 0 else self.random.choice((1, 2, 3, 4))
         more = () if number == 0 else ("--resume",)
         if self.random.random() < 0.4:
+            # The wished pass through the site comes with one of the next saves.
             site = self.random.choice(SITES)
             wish = f"{site}@{self.random.randrange(ranks)}#{self.random.randint(1, 3)}"
             job = self.start("broken", ranks, *more, environment={"STABLEMOE_KILL": wish})
@@ -106,7 +107,11 @@ class Torture:
         while job.poll() is None and self.done() < goal and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(self.random.random() * 0.1)
+        # The moment may come before the launcher has started a rank: the first one it starts, then.
         victims = self.ranks_of(job)
+        while not victims and job.poll() is None and time.monotonic() < end:
+            time.sleep(0.001)
+            victims = self.ranks_of(job)
         if victims:
             os.kill(self.random.choice(victims), signal.SIGKILL)
         self.wait(job, 60)

@@ -50,6 +50,12 @@ int32_t *smoe_arena_ints(smoe_arena *arena, size_t n);
  */
 void smoe_arena_reset(smoe_arena *arena, size_t used);
 
+/** Say that nothing in the arena will be read before it is written again. Local.
+ *
+ *  Debug builds fill all that was taken with NaN, so that a stale read shows; others do nothing.
+ */
+void smoe_arena_forget(const smoe_arena *arena);
+
 /** Zeroed memory outside the arenas, for tables and texts; a panic where there is none. Local. */
 void *smoe_alloc(size_t bytes);
 

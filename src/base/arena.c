@@ -59,6 +59,14 @@ void smoe_arena_reset(smoe_arena *arena, size_t used) {
   arena->used = used;
 }
 
+void smoe_arena_forget(const smoe_arena *arena) {
+#ifndef NDEBUG
+  if (arena->base) memset(arena->base, 0xff, arena->used);
+#else
+  (void)arena;
+#endif
+}
+
 void *smoe_alloc(size_t bytes) {
   void *memory = calloc(1, bytes ? bytes : 1);
   if (!memory) SMOE_PANIC(SMOE_ERR_MEMORY, "out of memory: %zu bytes asked for", bytes);

@@ -232,6 +232,8 @@ void smoe_model_forward(smoe_model *model, const int32_t *input, const int32_t *
                         const smoe_route_context *context) {
   const smoe_token_shape *tokens = &model->tokens;
   const size_t n = tokens->lane_tokens, c = model->width;
+  smoe_arena_forget(&model->tape);
+  smoe_arena_forget(&model->scratch);
   smoe_phase(SMOE_PHASE_EMBEDDING);
   for (int lane = 0; lane < tokens->n_lanes; lane++)
     smoe_embedding_forward(model->x[0] + (size_t)lane * n * c, input + (size_t)lane * n,

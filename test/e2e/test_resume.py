@@ -19,7 +19,8 @@ UPDATES = 60
 class Resume(p.ProgramTest):
     # Evaluating after every update makes an update long enough to be met.
     settings = (f"train.updates={UPDATES}", "router.stage1_updates=25", "train.checkpoint_every=10",
-                "train.evaluate_every=1", "train.evaluate_sequences=16", "schedule.kind=constant", "log.tokens_every=10", "train.keep_last=0")
+                "train.evaluate_every=1", "train.evaluate_sequences=16", "schedule.kind=constant",
+                "log.tokens_every=10", "train.keep_last=0")
 
     @classmethod
     def setUpClass(cls):

@@ -7,7 +7,6 @@ on any number of ranks.
 import ctypes
 import ctypes.util
 import os
-import unittest
 
 import h5py
 import numpy as np
