@@ -95,7 +95,7 @@ class Resume(p.ProgramTest):
             with self.subTest(place):
                 self.assertNotIn(result.code, (None, 0, p.STOPPED), result)
                 self.check_interrupted(run)
-                self.assertSound(self.path(run))
+        self.assertSound(self.path(run))
         self.check_resumed(run, 3)
 
     def test_time_limit(self):
