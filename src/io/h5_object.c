@@ -105,12 +105,19 @@ static void list_add(name_list *list, const char *name) {
 }
 
 /** Open an object that a hard link of a group leads to: our files have no others, and they may lead
- *  out of the file or in circles.
+ *  out of the file. A group that several links lead to is refused: it may contain itself, and have
+ *  more names than anyone can list.
  */
 static hid_t open_linked(hid_t group, const char *link) {
   H5L_info_t info;
+  H5O_info_t target;
   if (H5Lget_info(group, link, &info, H5P_DEFAULT) < 0 || info.type != H5L_TYPE_HARD) return H5I_INVALID_HID;
-  return H5Oopen(group, link, H5P_DEFAULT);
+  const hid_t object = H5Oopen(group, link, H5P_DEFAULT);
+  if (object < 0) return object;
+  if (H5Iget_type(object) != H5I_GROUP) return object;
+  if (H5Oget_info2(object, &target, H5O_INFO_BASIC) >= 0 && target.rc == 1) return object;
+  H5Oclose(object);
+  return H5I_INVALID_HID;
 }
 
 /** Add the datasets below a group; prefix is what stands before their names. */

@@ -5,27 +5,32 @@
 #include "damage.h"
 #include "stablemoe/arena.h"
 
-/** A random dataset of the file; its name goes to target. */
+/* Earlier damages may have left nothing of the wanted kind: then there is nothing more to damage. */
+enum { TRIES = 1000 };
+
+/** A random dataset of the file; its name goes to target, "" where there is none. */
 static void pick(damage_dice *dice, hid_t file, char target[512]) {
   char **names;
   smoe_h5_list(file, "/", &names);
   size_t n = 0;
   while (names[n]) n++;
-  snprintf(target, 512, "%s", names[damage_draw(dice, n)]);
+  snprintf(target, 512, "%s", n ? names[damage_draw(dice, n)] : "");
   smoe_h5_list_free(names);
 }
 
-/** A random dataset with at least this many dimensions. */
+/** A random dataset with at least this many dimensions; negative where there is none. */
 static hid_t pick_shaped(damage_dice *dice, hid_t file, char target[512], int n_min, hsize_t *shape,
                          int *n_dims) {
-  for (;;) {
+  for (int i = 0; i < TRIES; i++) {
     pick(dice, file, target);
+    if (!target[0]) break;
     const hid_t set = H5Dopen2(file, target, H5P_DEFAULT), space = H5Dget_space(set);
     *n_dims = H5Sget_simple_extent_dims(space, shape, NULL);
     H5Sclose(space);
     if (*n_dims >= n_min) return set;
     H5Dclose(set);
   }
+  return H5I_INVALID_HID;
 }
 
 static void make(hid_t file, const char *name, hid_t type, int n_dims, const hsize_t *shape, bool chunked) {
@@ -53,7 +58,9 @@ void damage_rename(damage_dice *dice, hid_t file, char target[512]) {
 void damage_reshape(damage_dice *dice, hid_t file, char target[512]) {
   hsize_t shape[8];
   int n_dims;
-  const hid_t set = pick_shaped(dice, file, target, 0, shape, &n_dims), type = H5Dget_type(set);
+  const hid_t set = pick_shaped(dice, file, target, 0, shape, &n_dims);
+  if (set < 0) return;
+  const hid_t type = H5Dget_type(set);
   H5Dclose(set);
   H5Ldelete(file, target, H5P_DEFAULT);
   switch (n_dims ? damage_draw(dice, 4) : 0) {
@@ -77,7 +84,9 @@ void damage_reshape(damage_dice *dice, hid_t file, char target[512]) {
 void damage_retype(damage_dice *dice, hid_t file, char target[512]) {
   hsize_t shape[8];
   int n_dims;
-  const hid_t set = pick_shaped(dice, file, target, 0, shape, &n_dims), was = H5Dget_type(set);
+  const hid_t set = pick_shaped(dice, file, target, 0, shape, &n_dims);
+  if (set < 0) return;
+  const hid_t was = H5Dget_type(set);
   const hid_t text = H5Tcopy(H5T_C_S1), loose = H5Tcopy(H5T_C_S1), pair = H5Tcreate(H5T_COMPOUND, 16);
   H5Tset_size(text, 1 + damage_draw(dice, 40));
   H5Tset_size(loose, H5T_VARIABLE);
@@ -101,7 +110,9 @@ void damage_retype(damage_dice *dice, hid_t file, char target[512]) {
 void damage_huge(damage_dice *dice, hid_t file, char target[512]) {
   hsize_t shape[8] = {0};
   int n_dims;
-  const hid_t set = pick_shaped(dice, file, target, 1, shape, &n_dims), type = H5Dget_type(set);
+  const hid_t set = pick_shaped(dice, file, target, 1, shape, &n_dims);
+  if (set < 0) return;
+  const hid_t type = H5Dget_type(set);
   H5Dclose(set);
   H5Ldelete(file, target, H5P_DEFAULT);
   shape[damage_draw(dice, (uint64_t)n_dims)] = (hsize_t)1 << (20 + damage_draw(dice, 42));
@@ -138,8 +149,9 @@ void damage_replace(damage_dice *dice, hid_t file, char target[512]) {
 void damage_relink(damage_dice *dice, hid_t file, char target[512]) {
   char other[512];
   pick(dice, file, target);
+  int tries = 0;
   do pick(dice, file, other);
-  while (strcmp(other, target) == 0);
+  while (strcmp(other, target) == 0 && tries++ < TRIES);
   H5Ldelete(file, target, H5P_DEFAULT);
   H5Lcreate_hard(file, other, file, target, H5P_DEFAULT, H5P_DEFAULT);
 }
@@ -159,6 +171,7 @@ void damage_value(damage_dice *dice, hid_t file, char target[512]) {
   hid_t type;
   size_t bytes;
   pick(dice, file, target);
+  if (!target[0]) return;
   const hid_t set = H5Dopen2(file, target, H5P_DEFAULT);
   unsigned char *data = read_all(set, &type, &bytes);
   data[damage_draw(dice, bytes)] ^= (unsigned char)(1 << damage_draw(dice, 8));
@@ -172,11 +185,15 @@ void damage_value(damage_dice *dice, hid_t file, char target[512]) {
 void damage_swap_rows(damage_dice *dice, hid_t file, char target[512]) {
   hsize_t shape[8];
   int n_dims;
-  hid_t set, type;
-  do {
+  hid_t set = H5I_INVALID_HID, type;
+  for (int i = 0; i < TRIES && set < 0; i++) {
     set = pick_shaped(dice, file, target, 1, shape, &n_dims);
-    if (shape[0] < 2) H5Dclose(set);
-  } while (shape[0] < 2);
+    if (set < 0) return;
+    if (shape[0] >= 2) break;
+    H5Dclose(set);
+    set = H5I_INVALID_HID;
+  }
+  if (set < 0) return;
   size_t bytes;
   unsigned char *data = read_all(set, &type, &bytes);
   const size_t row = bytes / shape[0];
