@@ -158,7 +158,7 @@ class Torture:
         for run in ("unbroken", "broken"):
             with open(os.path.join(self.path(run), "metrics.csv"), encoding="utf-8") as file:
                 lines = [line.rstrip("\n").split(",") for line in file]
-            keep = [i for i, name in enumerate(lines[0]) if name not in TIMED]
+            keep = [i for i, name in enumerate(lines[0]) if name not in TIMED and not name.startswith("time_")]
             rows.append([[line[i] for i in keep] for line in lines])
         if len(rows[0]) != len(rows[1]):
             return [f"metrics.csv has {len(rows[1])} lines instead of {len(rows[0])}"]

@@ -30,10 +30,12 @@ smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, cons
                               int64_t update);
 
 /** Write the line of update number `update` (1-based). valid: NULL where none was due. Local.
+ *  seconds of the update, and of its phases (phase.h): [SMOE_PHASES], or NULL where nobody measured them.
  *  Errors:  SMOE_ERR_IO (disk full).
  */
 smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_tokens,
-                               const smoe_step_result *result, const smoe_evaluation *valid, double seconds);
+                               const smoe_step_result *result, const smoe_evaluation *valid, double seconds,
+                               const double *phase);
 
 /** Close the file. Local. */
 void smoe_metrics_close(smoe_metrics *metrics);

@@ -6,9 +6,10 @@
 #include "stablemoe/group.h"
 
 typedef struct smoe_train_options {
-  bool resume;    /**< go on from the newest sound checkpoint of run.directory */
-  bool overwrite; /**< start anew where run.directory holds a run already */
-  bool dry_run;   /**< check everything, print the plan, do nothing */
+  bool resume;       /**< go on from the newest sound checkpoint of run.directory */
+  bool overwrite;    /**< start anew where run.directory holds a run already */
+  bool dry_run;      /**< check everything, print the plan, do nothing */
+  const char *trace; /**< each rank writes its phases to <trace>.<rank> (phase.h); NULL: none */
 } smoe_train_options;
 
 /** Train as the configuration says.

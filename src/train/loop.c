@@ -7,7 +7,8 @@
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
-#include "stablemoe/metrics.h"
+#include "stablemoe/phase.h"
+#include "stablemoe/progress.h"
 #include "stablemoe/route_facts.h"
 #include "stablemoe/run_directory.h"
 #include "stablemoe/timer.h"
@@ -23,9 +24,8 @@ typedef struct run {
   smoe_step step;
   smoe_routing_log *log; /* NULL for a dense model */
   smoe_metrics metrics;
+  smoe_progress progress;
   char *checkpoints, *routing; /* directories */
-  int64_t start;               /* updates done when this process began */
-  double began;                /* seconds when the first update began */
   double launched;             /* seconds when the run was set up: run.max_minutes counts from here */
 } run;
 
@@ -230,35 +230,6 @@ static void record(run *r, int64_t done, const smoe_step_result *result) {
     smoe_probe(r->model, &r->corpus, settings, r->log, done, smoe_stage(r->model, settings, done));
 }
 
-static void format_duration(char *out, size_t bytes, double seconds) {
-  const long s = (long)seconds;
-  if (s >= 3600)
-    snprintf(out, bytes, "%ldh%02ldm", s / 3600, s / 60 % 60);
-  else
-    snprintf(out, bytes, "%ldm%02lds", s / 60, s % 60);
-}
-
-static void report(const run *r, int64_t done, const smoe_step_result *result, double seconds) {
-  const int64_t total = r->settings->train.updates;
-  const double each = (smoe_seconds() - r->began) / (double)(done - r->start);
-  char left[32], text[512], routing[128] = "";
-  format_duration(left, sizeof left, each * (double)(total - done));
-  if (r->model->n_moe) {
-    const smoe_routing_load *layer = &result->layer[0];
-    const smoe_balance balance = smoe_balance_of(layer->load, r->metrics.n_experts);
-    snprintf(routing, sizeof routing, ", balance %.3f, distill %.3f, max/mean load %.2f", result->balance,
-             result->distill, balance.max_over_mean);
-  }
-  snprintf(text, sizeof text,
-           "update %lld/%lld, stage %d: loss %.4f%s, norm %.3f, lr %.2e, %.0f tokens/s, %s left",
-           (long long)done, (long long)total, result->stage, result->loss, routing, result->norm.all,
-           result->lr, result->n_targets / seconds, left);
-  if (due(r->settings->run.log_every, done) || done == total)
-    smoe_note("%s", text);
-  else
-    smoe_live("%s", text);
-}
-
 /* Whether any rank was asked to stop, or the time is up; the same answer on all ranks. */
 static bool asked_to_stop(const run *r) {
   double stop = stop_signal != 0;
@@ -277,6 +248,13 @@ static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid) {
   return SMOE_OK;
 }
 
+/* Mean seconds of the ranks in each phase since smoe_phase_reset. */
+static void mean_phases(const smoe_group *group, double *phase) {
+  const smoe_lanes ranks = smoe_lanes_of_rank(group->n_ranks, group->rank, group->n_ranks);
+  smoe_lanes_sum(group, &ranks, phase, smoe_phase_seconds(), SMOE_PHASES);
+  for (int p = 0; p < SMOE_PHASES; p++) phase[p] /= group->n_ranks;
+}
+
 static smoe_status one_update(run *r, int64_t update) {
   const smoe_settings *settings = r->settings;
   const int64_t done = update + 1;
@@ -288,17 +266,20 @@ static smoe_status one_update(run *r, int64_t update) {
   if (r->step.tokens_log) smoe_routing_log_tokens(r->log, done);
   if (update == settings->router.stage1_updates && smoe_stage(r->model, settings, update) == 2)
     smoe_note("update %lld: stage 2 begins, the router is frozen", (long long)done);
+  double phase[SMOE_PHASES];
+  smoe_phase_reset();
   SMOE_TRY(smoe_step_update(&r->step, update, &result));
   const double seconds = smoe_seconds() - before;
-  report(r, done, &result, seconds);
+  mean_phases(r->group, phase);
+  smoe_progress_report(&r->progress, done, &result, seconds);
   record(r, done, &result);
 
   smoe_evaluation valid;
   const bool evaluated = due(settings->train.evaluate_every, done) || last;
   if (evaluated) SMOE_TRY(validate(r, done, &valid));
   const int64_t tokens = done * settings->train.batch_sequences * settings->model.context;
-  SMOE_TRY_ALL(r->group,
-               smoe_metrics_write(&r->metrics, done, tokens, &result, evaluated ? &valid : NULL, seconds));
+  SMOE_TRY_ALL(r->group, smoe_metrics_write(&r->metrics, done, tokens, &result, evaluated ? &valid : NULL,
+                                            seconds, phase));
 
   const bool stop = !last && asked_to_stop(r);
   if (due(settings->train.checkpoint_every, done) || last || stop)
@@ -328,8 +309,8 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   }
   smoe_watchdog_start(r->group, settings->comm.watchdog_s, settings->comm.watchdog_end);
   catch_signals();
-  r->start = update;
-  r->began = smoe_seconds();
+  if (options->trace) SMOE_TRY_ALL(r->group, smoe_phase_trace_begin(options->trace, r->group->rank));
+  smoe_progress_begin(&r->progress, r->model, settings, update);
   for (; update < settings->train.updates; update++) SMOE_TRY(one_update(r, update));
   return SMOE_OK;
 }
@@ -341,8 +322,12 @@ smoe_status smoe_train(const smoe_config *config, const smoe_group *group,
   r.checkpoints = smoe_sprintf("%s/checkpoints", settings->run.directory);
   r.routing = smoe_sprintf("%s/routing", settings->run.directory);
   r.launched = smoe_seconds();
-  const smoe_status status = train(&r, options);
+  smoe_status status = train(&r, options);
   smoe_watchdog_stop();
+  /* Also of a run that failed: the trace of its last updates is wanted most then. */
+  const smoe_status traced = smoe_phase_trace_end();
+  if (status == SMOE_OK) status = smoe_group_agree(group, traced);
+  smoe_progress_end(&r.progress);
   smoe_metrics_close(&r.metrics);
   if (r.log) smoe_routing_log_destroy(r.log);
   smoe_step_destroy(&r.step);

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "stablemoe/phase.h"
+
 smoe_balance smoe_balance_of(const int64_t *load, int n_experts) {
   double sum = 0, max = 0, entropy = 0, spread = 0, dead = 0;
   for (int e = 0; e < n_experts; e++) {
@@ -36,7 +38,11 @@ static void write_header(const smoe_metrics *metrics) {
             ",moe%d_max_over_mean,moe%d_cv,moe%d_entropy,moe%d_dead,moe%d_drop_rate,moe%d_gate_mean,"
             "moe%d_agreement",
             m, m, m, m, m, m, m);
-  fputs(",seconds,tokens_per_s\n", metrics->file);
+  /* Times come last: what stands before them is the same on any number of ranks. */
+  fputs(",seconds,tokens_per_s", metrics->file);
+  for (int p = 0; p < SMOE_PHASES; p++)
+    fprintf(metrics->file, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
+  fputc('\n', metrics->file);
 }
 
 /* Length of the file up to the last whole line of an update <= update; -1 on error. A machine that
@@ -86,7 +92,8 @@ static void field(FILE *file, double value) {
 }
 
 smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_tokens,
-                               const smoe_step_result *result, const smoe_evaluation *valid, double seconds) {
+                               const smoe_step_result *result, const smoe_evaluation *valid, double seconds,
+                               const double *phase) {
   FILE *file = metrics->file;
   if (!file) return SMOE_OK;
   fprintf(file, "%lld,%d,%lld", (long long)update, result->stage, (long long)n_tokens);
@@ -111,7 +118,9 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
     field(file, layer->gate_mean);
     field(file, layer->agreement);
   }
-  fprintf(file, ",%.4f,%.1f\n", seconds, result->n_targets / seconds);
+  fprintf(file, ",%.4f,%.1f", seconds, result->n_targets / seconds);
+  for (int p = 0; p < SMOE_PHASES; p++) fprintf(file, phase ? ",%.6f" : ",", phase ? phase[p] : 0);
+  fputc('\n', file);
   SMOE_CHECK(fflush(file) == 0, SMOE_ERR_IO, "cannot write metrics.csv: %s", strerror(errno));
   return SMOE_OK;
 }

@@ -1,5 +1,7 @@
 /* Balance figures, and metrics.csv: what stands in a line, and what a resumed run leaves of it. */
 #include "stablemoe/metrics.h"
+#include "stablemoe/phase.h"
+#include "stablemoe/progress.h"
 
 #include <sys/stat.h>
 
@@ -48,7 +50,8 @@ static void write_update(smoe_metrics *metrics, int64_t update, const smoe_evalu
                                    .norm = {5, 3, 4},
                                    .clip = 0.02,
                                    .layer = layer};
-  CHECK(smoe_metrics_write(metrics, update, update * 100, &result, valid, 0.5) == SMOE_OK, "%s",
+  const double phase[SMOE_PHASES] = {[SMOE_PHASE_ATTENTION] = 0.25};
+  CHECK(smoe_metrics_write(metrics, update, update * 100, &result, valid, 0.5, phase) == SMOE_OK, "%s",
         smoe_report());
 }
 
@@ -155,6 +158,8 @@ static void test_line(void) {
       {"moe1_gate_mean", "0.75"},
       {"seconds", "0.5000"},
       {"tokens_per_s", "200.0"},
+      {"time_other", "0.000000"},
+      {"time_attention", "0.250000"},
   };
   for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
     check_column(directory, expected[i][0], expected[i][1]);
@@ -232,12 +237,37 @@ static void test_errors(void) {
   const smoe_step_result result = {
       .n_targets = 1,
       .layer = (smoe_routing_load[LAYERS]){{.load = (int64_t[EXPERTS]){1}}, {.load = (int64_t[EXPERTS]){1}}}};
-  CHECK(smoe_metrics_write(&metrics, 1, 1, &result, NULL, 1) == SMOE_ERR_IO, "a full disk is not noticed");
+  CHECK(smoe_metrics_write(&metrics, 1, 1, &result, NULL, 1, NULL) == SMOE_ERR_IO,
+        "a full disk is not noticed");
   smoe_metrics_close(&metrics);
+}
+
+/** What is worth a warning, and what is not. */
+static void test_collapse(void) {
+  int64_t one[] = {2, 97, 1, 0, 0, 0, 0, 0}, few[] = {40, 30, 30, 0, 0, 0, 0, 0},
+          one_left[] = {100, 0, 0, 0, 0, 0, 0, 0};
+  int64_t fair[] = {13, 12, 12, 12, 13, 12, 13, 13};
+  const smoe_routing_load good = {.load = fair, .n_assigned = 100, .n_dropped = 50, .gate_mean = 0.5};
+  for (int kind = 0; kind < SMOE_COLLAPSES; kind++) CHECK(!smoe_collapsed((smoe_collapse)kind, &good, 8));
+  smoe_routing_load bad = good;
+  bad.load = one;
+  CHECK(smoe_collapsed(SMOE_COLLAPSE_LOAD, &bad, 8), "97 of 100 tokens in one expert");
+  bad.load = one_left;
+  CHECK(smoe_collapsed(SMOE_COLLAPSE_LOAD, &bad, 8));
+  CHECK(!smoe_collapsed(SMOE_COLLAPSE_LOAD, &bad, 1), "a single expert has all tokens by nature");
+  bad.load = few;
+  CHECK(!smoe_collapsed(SMOE_COLLAPSE_LOAD, &bad, 8), "three of eight experts are bad, but no collapse");
+  bad.gate_mean = 0.019;
+  CHECK(smoe_collapsed(SMOE_COLLAPSE_GATE, &bad, 8));
+  bad.gate_mean = NAN;
+  CHECK(!smoe_collapsed(SMOE_COLLAPSE_GATE, &bad, 8), "a dense or hashed layer has no gate");
+  bad.n_dropped = 51;
+  CHECK(smoe_collapsed(SMOE_COLLAPSE_DROP, &bad, 8));
 }
 
 int main(void) {
   test_directory_make();
+  test_collapse();
   test_balance();
   test_line();
   test_resume();
