@@ -47,8 +47,8 @@ if [ ! -f build/build.ninja ]; then
   meson setup build >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
   rm -f "$log"
 fi
-ninja -C build src/app/stablemoe
-stablemoe=build/src/app/stablemoe
+ninja -C build stablemoe
+stablemoe=build/stablemoe
 
 say "Preparing the corpus"
 prepare=() sample=()
@@ -77,6 +77,8 @@ if [ -f "$corpus" ]; then
 else
   $stablemoe prepare "${texts[@]}" ${prepare[@]:+"${prepare[@]}"} --vocab "$vocabulary" -o "$corpus"
 fi
+# Where the configurations of the single methods look for one; a corpus that somebody put there stays.
+[ -e runs/corpus.h5 ] && [ ! -L runs/corpus.h5 ] || ln -sfn "${corpus#runs/}" runs/corpus.h5
 
 say "Training on $ranks ranks; every line is also in $run/log.txt"
 # What ten minutes leave, less one for what follows; for a first build on a slow machine at least four.

@@ -27,6 +27,7 @@ enum { SMOE_COLLAPSE_UPDATES = 50 };
 void smoe_progress_begin(smoe_progress *progress, const smoe_model *model, const smoe_settings *settings,
                          int64_t start);
 
+/** Give it back. Local. */
 void smoe_progress_end(smoe_progress *progress);
 
 /** Whether one layer's routing is collapsed this way at this update. Local.

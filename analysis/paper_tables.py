@@ -1,0 +1,170 @@
+"""The paper's tables as lists of runs, with the figures it printed (Dai et al., ACL 2022).
+
+A row is a set of configuration keys over one of the sizes; rows that several tables share are
+one run. What a row sets depends on the size: the larger dense models have the parameters of its experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Settings = dict[str, bool | int | float | str]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A configuration that all rows of a table start from."""
+
+    name: str
+    config: str
+    """Path in the project."""
+    stage1_percent: int
+    """Length of stage 1 where a table does not say it, of all updates."""
+    column: str
+    """Which of the paper's columns stands beside it."""
+
+
+SIZES = {size.name: size for size in (
+    # On 4 million tokens a tenth is some hundred updates, too few for a router on token ids to learn
+    # what the gates decide; the paper's second row has a quarter.
+    Size("small", "configs/reproduce/small.yml", 25, "base"),
+    Size("base", "configs/paper-base.yml", 10, "base"),
+    Size("large", "configs/paper-large.yml", 10, "large"),
+)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a table."""
+
+    name: str
+    """Of its run directories, with the seed."""
+    label: str
+    settings: tuple[str, ...]
+    """-P of stablemoe train."""
+    paper: dict[str, tuple[float | None, float | None]]
+    """Column -> perplexity in validation and test as published."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What jobs/reproduce.sh runs under one name."""
+
+    title: str
+    source: str
+    """Where in the paper."""
+    rows: Callable[[Size, Settings], list[Row]]
+
+
+def _stable(size: Size, settings: Settings, percent: int, label: str, *more: str, name: str = "stable",
+            paper: dict | None = None) -> Row:
+    updates = max(1, int(settings["train.updates"]) * percent // 100)
+    return Row(f"{name}-{percent}", label, ("router.method=stable", f"router.stage1_updates={updates}", *more),
+               paper or {})
+
+
+def _experts(settings: Settings) -> tuple[int, int, int]:
+    """Experts, sublayers of each, inner width."""
+    inner = int(settings.get("moe.inner", 0)) or 4 * int(settings["model.width"])
+    return int(settings["moe.experts"]), int(settings["moe.sublayers"]), inner
+
+
+def _base() -> Row:
+    return Row("base", "BASE", ("router.method=base",), {"base": (20.04, 19.69), "large": (16.36, 15.75)})
+
+
+def main_rows(size: Size, settings: Settings) -> list[Row]:
+    """Table 2: dense models and the methods, at equal FLOPs of all MoE models."""
+    experts, sublayers, inner = _experts(settings)
+    return [
+        Row("standard", "Standard Transformer", ("moe.layers=0",), {"base": (23.02, 22.58), "large": (18.86, 18.19)}),
+        Row("deeper", "Larger Transformer, deeper",
+            ("router.method=hash", "moe.experts=1", f"moe.sublayers={experts * sublayers}"), {"base": (17.93, 17.63)}),
+        Row("wider", "Larger Transformer, wider",
+            ("router.method=hash", "moe.experts=1", f"moe.inner={experts * inner}"), {"base": (18.31, 18.01)}),
+        Row("switch", "Switch", ("router.method=switch",), {"base": (19.79, 19.20), "large": (16.62, 16.21)}),
+        _base(),
+        Row("hash", "Hash", ("router.method=hash",), {"base": (19.63, 19.25), "large": (16.37, 15.79)}),
+        _stable(size, settings, size.stage1_percent, "StableMoE",
+                paper={"base": (19.28, 18.93), "large": (16.22, 15.59)}),
+    ]
+
+
+def fixed_rows(size: Size, settings: Settings) -> list[Row]:
+    """Table 5: what freezing the routing is worth."""
+    updates = max(1, int(settings["train.updates"]) * size.stage1_percent // 100)
+    return [
+        _base(),
+        Row(f"base-stage2-{size.stage1_percent}", "BASE with stage 2",
+            ("router.method=base_stage2", f"router.stage1_updates={updates}"), {"base": (19.41, None)}),
+        _stable(size, settings, 100, "StableMoE, stage 1 only", paper={"base": (19.48, None)}),
+        _stable(size, settings, size.stage1_percent, "StableMoE", paper={"base": (19.28, None)}),
+    ]
+
+
+def position_rows(size: Size, settings: Settings) -> list[Row]:
+    """Table 4: where the MoE layer stands."""
+    percent = size.stage1_percent
+    scattered = ("moe.layers=3", "moe.position=scattered", "moe.sublayers=1")
+    return [
+        _stable(size, settings, percent, "stacked, top", "moe.position=top", name="top", paper={"base": (19.55, None)}),
+        _stable(size, settings, percent, "stacked, middle", paper={"base": (19.28, None)}),
+        _stable(size, settings, percent, "stacked, bottom", "moe.position=bottom", name="bottom",
+                paper={"base": (22.82, None)}),
+        _stable(size, settings, percent, "scattered: three layers of one sublayer", *scattered, name="scattered",
+                paper={"base": (20.56, None)}),
+    ]
+
+
+def router_rows(size: Size, settings: Settings) -> list[Row]:
+    """Table 6, lower part: what the distilled router sees; stage 1 is a quarter of the training."""
+    def features(name: str, label: str, value: float | None, *more: str) -> Row:
+        kind = name.rstrip("123")
+        return _stable(size, settings, 25, label, f"router.stable.features={kind}", *more, name=name,
+                       paper={"base": (value, None)} if value else None)
+
+    return [
+        _stable(size, settings, 25, "word embedding", paper={"base": (19.34, None)}),
+        features("bigram", "bigram (in the paper's code only)", None),
+        features("cnn", "CNN", 19.39),
+        features("transformer1", "Transformer of 1 layer", 19.42, "router.stable.layers=1"),
+        features("transformer2", "Transformer of 2 layers", 19.38, "router.stable.layers=2"),
+        features("transformer3", "Transformer of 3 layers", 19.65, "router.stable.layers=3"),
+    ]
+
+
+def stage_rows(size: Size, settings: Settings) -> list[Row]:
+    """Table 6, upper part: how long stage 1 lasts."""
+    published = {10: 19.28, 25: 19.34, 50: 19.41, 100: 19.48}
+    return [_stable(size, settings, percent, f"stage 1 for {percent} % of the training",
+                    paper={"base": (value, None)}) for percent, value in published.items()]
+
+
+def fluctuation_rows(size: Size, settings: Settings) -> list[Row]:
+    """Figures 1 and 7: whose routing keeps changing."""
+    wanted = ("switch", "base", "hash", f"stable-{size.stage1_percent}")
+    return [row for row in main_rows(size, settings) if row.name in wanted]
+
+
+TABLES = {
+    "main": Table("Perplexity of the methods", "table 2", main_rows),
+    "fixed-routing": Table("What freezing the routing is worth", "table 5", fixed_rows),
+    "position": Table("Where the MoE layer stands", "table 4", position_rows),
+    "router": Table("What the distilled router sees", "table 6", router_rows),
+    "stage-split": Table("How long stage 1 lasts", "tables 5 and 6", stage_rows),
+    "fluctuation": Table("Routing fluctuation", "figures 1 and 7", fluctuation_rows),
+}
+
+
+def multiply_adds(settings: Settings, vocabulary: int) -> float:
+    """Multiply-accumulates of the forward pass per token: the paper's FLOPs over the sequence's length.
+
+    Attention is counted as the full square, as the paper does. Every token visits one expert.
+    """
+    d, context = int(settings["model.width"]), int(settings["model.context"])
+    inner = int(settings.get("model.inner", 0)) or 4 * d
+    layers = int(settings.get("moe.layers", 1))
+    _, sublayers, expert_inner = _experts(settings)
+    blocks = int(settings["model.blocks"]) * (4 * d * d + 2 * d * inner + 2 * context * d)
+    return blocks + vocabulary * d + layers * sublayers * 2 * d * expert_inner

@@ -1,0 +1,268 @@
+"""`jobs/reproduce.sh`: run one of the paper's tables, and write it beside the paper's figures.
+
+Every run has a directory of its own, OUT/<size>/<row>-seed<k>, with what was measured in evaluation.json.
+A run that is there is not run again, one that was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis import reproduce_print
+from analysis.paper_tables import SIZES, TABLES, Row, Settings, Size
+
+STOPPED = 75
+"""Exit status of stablemoe train that was asked to stop, after a checkpoint."""
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of a table, and its evaluations."""
+
+    row: Row
+    seed: int
+    directory: Path
+    config: Path
+    corpus: Path
+
+    def settings(self) -> list[str]:
+        """-P arguments of the training."""
+        values = (*self.row.settings, f"run.seed={self.seed}", f"run.directory={self.directory}",
+                  f"data.corpus={self.corpus}")
+        return [argument for value in values for argument in ("-P", value)]
+
+    def identity(self) -> dict:
+        """What makes a result belong to this job; paths may move."""
+        return {"settings": [*self.row.settings, f"run.seed={self.seed}"],
+                "config": self.config.read_text(encoding="utf-8"), "corpus": fingerprint(self.corpus)}
+
+    def result(self) -> dict | None:
+        """What a finished run measured; None before that. ValueError where it is another run's."""
+        try:
+            result = json.loads((self.directory / RESULT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        if result["identity"] != self.identity():
+            raise ValueError(f"'{self.directory}' holds a run with other settings or another corpus: give another "
+                             "--out, or remove it")
+        return result
+
+
+_fingerprints: dict[Path, str] = {}
+
+
+def fingerprint(corpus: Path) -> str:
+    """The corpus's own fingerprint, in hexadecimal."""
+    if corpus not in _fingerprints:
+        import h5py
+
+        with h5py.File(corpus, "r") as file:
+            _fingerprints[corpus] = f"{int(file.attrs['fingerprint']) % (1 << 64):016x}"
+    return _fingerprints[corpus]
+
+
+class Failed(Exception):
+    """A run that failed; its message says how."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop and can go on later."""
+
+
+class Runner:
+    """Carries out jobs with the program."""
+
+    def __init__(self, program: list[str], launcher: list[str]):
+        self.program = program
+        self.launcher = launcher
+
+    def _call(self, log: Path, *arguments: str) -> str:
+        command = [*self.launcher, *self.program, *arguments]
+        with open(log, "a", encoding="utf-8") as errors:
+            errors.write("$ " + shlex.join(command) + "\n")
+            errors.flush()
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
+                                  check=False)
+            errors.write(done.stdout)
+        if done.returncode == STOPPED:
+            raise Stopped(f"stopped on request; the same command goes on ({log})")
+        if done.returncode:
+            lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            wrong = [line for line in lines if line.startswith("stablemoe: error")] or lines
+            raise Failed(f"exit status {done.returncode}: {wrong[-1] if wrong else 'no message'} (all of it: {log})")
+        return done.stdout
+
+    def check(self, job: Job) -> str:
+        """The plan of a run without running it: its last lines."""
+        log = job.directory.with_suffix(".out")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._call(log, "train", str(job.config), *job.settings(), "--dry-run")
+        return log.read_text(encoding="utf-8")
+
+    def run(self, job: Job) -> dict:
+        """Train, evaluate, and keep the result."""
+        job.directory.parent.mkdir(parents=True, exist_ok=True)
+        log = job.directory.with_suffix(".out")
+        begun = (job.directory / "checkpoints").is_dir()
+        before = time.monotonic()
+        self._call(log, "train", str(job.config), *job.settings(), "--resume" if begun else "--overwrite")
+        result = {"identity": job.identity(), "seconds": time.monotonic() - before}
+        for split in ("valid", "test"):
+            text = self._call(log, "evaluate", str(job.directory), "--split", split, "--corpus", str(job.corpus),
+                              "--json")
+            result[split] = json.loads(text)
+        result["parameters"] = parameters(job.directory / "log.txt")
+        part = job.directory / (RESULT + ".part")
+        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        part.rename(job.directory / RESULT)
+        return result
+
+
+def parameters(log: Path) -> tuple[int, int]:
+    """Shared parameters and those in experts, as the run's log says."""
+    found = re.findall(r"parameters: (\d+) shared, (\d+) in experts", log.read_text(encoding="utf-8"))
+    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+
+
+def read_settings(path: Path, overrides: tuple[str, ...] = ()) -> Settings:
+    """Keys that a configuration sets, under overrides 'key=value'."""
+    from analysis.run import parse_settings
+
+    text = path.read_text(encoding="utf-8")
+    settings = parse_settings(re.sub(r"\s#.*$", "", text, flags=re.M))
+    for override in overrides:
+        key, _, value = override.partition("=")
+        settings[key] = int(value) if value.isdigit() else value
+    return settings
+
+
+def jobs_of(size: Size, tables: list[str], seeds: list[int], out: Path, corpus: Path) -> list[Job]:
+    """All runs of these tables, each once, a seed after the other: an interrupted table is whole seeds."""
+    config = Path(size.config)
+    settings = read_settings(config)
+    rows = {row.name: row for name in tables for row in TABLES[name].rows(size, settings)}
+    return [Job(row, seed, out / size.name / f"{row.name}-seed{seed}", config, corpus)
+            for seed in seeds for row in rows.values()]
+
+
+def carry_out(runner: Runner, jobs: list[Job], parallel: int) -> int:
+    """Run what is not there yet; returns how many failed."""
+    waiting = [job for job in jobs if job.result() is None]
+    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already", flush=True)
+    began, done, failed, stop = time.monotonic(), 0, 0, []
+
+    def one(job: Job) -> None:
+        nonlocal done, failed
+        if stop:
+            return
+        name = f"{job.row.label}, seed {job.seed}"
+        try:
+            result = runner.run(job)
+        except Stopped as reason:
+            stop.append(reason)
+            return
+        except (Failed, OSError, ValueError) as reason:
+            failed += 1
+            print(f"{name}: {reason}", file=sys.stderr, flush=True)
+            return
+        done += 1
+        left = (time.monotonic() - began) / done * (len(waiting) - done - failed)
+        print(f"{done + failed}/{len(waiting)}  {name}: perplexity {result['valid']['perplexity']:.2f} valid, "
+              f"{result['test']['perplexity']:.2f} test ({result['seconds'] / 60:.1f} min; about {left / 60:.0f} min "
+              "left)", flush=True)
+
+    with ThreadPoolExecutor(max_workers=parallel) as pool:
+        try:
+            list(pool.map(one, waiting))
+        except KeyboardInterrupt:
+            stop.append("interrupted; the same command goes on")
+            pool.shutdown(cancel_futures=True)
+    if stop:
+        print(stop[0], file=sys.stderr)
+    return failed + bool(stop)
+
+
+def show_plan(runner: Runner, job: Job) -> bool:
+    """Print what a run would need; whether it could be run."""
+    name = f"{job.row.label}, seed {job.seed}:"
+    try:
+        plan = re.findall(r"^(?:parameters|memory).*", runner.check(job), re.M)
+    except Failed as reason:
+        print(name, reason, file=sys.stderr)
+        return False
+    print(name, *plan[-2:], sep="\n  ")
+    return True
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of whole numbers such as 1,2,3") from None
+    return values
+
+
+def _parser() -> argparse.ArgumentParser:
+    tables = "\n".join(f"  {name:14} {table.title} ({table.source})" for name, table in TABLES.items())
+    parser = argparse.ArgumentParser(
+        prog="jobs/reproduce.sh", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run tables of the StableMoE paper and write them beside the paper's figures.",
+        epilog=f"tables:\n{tables}\n\nsizes:\n"
+               + "\n".join(f"  {size.name:14} {size.config}" for size in SIZES.values())
+               + "\n\nWrites OUT/<size>/<table>.md with mean and spread over the seeds, and its figures as .json. "
+                 "A finished\nrun is not run again; an interrupted one goes on. Exit status: 0 where the tables are "
+                 "whole.")
+    parser.add_argument("table", nargs="+", choices=[*TABLES, "all"], metavar="TABLE", help="as below, or all")
+    parser.add_argument("--size", choices=SIZES, default="small", help="configuration to start from (default small)")
+    parser.add_argument("--config", type=Path, help="start from this configuration instead; its name is the size's")
+    parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3], help="default 1,2,3")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="default runs/reproduce")
+    parser.add_argument("--corpus", type=Path, required=True, help="as `stablemoe prepare` makes it")
+    parser.add_argument("--ranks", type=int, default=1, help="of each run (default 1)")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument("--launcher", help="command before the program (default 'mpirun --quiet -n RANKS')")
+    parser.add_argument("--program", default="build/stablemoe", help="default build/stablemoe")
+    parser.add_argument("--dry-run", action="store_true", help="check every run's configuration and memory, run none")
+    parser.add_argument("--table-only", action="store_true", help="write the tables of what is there")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """The program; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    tables = list(TABLES) if "all" in options.table else options.table
+    size = SIZES[options.size]
+    if options.config:
+        size = dataclasses.replace(size, name=options.config.stem, config=str(options.config))
+    if not options.corpus.is_file():
+        print(f"there is no corpus '{options.corpus}': make one with stablemoe prepare", file=sys.stderr)
+        return 2
+    launcher = shlex.split(options.launcher or f"mpirun --quiet -n {options.ranks}")
+    runner = Runner([options.program], launcher)
+    jobs = jobs_of(size, tables, options.seeds, options.out, options.corpus)
+    try:
+        if options.dry_run:
+            return 1 if sum([not show_plan(runner, job) for job in jobs]) else 0
+        failed = 0 if options.table_only else carry_out(runner, jobs, options.parallel)
+        for name in tables:
+            own = jobs_of(size, [name], options.seeds, options.out, options.corpus)
+            failed += reproduce_print.write(name, size, own, options.out / size.name)
+    except (Failed, Stopped, ValueError, OSError) as reason:
+        print(f"reproduce: {reason}", file=sys.stderr)
+        return 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

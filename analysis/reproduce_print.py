@@ -1,0 +1,182 @@
+"""Tables of jobs/reproduce.sh as Markdown, their figures as JSON, and the fluctuation figure."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.paper_tables import TABLES, Row, Size, multiply_adds
+
+if TYPE_CHECKING:
+    from analysis.reproduce import Job
+
+PERCENTS = (20, 50, 80)
+
+
+def _spread(values: list[float]) -> str:
+    """'43.21 ± 0.12' of several values; without spread of one."""
+    if not values:
+        return "missing"
+    mean = statistics.fmean(values)
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def _paper(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _large(value: float) -> str:
+    """A count with a unit: '0.44 M'."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rows(jobs: list[Job]) -> list[tuple[Row, list[Job]]]:
+    """Jobs by row, in the table's order."""
+    rows: dict[str, tuple[Row, list[Job]]] = {}
+    for job in jobs:
+        rows.setdefault(job.row.name, (job.row, []))[1].append(job)
+    return list(rows.values())
+
+
+def _settings(job: Job) -> dict:
+    from analysis.reproduce import read_settings
+
+    return read_settings(job.config, job.row.settings)
+
+
+def _vocabulary(corpus: Path) -> int:
+    import h5py
+
+    with h5py.File(corpus, "r") as file:
+        return int(file.attrs["vocabulary"])
+
+
+def perplexities(jobs: list[Job], size: Size) -> tuple[list[str], list[dict], int]:
+    """Lines of the table, its figures, and how many runs are missing."""
+    lines = [_line(["model", "shared", "in experts", "MAC per token", "runs", "validation", "paper", "test", "paper"]),
+             _line(["---"] + ["---:"] * 8)]
+    figures, missing = [], 0
+    vocabulary = _vocabulary(jobs[0].corpus)
+    for row, own in _rows(jobs):
+        results = [result for job in own if (result := job.result()) is not None]
+        missing += len(own) - len(results)
+        shared, experts = results[0]["parameters"] if results else (0, 0)
+        cost = multiply_adds(_settings(own[0]), vocabulary)
+        valid, test = ([result[split]["perplexity"] for result in results] for split in ("valid", "test"))
+        published = row.paper.get(size.column, (None, None))
+        lines.append(_line([row.label, _large(shared) if results else "", _large(experts) if experts else "",
+                            _large(cost), str(len(results)), _spread(valid), _paper(published[0]), _spread(test),
+                            _paper(published[1])]))
+        figures.append({"row": row.name, "label": row.label, "shared": shared, "experts": experts,
+                        "multiply_adds_per_token": cost, "seeds": [job.seed for job in own if job.result()],
+                        "valid": valid, "test": test, "paper": published,
+                        "seconds": [result["seconds"] for result in results]})
+    return lines, figures, missing
+
+
+def paired(figures: list[dict], best: str) -> list[str]:
+    """How each other row differs from one, seed by seed: seeds share data order and initial values."""
+    own = next((f for f in figures if f["row"] == best), None)
+    if own is None or len(own["valid"]) < 2:
+        return []
+    lines = ["", "Log perplexity of the test above that of " + own["label"] + ", seed by seed (nats per token):", "",
+             _line(["model", "mean", "by seed"]), _line(["---", "---:", "---"])]
+    for other in figures:
+        common = [seed for seed in own["seeds"] if seed in other["seeds"]]
+        if other is own or not common:
+            continue
+        at = [math.log(other["test"][other["seeds"].index(s)]) - math.log(own["test"][own["seeds"].index(s)])
+              for s in common]
+        lines.append(_line([other["label"], f"{statistics.fmean(at):+.4f}", ", ".join(f"{d:+.4f}" for d in at)]))
+    return lines
+
+
+def _curves(job: Job) -> list[tuple]:
+    """Per MoE layer: x and y of the fluctuation curve, and the shares that still change."""
+    from analysis import routing
+
+    log = routing.load_log(job.directory)
+    total = int(_settings(job)["train.updates"])
+    curves = []
+    for layer in range(log.n_layers):
+        last = routing.layer_last_fluctuation(log, layer)
+        x, y = routing.fluctuation_curve(last, log.probe_step, total)
+        curves.append((x, y, [100 * routing.still_changing(last, log.probe_step, total, p) for p in PERCENTS]))
+    return curves
+
+
+def fluctuation(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
+    """Lines of the table of late fluctuation, its figures, and how many runs are missing; draws the curves."""
+    from analysis.routing import BASE_FLUCTUATION
+
+    lines = [_line(["model", "runs", *(f"still changing after {p} %" for p in PERCENTS)]),
+             _line(["---"] + ["---:"] * (1 + len(PERCENTS)))]
+    figures, missing, drawn = [], 0, []
+    for row, own in _rows(jobs):
+        curves = [curve for job in own if job.result() is not None for curve in _curves(job)]
+        missing += sum(job.result() is None for job in own)
+        late = [[curve[2][i] for curve in curves] for i in range(len(PERCENTS))]
+        lines.append(_line([row.label, str(len(curves)), *(_spread(values) + (" %" if values else "")
+                                                           for values in late)]))
+        figures.append({"row": row.name, "label": row.label,
+                        "still_changing_percent": dict(zip(map(str, PERCENTS), late))})
+        if curves:
+            drawn.append((row.label, curves))
+    lines.append(_line(["BASE, as published", "", *(f"{BASE_FLUCTUATION[p]:.1f} %" for p in PERCENTS)]))
+    if drawn:
+        draw(drawn, out / "fluctuation.svg")
+        lines += ["", "![Share of tokens against the update at which they last changed their expert]"
+                      "(fluctuation.svg)"]
+    return lines, figures, missing
+
+
+def draw(drawn: list[tuple[str, list[tuple]]], path: Path) -> None:
+    """Figure 1 of the paper, a line for every run and a colour for every method."""
+    import numpy as np
+
+    from analysis import figures
+    from analysis.routing import BASE_FLUCTUATION
+
+    plt = figures.plt
+    with plt.rc_context({**figures.STYLE, "svg.hashsalt": "stablemoe"}):
+        figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
+        for (label, curves), colour in zip(drawn, figures.LAYER_COLOURS):
+            for i, (x, y, _) in enumerate(curves):
+                ax.step(np.append(x, 1) * 100, np.append(y, y[-1]) * 100, where="post", color=colour, linewidth=1.3,
+                        label=label if i == 0 else None)
+        ax.plot(list(BASE_FLUCTUATION), [100 - v for v in BASE_FLUCTUATION.values()], color=figures.GREY, marker="D",
+                markersize=5, linestyle=(0, (1, 2)), label="BASE, as published")
+        ax.set(xlim=(0, 100), ylim=(0, 102), xlabel="last fluctuation step, % of the training",
+               ylabel="tokens that change their expert no more, %")
+        ax.legend(loc="lower right")
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def write(name: str, size: Size, jobs: list[Job], out: Path) -> int:
+    """Write OUT/<name>.md and .json and print the table; returns how many of its runs are missing."""
+    table = TABLES[name]
+    out.mkdir(parents=True, exist_ok=True)
+    if name == "fluctuation":
+        lines, figures, missing = fluctuation(jobs, out)
+    else:
+        lines, figures, missing = perplexities(jobs, size)
+        lines += paired(figures, f"stable-{size.stage1_percent}")
+    heading = f"{table.title} ({table.source} of the paper), size {size.name}"
+    text = "\n".join([f"### {heading}", "", *lines, ""])
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print("\n" + text)
+    if missing:
+        print(f"{missing} runs are missing from this table")
+    return missing
