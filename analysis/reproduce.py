@@ -7,13 +7,17 @@ A run that is there is not run again, one that was interrupted goes on from its 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,22 +90,34 @@ class Runner:
     def __init__(self, program: list[str], launcher: list[str]):
         self.program = program
         self.launcher = launcher
+        self.running: set[subprocess.Popen] = set()
+        self.stopping = False
+
+    def stop(self) -> None:
+        """Ask all running commands to stop; training saves a checkpoint then."""
+        self.stopping = True
+        for process in list(self.running):
+            process.terminate()
 
     def _call(self, log: Path, *arguments: str) -> str:
         command = [*self.launcher, *self.program, *arguments]
         with open(log, "a", encoding="utf-8") as errors:
             errors.write("$ " + shlex.join(command) + "\n")
             errors.flush()
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
-                                  check=False)
-            errors.write(done.stdout)
-        if done.returncode == STOPPED:
-            raise Stopped(f"stopped on request; the same command goes on ({log})")
-        if done.returncode:
+            # A session of its own: a Ctrl-C reaches it through stop alone, once.
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                                       text=True, start_new_session=True)
+            self.running.add(process)
+            output, _ = process.communicate()
+            self.running.discard(process)
+            errors.write(output)
+        if process.returncode == STOPPED or (process.returncode and self.stopping):
+            raise Stopped("stopped on request; the same command goes on")
+        if process.returncode:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
             wrong = [line for line in lines if line.startswith("stablemoe: error")] or lines
-            raise Failed(f"exit status {done.returncode}: {wrong[-1] if wrong else 'no message'} (all of it: {log})")
-        return done.stdout
+            raise Failed(f"exit status {process.returncode}: {wrong[-1] if wrong else 'no message'} (all of it: {log})")
+        return output
 
     def check(self, job: Job) -> str:
         """The plan of a run without running it: its last lines."""
@@ -164,7 +180,7 @@ def carry_out(runner: Runner, jobs: list[Job], parallel: int) -> int:
 
     def one(job: Job) -> None:
         nonlocal done, failed
-        if stop:
+        if stop or runner.stopping:
             return
         name = f"{job.row.label}, seed {job.seed}"
         try:
@@ -183,14 +199,22 @@ def carry_out(runner: Runner, jobs: list[Job], parallel: int) -> int:
               "left)", flush=True)
 
     with ThreadPoolExecutor(max_workers=parallel) as pool:
+        list(pool.map(one, waiting))
+    if stop or runner.stopping:
+        raise Stopped(stop[0] if stop else "stopped on request; the same command goes on")
+    return failed
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep other calls out of the directory: two would train into the same run directories."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w", encoding="utf-8") as lock:
         try:
-            list(pool.map(one, waiting))
-        except KeyboardInterrupt:
-            stop.append("interrupted; the same command goes on")
-            pool.shutdown(cancel_futures=True)
-    if stop:
-        print(stop[0], file=sys.stderr)
-    return failed + bool(stop)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another call is at work in '{directory}': wait for it, or give another --out") from None
+        yield
 
 
 def show_plan(runner: Runner, job: Job) -> bool:
@@ -222,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
                + "\n".join(f"  {size.name:14} {size.config}" for size in SIZES.values())
                + "\n\nWrites OUT/<size>/<table>.md with mean and spread over the seeds, and its figures as .json. "
                  "A finished\nrun is not run again; an interrupted one goes on. Exit status: 0 where the tables are "
-                 "whole.")
+                 "whole, 75 after a stop (Ctrl-C, SIGTERM): the same command goes on then.")
     parser.add_argument("table", nargs="+", choices=[*TABLES, "all"], metavar="TABLE", help="as below, or all")
     parser.add_argument("--size", choices=SIZES, default="small", help="configuration to start from (default small)")
     parser.add_argument("--config", type=Path, help="start from this configuration instead; its name is the size's")
@@ -250,15 +274,23 @@ def main(arguments: list[str]) -> int:
         return 2
     launcher = shlex.split(options.launcher or f"mpirun --quiet -n {options.ranks}")
     runner = Runner([options.program], launcher)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: runner.stop())
     jobs = jobs_of(size, tables, options.seeds, options.out, options.corpus)
     try:
         if options.dry_run:
             return 1 if sum([not show_plan(runner, job) for job in jobs]) else 0
-        failed = 0 if options.table_only else carry_out(runner, jobs, options.parallel)
+        failed = 0
+        if not options.table_only:
+            with alone(options.out / size.name):
+                failed = carry_out(runner, jobs, options.parallel)
         for name in tables:
             own = jobs_of(size, [name], options.seeds, options.out, options.corpus)
             failed += reproduce_print.write(name, size, own, options.out / size.name)
-    except (Failed, Stopped, ValueError, OSError) as reason:
+    except Stopped as reason:
+        print(f"reproduce: {reason}", file=sys.stderr)
+        return STOPPED
+    except (Failed, ValueError, OSError) as reason:
         print(f"reproduce: {reason}", file=sys.stderr)
         return 1
     return 1 if failed else 0

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import program as p
 
@@ -18,6 +19,14 @@ schedule: {warmup: 2}
 log: {probe_every: 2, probe_sequences: 2}
 """
 MAIN = ("standard", "deeper", "wider", "switch", "base", "hash", "stable-25")
+
+
+def wait_for(condition, seconds=60):
+    """Whether it comes true in that time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
 
 
 class Reproduce(p.ProgramTest):
@@ -32,10 +41,10 @@ class Reproduce(p.ProgramTest):
                 for key in keys.strip("{}").split(", "):
                     file.write(f"  {key}\n")
 
-    def reproduce(self, *arguments, out="out", corpus=None):
+    def reproduce(self, *arguments, out="out", corpus=None, config="small.yml"):
         environment = {**p.environment(), "PYTHONDONTWRITEBYTECODE": "1"}
         return subprocess.run(
-            [sys.executable, "-m", "analysis.reproduce", *arguments, "--config", self.path("small.yml"), "--corpus",
+            [sys.executable, "-m", "analysis.reproduce", *arguments, "--config", self.path(config), "--corpus",
              corpus or self.corpus, "--out", self.path(out), "--program", self.program.path, "--launcher",
              "env", "--parallel", "2"],
             cwd=self.program.source, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -108,6 +117,30 @@ class Reproduce(p.ProgramTest):
         self.assertEqual(plan.returncode, 0, plan)
         self.assertGreater(len(re.findall("memory per rank", plan.stdout)), 12, plan.stdout)
         self.assertFalse(os.path.isdir(self.path("dry", "small", "base-seed1")))
+
+    def test_stop(self):
+        """A table that is asked to stop leaves no process behind, and goes on where it was; two do not meet."""
+        command = ["main", "--seeds", "3", "--config", self.path("long.yml"), "--corpus", self.corpus, "--out",
+                   self.path("stop"), "--program", self.program.path, "--launcher", "env"]
+        with open(self.path("small.yml"), encoding="utf-8") as source, \
+                open(self.path("long.yml"), "w", encoding="utf-8") as file:
+            file.write(source.read().replace("updates: 12", "updates: 100000"))
+        table = subprocess.Popen([sys.executable, "-m", "analysis.reproduce", *command], cwd=self.program.source,
+                                 env={**p.environment(), "PYTHONDONTWRITEBYTECODE": "1"}, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run = self.path("stop", "long", "standard-seed3")
+        self.assertTrue(wait_for(lambda: p.last_update(run) > 4), "the first run does not begin")
+        below = p.descendants(table.pid)
+        second = self.reproduce("main", "--seeds", "3", config="long.yml", out="stop")
+        table.terminate()
+        output, errors = table.communicate(timeout=60)
+        self.assertEqual(table.returncode, 75, errors)
+        self.assertIn("the same command goes on", errors)
+        self.assertFalse([pid for pid in below if p.alive(pid)], "processes are left")
+        self.assertTrue(p.files_of(run, "checkpoints"), "no checkpoint is left")
+        self.assertNotIn("error", output)
+        self.assertEqual(second.returncode, 1, second)
+        self.assertIn("another call is at work", second.stderr)
 
     def test_failure(self):
         """Every run fails: said of each, with the program's own words, and by the exit status."""
