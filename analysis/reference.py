@@ -57,7 +57,12 @@ class Config:
     @staticmethod
     def from_text(text):
         """From the configuration text of a run: used.yml, or the one in a checkpoint."""
-        key = read_keys(text)
+        return Config.from_keys(read_keys(text))
+
+    @staticmethod
+    def from_keys(key):
+        """From dotted names and values, text or JSON's: those of an export."""
+        key = {name: str(value).lower() if isinstance(value, bool) else value for name, value in key.items()}
         return Config(
             blocks=int(key["model.blocks"]), heads=int(key["model.heads"]),
             scale_embedding=key["model.scale_embedding"] == "true",

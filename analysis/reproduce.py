@@ -138,6 +138,8 @@ class Runner:
             text = self._call(log, "evaluate", str(job.directory), "--split", split, "--corpus", str(job.corpus),
                               "--json")
             result[split] = json.loads(text)
+            # Where the report looks for it.
+            (job.directory / f"{split}.json").write_text(text, encoding="utf-8")
         result["parameters"] = parameters(job.directory / "log.txt")
         part = job.directory / (RESULT + ".part")
         part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

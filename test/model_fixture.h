@@ -144,7 +144,7 @@ static inline void fixture_randomise(smoe_params *params, uint64_t seed) {
     const bool expert = param->placement == SMOE_EXPERT;
     for (int j = 0; j < (expert ? params->n_local : 1); j++) {
       smoe_real *value = expert ? smoe_params_expert(params, p, j) : smoe_params_shared(params, p);
-      const uint64_t first = expert ? (uint64_t)(params->expert_first + j) * param->count : 0;
+      const uint64_t first = expert ? (uint64_t)smoe_params_expert_number(params, j) * param->count : 0;
       for (size_t i = 0; i < param->count; i++)
         value[i] =
             (smoe_real)((gamma ? 1 : 0) + 0.3 * smoe_random_normal(seed, SMOE_RANDOM_TEST,

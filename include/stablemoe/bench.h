@@ -15,18 +15,37 @@ typedef struct smoe_bench_stage {
   double phase[SMOE_PHASES]; /**< seconds of an update, mean over ranks */
   double load_max_over_mean; /**< rows of the busiest rank over the mean */
   double loss;               /**< of the last update: to see that two runs computed the same */
+  double *update_seconds;    /**< [updates] the slowest rank's time of each */
+  double
+      *update_processor; /**< [updates] the busiest rank's processor seconds of each, its threads together */
+  double *update_loss;   /**< [updates] */
+  double *load;          /**< [M, E] rows per update and expert over all ranks, mean over the updates */
 } smoe_bench_stage;
+
+/** A bare MPI_Alltoallv in the replica. */
+typedef struct smoe_bench_link {
+  double bytes;   /**< that a rank sends, its own part included */
+  double seconds; /**< best of several, of the slowest rank */
+} smoe_bench_link;
+
+enum { SMOE_BENCH_LINKS = 12 };
 
 typedef struct smoe_bench {
   int n_stages;
   smoe_bench_stage stage[2];
-  double flops;         /**< model FLOP of an update, forward and backward, all ranks */
-  double gemm_rate;     /**< FLOP/s of one rank's sgemm on the model's own shapes, weighted by FLOP */
-  double efficiency;    /**< flops / ranks / seconds / gemm_rate, of the last stage */
-  double exchange_rows; /**< rows a rank sends in a call, on average */
-  double exchange_rate; /**< bytes/s of the transfers; NaN on one rank */
-  double bare_rate;     /**< bytes/s of a bare MPI_Alltoallv of that size */
-  double planned_bytes, peak_bytes; /**< per rank, the largest */
+  double flops;          /**< model FLOP of an update, forward and backward, all ranks */
+  double gemm_rate;      /**< FLOP/s of one rank's sgemm on the model's own shapes, weighted by FLOP */
+  double processor_rate; /**< the same per processor second: of use where other programs want the cores */
+  double efficiency;     /**< flops / ranks / seconds / gemm_rate, of the last stage */
+  double exchange_rows;  /**< rows a rank sends in a call, on average */
+  double exchange_rate;  /**< bytes/s of the transfers; NaN on one rank */
+  double bare_rate;      /**< bytes/s of a bare MPI_Alltoallv of that size */
+  int n_links;           /**< 0 on one rank */
+  smoe_bench_link link[SMOE_BENCH_LINKS];    /**< from one row per pair of ranks to the model's own size */
+  double planned_bytes, peak_bytes;          /**< per rank, the largest */
+  int n_updates, n_moe, n_experts, n_slots;  /**< sizes of the arrays in stage[]; K */
+  int n_ranks, expert_ranks, n_nodes, cores; /**< R; G; machines; cores of rank 0's machine */
+  int64_t vocabulary, shared_parameters, expert_parameters;
 } smoe_bench;
 
 typedef struct smoe_bench_options {
@@ -40,9 +59,13 @@ double smoe_bench_flops(const smoe_model *model);
 /** Run and measure.
  *
  *  Collective over group. corpus may be synthetic. Errors: agreed on all ranks.
+ *  bench is to be given back by smoe_bench_release, also after an error.
  */
 smoe_status smoe_bench_run(smoe_bench *bench, const smoe_config *config, const smoe_group *group,
                            const smoe_corpus *corpus, const smoe_bench_options *options);
+
+/** Give back what smoe_bench_run took. Local. */
+void smoe_bench_release(smoe_bench *bench);
 
 /** Print a table for people, or one JSON object. Local. */
 void smoe_bench_print(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, bool json,

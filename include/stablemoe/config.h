@@ -46,6 +46,7 @@ typedef struct smoe_keyset {
 /** Places of MoE layers. */
 typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED } smoe_position;
 typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_save_error;
+typedef enum smoe_placement_kind { SMOE_PLACE_BY_LOAD, SMOE_PLACE_IN_ORDER } smoe_placement_kind;
 typedef enum smoe_schedule_kind { SMOE_LINEAR, SMOE_INVERSE_SQRT, SMOE_CONSTANT } smoe_schedule_kind;
 
 /** Values of the trainer's own keys (src/config/keys.c has the table). */
@@ -86,6 +87,7 @@ typedef struct smoe_settings {
     int64_t batch_sequences; /**< per update, over all ranks */
     int64_t micro_batches;
     int64_t lanes;
+    bool recompute;             /**< activations of blocks again in the backward pass */
     int64_t evaluate_every;     /**< updates; 0: only at the end */
     int64_t evaluate_sequences; /**< 0: the whole validation split */
     int64_t checkpoint_every;   /**< updates; 0: only at the end */
@@ -103,7 +105,13 @@ typedef struct smoe_settings {
   } schedule;
   struct {
     int64_t expert_ranks; /**< G; 0: automatic */
-    double watchdog_s;    /**< 0: never */
+    int exchange;         /**< smoe_exchange_kind (exchange.h) */
+    int64_t node_ranks;   /**< 0: as the machines are */
+    int alltoallv;        /**< smoe_alltoallv */
+    int64_t overlap;      /**< groups of experts; 0: off */
+    double slice_mib;
+    int placement;     /**< smoe_placement_kind */
+    double watchdog_s; /**< 0: never */
     bool watchdog_end;
   } comm;
   struct {
@@ -165,6 +173,9 @@ const void *smoe_config_options(const smoe_config *config, const smoe_keyset *se
  *  Reading the text gives the same values, bit for bit.
  */
 char *smoe_config_text(const smoe_config *config, bool commented);
+
+/** The whole configuration as one JSON object of dotted names, into a stream. Local. */
+void smoe_config_json(const smoe_config *config, FILE *out);
 
 /** What is different from a configuration text, a line each: "train.updates: 100 -> 200".
  *

@@ -77,6 +77,14 @@ int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t batch_
  */
 smoe_status smoe_corpus_counts(const smoe_corpus *corpus, int64_t *count);
 
+/** Read where documents first .. first + n - 1 of a split end: the place after each one's last token.
+ *
+ *  Local. Only of a corpus that is a file.
+ *  Errors:  SMOE_ERR_IO; SMOE_ERR_FORMAT where they do not rise.
+ */
+smoe_status smoe_corpus_document_ends(const smoe_corpus *corpus, smoe_split split, int64_t first, size_t n,
+                                      int64_t *end);
+
 /** Read sequence s of a split as inputs and targets.
  *
  *  Local.

@@ -23,6 +23,28 @@ typedef struct smoe_evaluation {
 smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_split split, int64_t sequences,
                           int64_t update, int stage, smoe_evaluation *result);
 
+/** What a pass of an evaluation says of each token, in order of the split. */
+typedef struct smoe_evaluated {
+  int64_t first;         /**< place of the first one in the split */
+  int64_t n;             /**< tokens */
+  int64_t stride;        /**< of the MoE layers in expert: at least n */
+  int n_moe, n_slots;    /**< M; K, 0 where M is */
+  const int32_t *target; /**< [n] the token that follows each, which the loss is of; -1: none */
+  const double *loss;    /**< [n] nats; 0 where there is no target */
+  const int32_t *expert; /**< [M, stride, K]; -1: unused, -2 - e: dropped by expert e */
+} smoe_evaluated;
+
+/** smoe_evaluate, and show every token of it to `see`.
+ *
+ *  Collective; see is called on rank 0 alone, pass by pass in order of the split, and stops the evaluation
+ *  by a status that is not SMOE_OK.
+ *  Errors:  as smoe_evaluate, and those of see; agreed.
+ */
+smoe_status smoe_evaluate_each(smoe_model *model, const smoe_corpus *corpus, smoe_split split,
+                               int64_t sequences, int64_t update, int stage, smoe_evaluation *result,
+                               smoe_status (*see)(void *context, const smoe_evaluated *tokens),
+                               void *context);
+
 /** Tokens of the probe over all ranks: whole validation sequences, at most log.probe_sequences. Local. */
 int64_t smoe_probe_tokens(const smoe_corpus *corpus, const smoe_settings *settings);
 

@@ -1,6 +1,7 @@
 /** Token exchange: rows travel to the rank of their expert, within the replica, and back.
  *
  *  A plan is made per MoE layer and micro-batch from the router's choice.
+ *  How rows travel (smoe_exchange_way) is a choice of its own and changes no bit.
  *  Dispatch and combine are adjoint: the backward of each is the other.
  *  On the expert's side rows stand by expert, then by global token index, so
  *  an expert's GEMM is the same call on any number of ranks.
@@ -11,6 +12,25 @@
 #include "stablemoe/arena.h"
 #include "stablemoe/topology.h"
 
+/** How rows travel. None of it moves a bit of a result. */
+typedef enum smoe_exchange_kind {
+  SMOE_EXCHANGE_DIRECT,   /**< from rank to rank */
+  SMOE_EXCHANGE_TWO_LEVEL /**< within a node, then one message from node to node, then within a node */
+} smoe_exchange_kind;
+
+typedef enum smoe_alltoallv {
+  SMOE_ALLTOALLV_AUTO,    /**< MPI_Alltoallv, which chooses by itself */
+  SMOE_ALLTOALLV_LINEAR,  /**< all messages at once */
+  SMOE_ALLTOALLV_PAIRWISE /**< in rounds, one rank to send to and one to receive from in each */
+} smoe_alltoallv;
+
+typedef struct smoe_exchange_way {
+  smoe_exchange_kind kind;
+  smoe_alltoallv alltoallv; /**< of the direct exchange */
+  int overlap;              /**< groups of experts that travel and compute side by side; 0: all at once */
+  double slice_bytes;       /**< longest message; longer ones go in slices; 0: 1 GiB */
+} smoe_exchange_way;
+
 /** Shape of an exchange, fixed for a run. */
 typedef struct smoe_exchange_shape {
   int n_experts;          /**< E */
@@ -20,14 +40,18 @@ typedef struct smoe_exchange_shape {
   int64_t n_global_max;   /**< tokens of all ranks at most */
   double capacity_factor; /**< rows per expert at most, over T K / E; 0: dropless */
   int64_t n_replica_max;  /**< tokens of this rank's replica at most; 0: n_global_max */
+  smoe_exchange_way way;  /**< all zero: one MPI_Alltoallv */
 } smoe_exchange_shape;
+
+/** What a call leaves for the next one (src/comm/exchange.c). */
+typedef struct smoe_exchange_state smoe_exchange_state;
 
 /** One plan. Arrays live in the arena it was made on. */
 typedef struct smoe_exchange {
   smoe_exchange_shape shape;
   const smoe_topology *topology;
-  int expert_first; /**< first expert of this rank */
-  int n_local;      /**< experts of this rank */
+  int place_first; /**< first place of this rank; its local expert j is smoe_expert_at(topology, place_first + j) */
+  int n_local; /**< experts of this rank */
 
   size_t n_tokens;        /**< N of this call */
   size_t n_send;          /**< kept rows of this rank */
@@ -43,10 +67,13 @@ typedef struct smoe_exchange {
   int32_t *cursor;        /**< [2, E] while planning: place of an expert's next row, end of its rows */
   int *send_count, *send_offset, *recv_count, *recv_offset; /**< [G] ranks of the replica, in rows */
   MPI_Datatype row_type;                                    /**< one row; counts are rows then */
-} smoe_exchange;
 
-/** First expert of a rank: floor(r E / R); for rank == n_ranks: E. Local. */
-int smoe_expert_first(int n_experts, int rank, int n_ranks);
+  int n_groups;                 /**< groups of whole local experts; 1 where nothing overlaps */
+  int *send_block, *recv_block; /**< [G, n_groups + 1] rows of a rank and group: as send_offset, by group */
+  size_t n_relay;               /**< rows that this rank passes on for its node, both ways of one transfer */
+  bool plain;                   /**< one MPI_Alltoallv does it */
+  smoe_exchange_state *state;
+} smoe_exchange;
 
 /** Take the plan's arrays from an arena and, unless it measures, make the row datatype.
  *
@@ -82,6 +109,22 @@ size_t smoe_exchange_rows_max(const smoe_exchange *ex);
  */
 void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n);
 
+/** What the options come to on these ranks: "direct, MPI_Alltoallv". Local. */
+void smoe_exchange_describe(const smoe_exchange *ex, char *text, size_t bytes);
+
+/** Rows of scratch that the present plan's transfers need: n_send + n_recv, and n_relay of each
+ *  transfer that may be on its way. Local.
+ */
+size_t smoe_exchange_scratch_rows(const smoe_exchange *ex);
+
+/** The most that smoe_exchange_scratch_rows can become. Local. */
+size_t smoe_exchange_scratch_max(const smoe_exchange *ex);
+
+/** Rows of scratch that the worst case takes for each row of the micro-batch, for the memory plan: 1,
+ *  and 1 for each transfer that passes rows on. Local.
+ */
+int smoe_exchange_scratch_share(const smoe_exchange *ex);
+
 /** Seconds of a bare MPI_Alltoallv of `rows` rows to each rank of the replica; the best of `repeats`.
  *
  *  Collective over the ranks of the replica. What an exchange can be compared with.
@@ -95,13 +138,13 @@ double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repe
  *  out      out  [M, C] in expert order
  *  rows     in   [N, C] in token order
  *  scale    in   [N, K] factor of each row, or NULL for 1
- *  scratch       [n_send + n_recv, C]
+ *  scratch       [smoe_exchange_scratch_rows(ex), C]
  *
  *  Writes:   out =
  *  Adjoint:  smoe_combine_add where scale is NULL; else smoe_combine_rows, then
  *            the sum over the token's slots of scale times row.
  *  Order:    by expert, then by global token index; the same on any number of ranks.
- *  Cost:     one MPI_Alltoallv of n_send rows.
+ *  Cost:     one transfer of n_send rows.
  */
 void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, const smoe_real *scale,
                    smoe_real *scratch);
@@ -112,7 +155,7 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
  *
  *  out      out  [N, K, C]; rows of unused and dropped slots are zero
  *  rows     in   [M, C] in expert order
- *  scratch       [n_send + n_recv, C]
+ *  scratch       [smoe_exchange_scratch_rows(ex), C]
  *
  *  Writes:   out =
  *  Adjoint:  smoe_dispatch of slot rows.
@@ -125,11 +168,43 @@ void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real 
  *
  *  out      inout  [N, C]; += sum over the token's slots, in slot order
  *  rows     in     [M, C] in expert order
- *  scratch         [n_send + n_recv, C]
+ *  scratch         [smoe_exchange_scratch_rows(ex), C]
  *
  *  Writes:   out +=
  *  Adjoint:  smoe_dispatch without scale.
  */
 void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch);
+
+/** Groups of experts for the calls below, which let rows travel while experts compute; 0 where
+ *  the calls above are to be used. The same on all ranks of the replica. Local.
+ */
+int smoe_exchange_overlap(const smoe_exchange *ex);
+
+/** Local experts of group g: first to end - 1; may be none. Local. */
+void smoe_exchange_group(const smoe_exchange *ex, int g, int *first, int *end);
+
+/** Begin to send rows to their experts, as smoe_dispatch does, and group 0 at once.
+ *
+ *  Collective over the ranks of the replica, and so are the calls that have to follow:
+ *  for each group in order smoe_exchange_take, smoe_exchange_return, and at last one of
+ *  smoe_exchange_end_rows and smoe_exchange_end_add.
+ *
+ *  rows, scale, scratch  as in smoe_dispatch; in use until the end
+ */
+void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale,
+                         smoe_real *scratch);
+
+/** Wait for the rows of group g, and put them where its experts want them; group g + 1 departs. */
+void smoe_exchange_take(const smoe_exchange *ex, smoe_real *out, int g);
+
+/** Send the results of group g back; does not wait. */
+void smoe_exchange_return(const smoe_exchange *ex, const smoe_real *rows, int g);
+
+/** Wait for all results; out as in smoe_combine_rows and smoe_combine_add. */
+void smoe_exchange_end_rows(const smoe_exchange *ex, smoe_real *out);
+void smoe_exchange_end_add(const smoe_exchange *ex, smoe_real *out);
+
+/** Give MPI time to move what is on its way; call it between products. Local, does not wait. */
+void smoe_exchange_progress(const smoe_exchange *ex);
 
 #endif

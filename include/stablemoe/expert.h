@@ -33,7 +33,12 @@ typedef struct smoe_experts {
 
   smoe_real *normed;  /**< scratch [M, C] */
   smoe_real *dinner;  /**< scratch [M, F]; backward only */
-  smoe_real *dnormed; /**< scratch [M, C]; backward only */
+  smoe_real *doutput; /**< scratch [M, C]; backward only */
+
+  bool decoding; /**< rows come one by one: smoe_linear_rows instead of smoe_linear_forward */
+
+  void (*pause)(const void *of); /**< called between products, where rows are on their way; or NULL */
+  const void *pause_of;
 } smoe_experts;
 
 /** Declare the parameters of MoE layer `layer`. Local. */
@@ -55,6 +60,10 @@ void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *sc
  */
 void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t *offset);
 
+/** smoe_experts_forward for local experts first to end - 1 alone. Local. */
+void smoe_experts_forward_some(smoe_experts *experts, smoe_real *delta, const int64_t *offset, int first,
+                               int end);
+
 /** Gradients: of the rows, and of the experts' parameters.
  *
  *  Local.
@@ -66,5 +75,16 @@ void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t
  */
 void smoe_experts_backward(smoe_experts *experts, smoe_real *dx, const smoe_real *ddelta,
                            const int64_t *offset);
+
+/** smoe_experts_backward for local experts first to end - 1 in two parts, of which the first one
+ *  completes dx, so that its rows can leave.
+ *
+ *  Local. The second part has the products of the first sublayer's weights, for which scratch
+ *  still holds what they need: no other expert call with those rows may come between.
+ */
+void smoe_experts_backward_rows(smoe_experts *experts, smoe_real *dx, const smoe_real *ddelta,
+                                const int64_t *offset, int first, int end);
+void smoe_experts_backward_weights(smoe_experts *experts, const smoe_real *ddelta, const int64_t *offset,
+                                   int first, int end);
 
 #endif

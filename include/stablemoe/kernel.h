@@ -25,6 +25,15 @@ void smoe_threads_set(int n);
 /** Name of the BLAS core type in use ("SkylakeX", ...); for reports. */
 const char *smoe_blas_name(void);
 
+/** Where BLAS takes its threads from. */
+typedef enum smoe_blas_pool { SMOE_BLAS_SEQUENTIAL, SMOE_BLAS_PTHREADS, SMOE_BLAS_OPENMP } smoe_blas_pool;
+
+/** How the BLAS in use was built. */
+smoe_blas_pool smoe_blas_threading(void);
+
+/** BLAS in a line: version, core type, threads; for reports. */
+const char *smoe_blas_description(void);
+
 /** c = alpha op(a) op(b) + beta c; op transposes where the flag says so.
  *
  *  c  inout  [m, n], leading dimension ldc
@@ -43,6 +52,12 @@ void smoe_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k,
 /** y [N, O] = x [N, C] w^T + b;  w [O, C], b [O] or NULL. */
 void smoe_linear_forward(smoe_real *y, const smoe_real *x, const smoe_real *w, const smoe_real *b, size_t n,
                          size_t c, size_t o);
+
+/** smoe_linear_forward for decoding, where N is mostly 1 and a product of matrices takes up to five times as long
+ *  as one of a matrix and a vector. Agrees with smoe_linear_forward to rounding, and is that for N > 1.
+ */
+void smoe_linear_rows(smoe_real *y, const smoe_real *x, const smoe_real *w, const smoe_real *b, size_t n,
+                      size_t c, size_t o);
 
 /** dx [N, C] = (or += where add) dy [N, O] w. The input's half of the backward of smoe_linear_forward. */
 void smoe_linear_backward_input(smoe_real *dx, const smoe_real *dy, const smoe_real *w, size_t n, size_t c,
@@ -139,6 +154,17 @@ size_t smoe_attention_scratch(size_t t, size_t d);
  */
 void smoe_attention_forward(smoe_real *out, smoe_real *lse, const smoe_real *qkv, smoe_real *scratch,
                             size_t s, size_t t, size_t h, size_t d);
+
+/** One row of smoe_attention_forward, for one sequence: the query at place `last` against all keys up to it.
+ *
+ *  out      out  [C]
+ *  qkv      in   [last + 1, 3 C]
+ *  scratch       [H, last + 1]
+ *
+ *  Order:   by the sizes alone; agrees with smoe_attention_forward to rounding.
+ */
+void smoe_attention_row(smoe_real *out, const smoe_real *qkv, smoe_real *scratch, size_t last, size_t h,
+                        size_t d);
 
 /** dqkv [S T, 3 C] = (written, not added). */
 void smoe_attention_backward(smoe_real *dqkv, const smoe_real *dout, const smoe_real *qkv,

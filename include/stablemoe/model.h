@@ -23,6 +23,7 @@ typedef struct smoe_model {
   smoe_params params;
   smoe_token_shape tokens;
   bool training;
+  bool recompute; /**< blocks keep no tape: the backward pass makes it again, lane by lane */
   size_t width, vocabulary;
   int n_blocks, n_moe;
   smoe_block *block;   /**< [n_blocks] */
@@ -41,8 +42,11 @@ typedef struct smoe_model {
   smoe_real *normed, *dnormed; /**< [lane tokens, C] */
   smoe_real *logits;           /**< [head rows, V] */
   smoe_real *row_loss;         /**< [lane tokens] */
+  smoe_real *token_loss;       /**< [N] losses of a pass, in memory of who asked for them; NULL: nobody has */
   smoe_real *reduce_scratch;   /**< for smoe_reduce_lanes */
   size_t head_rows;            /**< rows of a slice of the head */
+
+  double library_bytes; /**< resident before the model took memory: MPI, HDF5, BLAS, the program */
 
   int n_sums;   /**< doubles per lane */
   double *sums; /**< [lanes of this rank, n_sums]: smoe_lane_sums, then n_moe smoe_route_sums */
@@ -99,7 +103,9 @@ void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits);
 /** Enter stage 2: freeze the routers. Local; the same on all ranks. */
 void smoe_model_freeze(smoe_model *model);
 
-/** Bytes that this rank is expected to touch, with balanced routing; the plan's figure. Local. */
+/** Bytes of the arenas that this rank is expected to touch, with balanced routing; the plan's figure. What the
+ *  process needs in all is that and library_bytes. Local.
+ */
 double smoe_model_expected_bytes(const smoe_model *model);
 
 /** Print the plan: bytes per arena on this rank, expected and worst case, and what the machine has.

@@ -41,11 +41,13 @@ typedef struct smoe_moe_layer {
   int32_t *distilled; /**< [N] or -1 */
 
   /* Scratch. */
-  smoe_real *packing; /**< [rows sent + rows received, C] */
+  smoe_real *packing; /**< [smoe_exchange_scratch_max, C] */
   smoe_real *rows;    /**< [M, C] */
   smoe_real *drows;   /**< [M, C] */
   smoe_real *dgate;   /**< [N, K] */
   smoe_real *router_scratch;
+
+  bool planned; /**< the exchange of the next forward pass is planned already */
 
   /* Sums over the micro-batches of an update; the same on all ranks. */
   int64_t *load; /**< [E] */
@@ -73,6 +75,26 @@ void smoe_moe_layer_release(smoe_moe_layer *moe);
 
 /** Forget the sums of the update before. Local. */
 void smoe_moe_layer_begin_update(smoe_moe_layer *moe);
+
+/** Whether the choice of experts in such a pass follows from the token ids alone, whatever is learned. Local. */
+bool smoe_moe_layer_ahead(const smoe_moe_layer *moe, const smoe_route_context *context);
+
+/** Plan the exchange of the coming forward pass before any layer has run, where the choice of
+ *  experts follows from the token ids; else do nothing.
+ *
+ *  Collective over the params' group.
+ *  token  in  [N] as the forward pass will get it; its context likewise
+ */
+void smoe_moe_layer_plan(smoe_moe_layer *moe, const int32_t *token, const smoe_route_context *context);
+
+/** Count the choices for this rank's tokens, where smoe_moe_layer_ahead says so.
+ *
+ *  Local; uses the tape.
+ *  load   inout  [E] +=
+ *  token  in     [N]
+ */
+void smoe_moe_layer_count(smoe_moe_layer *moe, int64_t *load, const int32_t *token,
+                          const smoe_route_context *context);
 
 /** Forward.
  *

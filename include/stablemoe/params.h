@@ -56,8 +56,8 @@ typedef struct smoe_params {
   int n_params;
 
   int n_experts;       /**< E over all ranks; 0 for a dense model */
-  int expert_first;    /**< first expert of this rank */
-  int n_local;         /**< experts of this rank */
+  int place_first;     /**< first place of this rank (topology.h) */
+  int n_local;         /**< experts of this rank: its places' */
   size_t shared_count; /**< elements of the replicated slab, a multiple of SMOE_UNIT */
   size_t expert_count; /**< elements of one expert slab, a multiple of SMOE_UNIT */
   size_t slice_first;  /**< first element of the slice this rank owns */
@@ -100,6 +100,16 @@ void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training);
 /** Give the table back. Local. */
 void smoe_params_end(smoe_params *params);
 
+/** Move the experts of this replica, values and moments, to other places.
+ *
+ *  Collective over group; params must be laid out for training. Nothing that is computed from the
+ *  parameters changes by it. Destroys expert_grad: comes between updates.
+ *
+ *  expert_at  in  [E] expert at each place, the same on all ranks; ascending within a rank
+ *  Cost:      one message per expert that changes its rank, for values and each moment.
+ */
+void smoe_params_place(smoe_params *params, const int32_t *expert_at);
+
 /** Set every parameter to its initial values and the moments to zero.
  *
  *  Local. Values are functions of (seed, name, global index).
@@ -122,6 +132,9 @@ size_t smoe_params_reduce_scratch(const smoe_params *params);
 
 /** Index of the parameter of that name, -1 where there is none. Local. */
 int smoe_params_find(const smoe_params *params, const char *name);
+
+/** Global number of local expert j. Local. */
+int smoe_params_expert_number(const smoe_params *params, int j);
 
 /** Values of a replicated parameter. Local. */
 smoe_real *smoe_params_shared(const smoe_params *params, int index);

@@ -20,7 +20,7 @@ typedef enum smoe_phase_kind {
   SMOE_PHASE_ROUTE,    /**< routers: choice, losses, gradients */
   SMOE_PHASE_PLAN,     /**< exchange of counts; waits for the slowest rank's backbone */
   SMOE_PHASE_PACK,     /**< copying rows into and out of the exchange's order */
-  SMOE_PHASE_TRANSFER, /**< MPI_Alltoallv; waits for the slowest rank's experts */
+  SMOE_PHASE_TRANSFER, /**< waiting for rows, and so for the slowest rank's experts */
   SMOE_PHASE_EXPERTS,
   SMOE_PHASE_COMBINE,   /**< gates times results, and their gradients */
   SMOE_PHASE_REDUCTION, /**< gradients over lanes and ranks, losses, norm */

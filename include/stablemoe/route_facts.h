@@ -12,4 +12,9 @@
  */
 smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus);
 
+/** Look whether smoe_routers_prepare will find the model that the method asks for. Collective. Errors: agreed, as
+ *  there.
+ */
+smoe_status smoe_routers_check(const smoe_model *model, const smoe_corpus *corpus);
+
 #endif

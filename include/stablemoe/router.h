@@ -19,11 +19,12 @@
 /** What routers learn about a forward pass beside the tokens. */
 typedef struct smoe_route_context {
   uint64_t seed;
-  int64_t update;      /**< zero-based number of the update in progress */
-  int64_t micro_batch; /**< of the update, from 0; 0 in evaluation */
-  int stage;           /**< 1: routing is learned, 2: it is frozen */
-  bool training;       /**< false: evaluation (no noise, distilled router, ...) */
-  int64_t n_targets;   /**< real targets of the update over all ranks: the losses' denominator */
+  int64_t update;          /**< zero-based number of the update in progress */
+  int64_t micro_batch;     /**< of the update, from 0; 0 in evaluation */
+  int stage;               /**< 1: routing is learned, 2: it is frozen */
+  bool training;           /**< false: evaluation (no noise, distilled router, ...) */
+  int64_t n_targets;       /**< real targets of the update over all ranks: the losses' denominator */
+  const int32_t *recorded; /**< [M, N, K] what a log has for the N tokens of the update's batch; NULL: none */
 } smoe_route_context;
 
 /** One lane's part of one MoE layer call. */
@@ -43,6 +44,8 @@ typedef struct smoe_route_call {
   smoe_real *scratch;   /**< [scratch_reals(N)] */
   int32_t *learned;     /**< [N] out of route: the learned choice where computed, else -1; may be NULL */
   int32_t *distilled;   /**< [N] out of route: the distilled choice where computed, else -1; may be NULL */
+  bool chosen; /**< choose has been called for these tokens, with this tape; route only does the rest,
+                             and leaves expert alone, which the exchange may have marked since */
 } smoe_route_call;
 
 /** Loads of one MoE layer over all ranks, for the losses. */
@@ -66,9 +69,18 @@ typedef struct smoe_route_facts {
   const int64_t *count;       /**< [V] how often each token stands in the training split */
   const smoe_real *embedding; /**< [V, embedding_width] of the model that embedding_of names; NULL: none */
   size_t embedding_width;
+  const int32_t *recorded; /**< [M, V, K] experts that the log of log_of has most often for a token, -1: none;
+                                NULL: there is no log */
 } smoe_route_facts;
 
 typedef struct smoe_router smoe_router;
+
+/** What decides a token's experts and gates in evaluation. */
+typedef enum smoe_sight {
+  SMOE_SEES_ALL,    /**< all of its sequence, or other sequences too */
+  SMOE_SEES_BEFORE, /**< it, its place, and the tokens before it in its sequence */
+  SMOE_SEES_ITSELF  /**< its id and its hidden state alone */
+} smoe_sight;
 
 /** A routing method. All functions are Local. */
 typedef struct smoe_router_ops {
@@ -80,6 +92,9 @@ typedef struct smoe_router_ops {
   /** Check the method's own keys against the others; NULL: nothing to check. */
   smoe_status (*check)(const smoe_config *config);
 
+  /** What decides in evaluation; decoding (decode.h) keeps more, the less that is. NULL: SMOE_SEES_ALL. */
+  smoe_sight (*sight)(const smoe_router *router);
+
   /** Experts per token at most (K). */
   int (*slots)(const smoe_config *config);
 
@@ -89,10 +104,26 @@ typedef struct smoe_router_ops {
   /** Path of the checkpoint whose token embeddings prepare wants; NULL, as function or result: none. */
   const char *(*embedding_of)(const smoe_router *router);
 
+  /** Path of the run or routing log whose assignments the method wants; NULL, as function or result: none. */
+  const char *(*log_of)(const smoe_router *router);
+
   /** Fill what is fixed before training (tables, frozen from the start). Once in a run, after the
    *  parameters have their initial values: later they come from the checkpoint. NULL: nothing to fill.
    */
   void (*prepare)(smoe_router *router, smoe_params *params, const smoe_route_facts *facts);
+
+  /** Integers of memory that live as long as the model, at router->table; NULL: none. */
+  size_t (*table_ints)(const smoe_router *router);
+
+  /** Whether choose can be used in such a pass: the choice follows from token ids and their places alone,
+   *  and does not change with the parameters any more. NULL: never.
+   */
+  bool (*ahead)(const smoe_router *router, const smoe_route_context *context);
+
+  /** Choose before any layer has run: fill expert (and distilled); x is not there. The same choice as
+   *  route makes. NULL where ahead is.
+   */
+  void (*choose)(const smoe_router *router, const smoe_route_call *call);
 
   /** Reals of tape and of scratch for a call of n tokens. */
   size_t (*tape_reals)(const smoe_router *router, size_t n);
@@ -113,7 +144,9 @@ typedef struct smoe_router_ops {
   void (*backward)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                    smoe_real *dx, const smoe_real *dgate);
 
-  /** Enter stage 2: freeze what no longer learns. NULL where two_stages is false. */
+  /** Enter stage 2: freeze what no longer learns, and compile what is frozen. Called before every update
+   *  of stage 2. NULL where two_stages is false.
+   */
   void (*freeze)(smoe_router *router, smoe_params *params);
 } smoe_router_ops;
 
@@ -129,6 +162,8 @@ struct smoe_router {
   size_t width;   /**< C */
   int vocabulary; /**< V */
   int index[8];   /**< parameters of the method, by its own numbering */
+  int32_t *table; /**< [table_ints] of the method; NULL where no layer holds the router */
+  bool compiled;  /**< the table is filled, and stays as it is */
 };
 
 /** All methods, NULL-terminated. */

@@ -29,6 +29,8 @@ typedef struct smoe_step {
   double *total;                /**< [model->n_sums] */
   smoe_routing_load *layer;     /**< [M] */
   int64_t *load;                /**< [M, E] of the update; evaluations leave it alone */
+  const int32_t *recorded;      /**< of the update to come, for a method that replays; NULL: nothing is */
+  bool placed;                  /**< experts stand where they will stay */
 } smoe_step;
 
 /** Set up; model is one built for training. Local.
@@ -48,6 +50,17 @@ int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t u
  *  Collective. Fills loss terms and routing figures of result.
  */
 void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *result);
+
+/** Read one micro-batch of the zero-based update into step->input and step->target. Local. */
+void smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch);
+
+/** Move experts to places where all ranks have alike, once the choice of experts follows from the token
+ *  ids; before that, and after it was done, do nothing.
+ *
+ *  Collective. Loads are those of the coming updates' batches, the same on all ranks.
+ *  comm.placement: order leaves everything in its place.
+ */
+void smoe_step_place(smoe_step *step, int64_t update);
 
 /** Carry out the zero-based update.
  *

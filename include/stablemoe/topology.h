@@ -4,19 +4,32 @@
  *  replica together hold every expert once and exchange tokens among themselves; ranks
  *  with the same place in their replicas hold the same experts, and add up these
  *  experts' gradients. With G = R there is one replica, which is plain expert parallelism.
+ *
+ *  Within a replica there are E places, and rank g has the places floor(g E / G) to
+ *  floor((g + 1) E / G) - 1. Which expert stands at which place is a table (placement.h):
+ *  at first expert e stands at place e. It decides where work is done, and never a result.
  */
 #ifndef STABLEMOE_TOPOLOGY_H
 #define STABLEMOE_TOPOLOGY_H
 
-#include "stablemoe/group.h"
+#include "stablemoe/nodes.h"
 
 typedef struct smoe_topology {
   smoe_group world;    /**< all ranks */
   smoe_group experts;  /**< this rank's replica: G ranks; exchange happens here */
   smoe_group replicas; /**< ranks with this rank's experts, one per replica, in order */
+  int32_t *expert_at;  /**< [E] expert at each place, the same on all ranks; NULL: expert e at place e.
+                            Copies of a topology share it; within a rank the numbers ascend. */
+  smoe_nodes nodes;    /**< of the ranks of experts; all zero where nobody asked for them */
 } smoe_topology;
 
-/** Split the ranks of world.
+/** First place of a rank: floor(r E / R); for rank == n_ranks: E. Local. */
+int smoe_expert_first(int n_experts, int rank, int n_ranks);
+
+/** Expert at a place. Local. */
+int smoe_expert_at(const smoe_topology *topology, int place);
+
+/** Split the ranks of world; expert e stands at place e.
  *
  *  Collective over world.
  *

@@ -1,28 +1,29 @@
-/** The subcommands of the program. Each prints its own --help. */
+/** What the subcommands share beside their tables (options.h). */
 #ifndef STABLEMOE_APP_H
 #define STABLEMOE_APP_H
 
+#include "options.h"
 #include "stablemoe/config.h"
 #include "stablemoe/group.h"
-
-/** argv[0] is the subcommand's name. Statuses are agreed on all ranks of group. */
-smoe_status smoe_app_prepare(int argc, char **argv);
-smoe_status smoe_app_train(const smoe_group *group, int argc, char **argv);
-smoe_status smoe_app_evaluate(const smoe_group *group, int argc, char **argv);
-smoe_status smoe_app_generate(const smoe_group *group, int argc, char **argv);
-smoe_status smoe_app_bench(const smoe_group *group, int argc, char **argv);
-smoe_status smoe_app_info(const smoe_group *group, int argc, char **argv);
 
 /** A configuration with the keys of the trainer and of every routing method; local. */
 smoe_config *smoe_app_config(void);
 
+/** Read a configuration file, and then what -P says over it. Local. */
+smoe_status smoe_app_config_read(smoe_config *config, const char *path, const smoe_words *set);
+
 /** Resolve and check a configuration against its routing method, and set up threads. Local. */
 smoe_status smoe_app_config_finish(smoe_config *config);
 
-/** The integer that a command-line option was given. Local. Errors: SMOE_ERR_CONFIG naming option and range. */
-smoe_status smoe_app_integer(const char *option, const char *text, int64_t min, int64_t max, int64_t *value);
+/** Threads of a rank: as run.threads says, or OMP_NUM_THREADS where that is 0, or 1. Local. */
+int smoe_app_threads(int64_t wanted);
 
-/** The number that a command-line option was given. Local. */
-smoe_status smoe_app_real(const char *option, const char *text, double min, double max, double *value);
+/** Processes that a launcher says to have started together, this one included; 0: none started it. Local.
+ *  Asked first before MPI begins, which sets such variables itself.
+ */
+long smoe_app_launched(void);
+
+/** Print the versions of the program and of all it stands on. Local; before MPI too. */
+void smoe_app_version(FILE *out);
 
 #endif

@@ -1,82 +1,34 @@
 #include "stablemoe/bench.h"
 
-#include <getopt.h>
 #include <stdio.h>
 
 #include "app.h"
 
-static const char USAGE[] =
-    "usage: mpirun -n RANKS stablemoe bench CONFIG [options]\n"
-    "\n"
-    "Time updates of a configuration, in both stages where the routing method has two, and compare\n"
-    "them with the machine's matrix product on the same shapes. Nothing is saved. Where data.corpus is\n"
-    "not set, tokens are random with the frequencies of Zipf's law.\n"
-    "\n"
-    "  -P, --set KEY=VALUE   set one configuration key; may be repeated\n"
-    "  -n, --updates N       timed updates per stage (default 10)\n"
-    "  -w, --warmup N        updates before them (default 2)\n"
-    "  -v, --vocab N         vocabulary of the random tokens (default 8192)\n"
-    "      --json            one JSON object instead of a table\n"
-    "      --trace FILE      also write FILE.<rank>, for Perfetto or Chrome's trace viewer\n"
-    "  -h, --help            this text\n";
-
 typedef struct options {
-  smoe_bench_options bench;
-  int64_t vocabulary;
-  bool json, help;
+  smoe_words set;
+  int64_t updates, warmup, vocabulary;
+  const char *trace;
+  bool json;
 } options;
 
-static const char SHORT[] = "P:n:w:v:h";
-enum { JSON = 256, TRACE };
-static const struct option LONG[] = {
-    {"set", required_argument, NULL, 'P'},    {"updates", required_argument, NULL, 'n'},
-    {"warmup", required_argument, NULL, 'w'}, {"vocab", required_argument, NULL, 'v'},
-    {"json", no_argument, NULL, JSON},        {"trace", required_argument, NULL, TRACE},
-    {"help", no_argument, NULL, 'h'},         {0}};
+static const options DEFAULTS = {.updates = 10, .warmup = 2, .vocabulary = 8192};
 
-static smoe_status parse_options(options *o, int argc, char **argv) {
-  int64_t updates = 10, warmup = 2;
-  *o = (options){.vocabulary = 8192};
-  optind = 1;
-  opterr = 0;
-  for (int c; (c = getopt_long(argc, argv, SHORT, LONG, NULL)) != -1;) {
-    switch (c) {
-    case 'P':
-      break;
-    case 'n':
-      SMOE_TRY(smoe_app_integer("--updates", optarg, 1, 100000, &updates));
-      break;
-    case 'w':
-      SMOE_TRY(smoe_app_integer("--warmup", optarg, 0, 100000, &warmup));
-      break;
-    case 'v':
-      SMOE_TRY(smoe_app_integer("--vocab", optarg, 2, 1 << 24, &o->vocabulary));
-      break;
-    case JSON:
-      o->json = true;
-      break;
-    case TRACE:
-      o->bench.trace = optarg;
-      break;
-    case 'h':
-      o->help = true;
-      return SMOE_OK;
-    default:
-      return SMOE_FAIL(SMOE_ERR_CONFIG, "bench: option '%s' is unknown or lacks its value; see bench --help",
-                       argv[optind - 1]);
-    }
-  }
-  o->bench.updates = (int)updates;
-  o->bench.warmup = (int)warmup;
-  SMOE_CHECK(optind + 1 == argc, SMOE_ERR_CONFIG, "bench takes one CONFIG; see bench --help");
-  return SMOE_OK;
-}
+static const smoe_option OPTIONS[] = {
+    {'P', "set", SMOE_OPTION_KEYS, offsetof(options, set), "KEY=VALUE",
+     "set one configuration key; may be repeated"},
+    {'n', "updates", SMOE_OPTION_INT, offsetof(options, updates), "N", "timed updates per stage (default 10)",
+     1, 100000},
+    {'w', "warmup", SMOE_OPTION_INT, offsetof(options, warmup), "N", "updates before them (default 2)", 0,
+     100000},
+    {'v', "vocab", SMOE_OPTION_INT, offsetof(options, vocabulary), "N",
+     "vocabulary of the random tokens (default 8192)", 2, 1 << 24},
+    {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL, "one JSON object instead of a table"},
+    {0, "trace", SMOE_OPTION_FILE, offsetof(options, trace), "FILE",
+     "also write FILE.<rank>, for Perfetto or Chrome's trace viewer"},
+};
 
-static smoe_status configure(smoe_config *config, int argc, char **argv) {
-  SMOE_TRY(smoe_config_load(config, argv[optind]));
-  optind = 1;
-  for (int c; (c = getopt_long(argc, argv, SHORT, LONG, NULL)) != -1;)
-    if (c == 'P') SMOE_TRY(smoe_config_override(config, optarg));
+static smoe_status configure(smoe_config *config, const char *path, const smoe_words *set) {
+  SMOE_TRY(smoe_app_config_read(config, path, set));
   /* Far beyond the timed updates of stage 1: where the stages change is not what is measured. */
   SMOE_TRY(smoe_config_override(config, "router.stage1_updates=1000000"));
   return smoe_app_config_finish(config);
@@ -90,23 +42,38 @@ static smoe_status bench(const smoe_group *group, const options *o, const smoe_c
   else
     smoe_corpus_synthetic(&corpus, (int)o->vocabulary, INT64_C(1) << 32);
   smoe_bench result;
-  const smoe_status status = smoe_bench_run(&result, config, group, &corpus, &o->bench);
+  const smoe_bench_options wanted = {.warmup = (int)o->warmup, .updates = (int)o->updates, .trace = o->trace};
+  const smoe_status status = smoe_bench_run(&result, config, group, &corpus, &wanted);
   if (status == SMOE_OK && group->rank == 0)
     smoe_bench_print(&result, settings, group->n_ranks, o->json, stdout);
+  smoe_bench_release(&result);
   smoe_corpus_close(&corpus);
   return status;
 }
 
-smoe_status smoe_app_bench(const smoe_group *group, int argc, char **argv) {
-  options o;
-  SMOE_TRY_ALL(group, parse_options(&o, argc, argv));
-  if (o.help) {
-    if (group->rank == 0) fputs(USAGE, stdout);
-    return SMOE_OK;
-  }
+static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
+  const options *o = values;
   smoe_config *config = smoe_app_config();
-  smoe_status status = smoe_group_agree(group, configure(config, argc, argv));
-  if (status == SMOE_OK) status = bench(group, &o, config);
+  smoe_status status = smoe_group_agree(group, configure(config, arguments->word[0], &o->set));
+  if (status == SMOE_OK) status = bench(group, o, config);
   smoe_config_destroy(config);
   return status;
 }
+
+const smoe_command smoe_command_bench = {
+    .name = "bench",
+    .arguments = "CONFIG",
+    .title = "speed, beside what the machine's GEMM allows",
+    .text = "Time updates of a configuration, in both stages where the routing method has two, and compare "
+            "them with the machine's matrix product on the same shapes. Nothing is saved. Where data.corpus "
+            "is not set, tokens are random with the frequencies of Zipf's law.",
+    .example = "mpirun -n 2 stablemoe bench configs/stable.yml",
+    .takes = "one CONFIG",
+    .least = 1,
+    .most = 1,
+    .options = OPTIONS,
+    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
+    .values_bytes = sizeof(options),
+    .defaults = &DEFAULTS,
+    .run = run,
+};

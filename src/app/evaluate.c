@@ -1,112 +1,189 @@
 #include "stablemoe/evaluate.h"
 
-#include <getopt.h>
+#include <errno.h>
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
+#include "evaluate_print.h"
 #include "open_model.h"
-
-static const char USAGE[] =
-    "usage: mpirun -n RANKS stablemoe evaluate CHECKPOINT|RUN [options]\n"
-    "\n"
-    "Perplexity of a trained model; tokens are routed as in deployment (the frozen or distilled router).\n"
-    "\n"
-    "  -s, --split NAME       train, valid or test (default test)\n"
-    "  -c, --corpus FILE      corpus to evaluate on (default: the one it was trained on)\n"
-    "  -n, --sequences N      only the first N sequences (default 0: all)\n"
-    "      --json             print one JSON object instead of text\n"
-    "  -h, --help             this text\n";
+#include "stablemoe/plain_file.h"
+#include "stablemoe/tokenizer.h"
+#include "stablemoe/utf8.h"
+#include "text_stream.h"
 
 typedef struct options {
-  const char *path, *corpus;
-  smoe_split split;
-  int64_t sequences;
-  bool json, help;
+  const char *corpus, *tokens;
+  int split; /* smoe_split */
+  int64_t sequences, documents;
+  bool experts, json;
 } options;
 
-static const char *const SPLITS[] = {"train", "valid", "test"};
+static const char *const SPLITS[] = {"train", "valid", "test", NULL};
 
-static smoe_status parse_split(const char *name, smoe_split *split) {
-  for (int i = 0; i < SMOE_SPLITS; i++)
-    if (strcmp(name, SPLITS[i]) == 0) {
-      *split = (smoe_split)i;
-      return SMOE_OK;
-    }
-  return SMOE_FAIL(SMOE_ERR_CONFIG, "--split %s: it is train, valid or test", name);
-}
+static const options DEFAULTS = {.split = SMOE_TEST};
 
-static smoe_status parse(options *o, int argc, char **argv) {
-  enum { JSON = 256 };
-  static const struct option LONG[] = {{"split", required_argument, NULL, 's'},
-                                       {"corpus", required_argument, NULL, 'c'},
-                                       {"sequences", required_argument, NULL, 'n'},
-                                       {"json", no_argument, NULL, JSON},
-                                       {"help", no_argument, NULL, 'h'},
-                                       {0}};
-  *o = (options){.split = SMOE_TEST};
-  optind = 1;
-  opterr = 0;
-  for (int c; (c = getopt_long(argc, argv, "s:c:n:h", LONG, NULL)) != -1;) {
-    switch (c) {
-    case 's':
-      SMOE_TRY(parse_split(optarg, &o->split));
-      break;
-    case 'c':
-      o->corpus = optarg;
-      break;
-    case 'n':
-      SMOE_TRY(smoe_app_integer("--sequences", optarg, 0, INT64_MAX, &o->sequences));
-      break;
-    case JSON:
-      o->json = true;
-      break;
-    case 'h':
-      o->help = true;
-      return SMOE_OK;
-    default:
-      return SMOE_FAIL(SMOE_ERR_CONFIG,
-                       "evaluate: option '%s' is unknown or lacks its value; see evaluate --help",
-                       argv[optind - 1]);
-    }
-  }
-  SMOE_CHECK(optind + 1 == argc, SMOE_ERR_CONFIG,
-             "evaluate takes one CHECKPOINT or run directory; see evaluate --help");
-  o->path = argv[optind];
+static const smoe_option OPTIONS[] = {
+    {'s', "split", SMOE_OPTION_CHOICE, offsetof(options, split), NULL,
+     "part of the corpus to evaluate on (default test)", .choices = SPLITS},
+    {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
+     "corpus to evaluate on (default: the one it was trained on)"},
+    {'n', "sequences", SMOE_OPTION_INT, offsetof(options, sequences), "N",
+     "only the first N sequences (default 0: all)", 0, INT64_MAX},
+    {'d', "documents", SMOE_OPTION_INT, offsetof(options, documents), "N",
+     "list the N documents of the highest loss per token, of those that have 10 tokens (default 0)", 0,
+     1000000},
+    {'e', "experts", SMOE_OPTION_FLAG, offsetof(options, experts), NULL,
+     "list the loss of every expert's tokens"},
+    {0, "tokens", SMOE_OPTION_FILE, offsetof(options, tokens), "FILE",
+     "write each token's loss and experts to FILE, as a table of tab-separated values"},
+    {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
+     "print one JSON object, with all of it, instead of text"},
+};
+
+/* What rank 0 does with the tokens. */
+typedef struct viewer {
+  smoe_breakdown breakdown;
+  smoe_plain_file file; /* zeroed: no table of tokens */
+  char **beginning;     /* of the worst documents */
+} viewer;
+
+static smoe_status open_viewer(viewer *v, const options *o, const smoe_app_model *m) {
+  SMOE_TRY(smoe_breakdown_begin(&v->breakdown, &m->corpus, (smoe_split)o->split, m->model->n_moe,
+                                m->model->params.n_experts, o->documents));
+  if (!o->tokens) return SMOE_OK;
+  SMOE_TRY(smoe_plain_create(&v->file, o->tokens, 0));
+  fputs("place\ttoken\tnats", v->file.stream);
+  for (int i = 0; i < m->model->n_moe; i++) fprintf(v->file.stream, "\texperts%d", i);
+  fputc('\n', v->file.stream);
   return SMOE_OK;
 }
 
-static void print(const options *o, const smoe_app_model *m, const smoe_evaluation *e) {
-  const double bytes = (double)m->corpus.n_bytes[o->split], tokens = (double)m->corpus.n_tokens[o->split];
-  const double bits = bytes > 0 ? e->loss / log(2.0) * tokens / bytes : NAN;
-  if (o->json) {
-    printf("{\"split\": \"%s\", \"update\": %lld, \"stage\": %d, \"tokens\": %.0f, \"loss\": %.9g, "
-           "\"perplexity\": %.9g, ",
-           SPLITS[o->split], (long long)m->meta.update, m->meta.stage, e->n_targets, e->loss, e->perplexity);
-    if (bytes > 0) printf("\"bits_per_byte\": %.9g, ", bits);
-    printf("\"drop_rate\": %.9g}\n", e->drop_rate);
-    return;
+/* The experts of a token in one MoE layer: "3", "3,7", "-3" for one that dropped it, "" for none. */
+static void print_experts(FILE *out, const int32_t *expert, int n_slots) {
+  bool first = true;
+  for (int s = 0; s < n_slots; s++) {
+    if (expert[s] == -1) continue;
+    fprintf(out, "%s%s%d", first ? "" : ",", expert[s] < 0 ? "-" : "",
+            expert[s] < 0 ? -2 - expert[s] : expert[s]);
+    first = false;
   }
-  printf("%s split, %.0f tokens\n", SPLITS[o->split], e->n_targets);
-  printf("  cross entropy   %.4f nats per token\n", e->loss);
-  printf("  perplexity      %.2f per token\n", e->perplexity);
-  if (bytes > 0) printf("  bits per byte   %.4f\n", bits);
-  if (e->drop_rate > 0) printf("  dropped         %.2f %% of rows, by capacity\n", 100 * e->drop_rate);
 }
 
-smoe_status smoe_app_evaluate(const smoe_group *group, int argc, char **argv) {
-  options o;
-  SMOE_TRY_ALL(group, parse(&o, argc, argv));
-  if (o.help) {
-    if (group->rank == 0) fputs(USAGE, stdout);
-    return SMOE_OK;
+static void print_tokens(FILE *out, const smoe_evaluated *t) {
+  for (int64_t i = 0; i < t->n; i++) {
+    if (t->target[i] < 0) continue;
+    fprintf(out, "%lld\t%d\t%.9g", (long long)(t->first + i + 1), t->target[i], t->loss[i]);
+    for (int m = 0; m < t->n_moe; m++) {
+      fputc('\t', out);
+      print_experts(out, t->expert + (m * t->stride + i) * t->n_slots, t->n_slots);
+    }
+    fputc('\n', out);
   }
-  smoe_app_model m;
+}
+
+static smoe_status see(void *context, const smoe_evaluated *tokens) {
+  viewer *v = context;
+  SMOE_TRY(smoe_breakdown_add(&v->breakdown, tokens));
+  if (!v->file.stream) return SMOE_OK;
+  print_tokens(v->file.stream, tokens);
+  SMOE_CHECK(!ferror(v->file.stream), SMOE_ERR_IO, "cannot write '%s': %s", v->file.path, strerror(errno));
+  return SMOE_OK;
+}
+
+/* The first words of a document in one line, in memory of smoe_alloc; "" where they cannot be had. */
+static char *beginning_of(const smoe_corpus *corpus, smoe_split split, const smoe_tokenizer *tokenizer,
+                          int64_t number) {
+  enum { TOKENS = 24, BYTES = 72 };
+  int32_t token[TOKENS];
+  int64_t bound[2] = {0, 0}; /* where the document begins and ends */
+  const int64_t first = number > 0 ? number - 1 : 0;
+  if (smoe_corpus_document_ends(corpus, split, first, (size_t)(number - first + 1),
+                                bound + 1 - (number - first)))
+    return smoe_strdup("");
+  const int64_t n = bound[1] - bound[0] < TOKENS ? bound[1] - bound[0] : TOKENS;
+  char *text = NULL;
+  smoe_corpus_read(corpus, split, bound[0], (size_t)n, token);
+  if (smoe_tokenizer_decode(tokenizer, token, (size_t)n, &text) != SMOE_OK) return smoe_strdup("");
+  const size_t length = strlen(text);
+  if (length > BYTES) text[smoe_utf8_cut(text, BYTES)] = '\0';
+  for (char *c = text; *c; c++)
+    if ((unsigned char)*c < ' ') *c = ' ';
+  return text;
+}
+
+/* Of the worst documents; NULL where there is none, or no tokenizer. */
+static char **beginnings_of(const smoe_corpus *corpus, const smoe_breakdown *b) {
+  smoe_tokenizer *tokenizer;
+  if (b->n_worst == 0 || !corpus->model) return NULL;
+  if (smoe_tokenizer_open(&tokenizer, corpus->model, corpus->model_bytes) != SMOE_OK) return NULL;
+  char **text = smoe_alloc((size_t)b->n_worst * sizeof *text);
+  for (int64_t i = 0; i < b->n_worst; i++)
+    text[i] = beginning_of(corpus, b->split, tokenizer, b->worst[i].number);
+  smoe_tokenizer_close(tokenizer);
+  return text;
+}
+
+/* Of the whole split's text, by the loss of what was evaluated. */
+static double bits_per_byte(const smoe_corpus *corpus, smoe_split split, double loss) {
+  const double bytes = (double)corpus->n_bytes[split], tokens = (double)corpus->n_tokens[split];
+  return bytes > 0 ? loss / log(2.0) * tokens / bytes : NAN;
+}
+
+static smoe_status finish(const options *o, const smoe_app_model *m, viewer *v, const smoe_evaluation *e) {
+  smoe_breakdown_end(&v->breakdown);
+  if (v->file.stream) {
+    SMOE_TRY(smoe_plain_finish(&v->file));
+    SMOE_TRY(smoe_plain_publish(&v->file));
+  }
+  v->beginning = beginnings_of(&m->corpus, &v->breakdown);
+  const smoe_evaluation_report report = {.split = SPLITS[o->split],
+                                         .update = m->meta.update,
+                                         .stage = m->meta.stage,
+                                         .bits_per_byte =
+                                             bits_per_byte(&m->corpus, (smoe_split)o->split, e->loss),
+                                         .result = e,
+                                         .breakdown = &v->breakdown,
+                                         .beginning = v->beginning,
+                                         .experts = o->experts};
+  (o->json ? smoe_evaluation_print_json : smoe_evaluation_print_text)(stdout, &report);
+  return smoe_output_flush(stdout);
+}
+
+static smoe_status evaluate(const smoe_group *group, const options *o, const smoe_app_model *m, viewer *v) {
   smoe_evaluation e;
-  smoe_status status = smoe_app_model_open(&m, group, o.path, o.corpus, false);
-  if (status == SMOE_OK)
-    status = smoe_evaluate(m.model, &m.corpus, o.split, o.sequences, m.meta.update, m.meta.stage, &e);
-  if (status == SMOE_OK && group->rank == 0) print(&o, &m, &e);
+  SMOE_TRY_ALL(group, group->rank == 0 ? open_viewer(v, o, m) : SMOE_OK);
+  SMOE_TRY(smoe_evaluate_each(m->model, &m->corpus, (smoe_split)o->split, o->sequences, m->meta.update,
+                              m->meta.stage, &e, see, v));
+  return smoe_group_agree(group, group->rank == 0 ? finish(o, m, v, &e) : SMOE_OK);
+}
+
+static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
+  const options *o = values;
+  smoe_app_model m;
+  viewer v = {0};
+  smoe_status status = smoe_app_model_open(&m, group, arguments->word[0], o->corpus, false);
+  if (status == SMOE_OK) status = evaluate(group, o, &m, &v);
+  for (int64_t i = 0; v.beginning && i < v.breakdown.n_worst; i++) smoe_free(v.beginning[i]);
+  smoe_free(v.beginning);
+  smoe_plain_release(&v.file);
+  smoe_breakdown_release(&v.breakdown);
   smoe_app_model_close(&m);
   return status;
 }
+
+const smoe_command smoe_command_evaluate = {
+    .name = "evaluate",
+    .arguments = "CHECKPOINT|RUN",
+    .title = "perplexity on a split, and of which tokens",
+    .text = "Perplexity of a trained model: per token and byte, by document, by how frequent tokens are in "
+            "training, by expert. Tokens are routed as in deployment (the frozen or distilled router).",
+    .example = "mpirun -n 2 stablemoe evaluate runs/stable --split valid --documents 5",
+    .takes = "one CHECKPOINT or run directory",
+    .least = 1,
+    .most = 1,
+    .options = OPTIONS,
+    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
+    .values_bytes = sizeof(options),
+    .defaults = &DEFAULTS,
+    .run = run,
+};

@@ -1,4 +1,3 @@
-#include <getopt.h>
 #include <stdio.h>
 
 #include "app.h"
@@ -7,13 +6,14 @@
 #include "stablemoe/inspect.h"
 #include "stablemoe/routing_log.h"
 
-static const char USAGE[] =
-    "usage: stablemoe info FILE [--verify]\n"
-    "\n"
-    "What a checkpoint, a corpus or a routing log holds.\n"
-    "\n"
-    "      --verify   check every part of it against its checksum, and name what is damaged\n"
-    "  -h, --help     this text\n";
+typedef struct options {
+  bool verify;
+} options;
+
+static const smoe_option OPTIONS[] = {
+    {0, "verify", SMOE_OPTION_FLAG, offsetof(options, verify), NULL,
+     "check every part of it against its checksum, and name what is damaged"},
+};
 
 static smoe_status print_corpus(const char *path) {
   smoe_corpus corpus;
@@ -47,23 +47,22 @@ static smoe_status info(const char *path, bool verify) {
   return SMOE_OK;
 }
 
-smoe_status smoe_app_info(const smoe_group *group, int argc, char **argv) {
-  enum { VERIFY = 256 };
-  static const struct option LONG[] = {
-      {"verify", no_argument, NULL, VERIFY}, {"help", no_argument, NULL, 'h'}, {0}};
-  bool verify = false;
-  optind = 1;
-  opterr = 0;
-  for (int c; (c = getopt_long(argc, argv, "h", LONG, NULL)) != -1;) {
-    if (c == 'h') {
-      if (group->rank == 0) fputs(USAGE, stdout);
-      return SMOE_OK;
-    }
-    SMOE_CHECK(c == VERIFY, SMOE_ERR_CONFIG, "info: option '%s' is unknown; see info --help",
-               argv[optind - 1]);
-    verify = true;
-  }
-  SMOE_CHECK(optind + 1 == argc, SMOE_ERR_CONFIG, "info takes one FILE; see info --help");
-  const smoe_status status = group->rank == 0 ? info(argv[optind], verify) : SMOE_OK;
-  return smoe_group_agree(group, status);
+static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
+  return info(arguments->word[0], ((const options *)values)->verify);
 }
+
+const smoe_command smoe_command_info = {
+    .name = "info",
+    .arguments = "FILE",
+    .title = "what a checkpoint, corpus or routing log holds",
+    .text = "What a checkpoint, a corpus or a routing log holds.",
+    .example = "stablemoe info runs/stable/checkpoints/latest --verify",
+    .serial = true,
+    .takes = "one FILE",
+    .least = 1,
+    .most = 1,
+    .options = OPTIONS,
+    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
+    .values_bytes = sizeof(options),
+    .run = run,
+};

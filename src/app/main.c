@@ -8,20 +8,11 @@
 #include "stablemoe/log.h"
 #include "stablemoe/router.h"
 
-static const char USAGE[] =
-    "stablemoe: two-stage Mixture-of-Experts language-model training over MPI\n"
-    "\n"
-    "usage: stablemoe prepare TEXT... -o CORPUS.h5      make a corpus from text files or directories\n"
-    "       mpirun -n R stablemoe train CONFIG          train a model\n"
-    "       mpirun -n R stablemoe evaluate CHECKPOINT   perplexity on a split\n"
-    "       mpirun -n R stablemoe generate CHECKPOINT   text from a model\n"
-    "       mpirun -n R stablemoe bench CONFIG          speed, beside what the machine's GEMM allows\n"
-    "       stablemoe info FILE                         what a checkpoint or corpus holds\n"
-    "       stablemoe --version | --help\n"
-    "\n"
-    "Every subcommand has a --help of its own; `stablemoe train --help` lists all configuration keys.\n"
-    "Exit codes: 0 fine, 2 configuration, 3 file system, 4 file format, 5 memory, 6 not a number,\n"
-    "7 MPI, 8 bug, 75 stopped on request after a checkpoint (start again with --resume).\n";
+int smoe_app_threads(int64_t wanted) {
+  const char *environment = getenv("OMP_NUM_THREADS");
+  if (wanted == 0) wanted = environment ? strtol(environment, NULL, 10) : 1;
+  return wanted < 1 ? 1 : (int)wanted;
+}
 
 smoe_config *smoe_app_config(void) {
   const size_t n = smoe_router_keysets(NULL);
@@ -32,52 +23,72 @@ smoe_config *smoe_app_config(void) {
   return config;
 }
 
+smoe_status smoe_app_config_read(smoe_config *config, const char *path, const smoe_words *set) {
+  SMOE_TRY(smoe_config_load(config, path));
+  for (size_t i = 0; i < set->n; i++) SMOE_TRY(smoe_config_override(config, set->word[i]));
+  return SMOE_OK;
+}
+
 smoe_status smoe_app_config_finish(smoe_config *config) {
   SMOE_TRY(smoe_config_resolve(config));
   SMOE_TRY(smoe_router_check(config));
-  int64_t threads = smoe_config_settings(config)->run.threads;
-  const char *environment = getenv("OMP_NUM_THREADS");
-  if (threads == 0) threads = environment ? strtol(environment, NULL, 10) : 1;
-  if (threads < 1) threads = 1;
-  smoe_threads_set((int)threads);
+  smoe_threads_set(smoe_app_threads(smoe_config_settings(config)->run.threads));
   return SMOE_OK;
 }
 
-smoe_status smoe_app_integer(const char *option, const char *text, int64_t min, int64_t max, int64_t *value) {
-  char *end;
-  *value = strtoll(text, &end, 10);
-  SMOE_CHECK(*text && !*end && *value >= min && *value <= max, SMOE_ERR_CONFIG,
-             "%s %s: expected a whole number from %lld to %lld", option, text, (long long)min,
-             (long long)max);
-  return SMOE_OK;
+/* The names of the subcommands, as a report says them: "prepare, train or info". */
+static void list_commands(char *list, size_t n) {
+  list[0] = '\0';
+  for (size_t i = 0; smoe_commands[i]; i++) {
+    const char *before = i == 0 ? "" : smoe_commands[i + 1] ? ", " : " or ";
+    strncat(list, before, n - strlen(list) - 1);
+    strncat(list, smoe_commands[i]->name, n - strlen(list) - 1);
+  }
 }
 
-smoe_status smoe_app_real(const char *option, const char *text, double min, double max, double *value) {
-  char *end;
-  *value = strtod(text, &end);
-  SMOE_CHECK(*text && !*end && *value >= min && *value <= max, SMOE_ERR_CONFIG,
-             "%s %s: expected a number from %g to %g", option, text, min, max);
-  return SMOE_OK;
+static smoe_status run_invocation(const smoe_group *group, const smoe_command *command,
+                                  const smoe_invocation *invocation) {
+  if (invocation->help) {
+    if (group->rank == 0) smoe_command_help(command, stdout);
+    return SMOE_OK;
+  }
+  if (!command->serial && !command->bare)
+    return command->run(group, invocation->values, &invocation->arguments);
+  const smoe_status status =
+      group->rank == 0 ? command->run(group, invocation->values, &invocation->arguments) : SMOE_OK;
+  return smoe_group_agree(group, status);
+}
+
+static smoe_status run_command(const smoe_group *group, const smoe_command *command, int argc, char **argv) {
+  smoe_invocation invocation;
+  smoe_status status = smoe_group_agree(group, smoe_command_parse(command, argc, argv, &invocation));
+  if (status == SMOE_OK) status = run_invocation(group, command, &invocation);
+  smoe_invocation_release(command, &invocation);
+  return status;
+}
+
+static bool is_option(const char *name) {
+  return strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "--version") == 0;
+}
+
+static void print_about(const char *option) {
+  if (strcmp(option, "--version") == 0)
+    smoe_app_version(stdout);
+  else
+    smoe_commands_help(stdout);
 }
 
 static smoe_status run(const smoe_group *group, int argc, char **argv) {
-  const char *command = argc > 1 ? argv[1] : "--help";
-  if (strcmp(command, "train") == 0) return smoe_app_train(group, argc - 1, argv + 1);
-  if (strcmp(command, "evaluate") == 0) return smoe_app_evaluate(group, argc - 1, argv + 1);
-  if (strcmp(command, "generate") == 0) return smoe_app_generate(group, argc - 1, argv + 1);
-  if (strcmp(command, "bench") == 0) return smoe_app_bench(group, argc - 1, argv + 1);
-  if (strcmp(command, "info") == 0) return smoe_app_info(group, argc - 1, argv + 1);
-  if (strcmp(command, "prepare") == 0)
-    return smoe_group_agree(group, group->rank == 0 ? smoe_app_prepare(argc - 1, argv + 1) : SMOE_OK);
-  const bool help = strcmp(command, "--help") == 0 || strcmp(command, "-h") == 0;
-  if (help || strcmp(command, "--version") == 0) {
-    if (group->rank == 0 && help) fputs(USAGE, stdout);
-    if (group->rank == 0 && !help) printf("stablemoe %s\n", SMOE_VERSION);
+  const char *name = argc > 1 ? argv[1] : "--help";
+  const smoe_command *command = smoe_command_find(name);
+  if (command) return run_command(group, command, argc - 1, argv + 1);
+  if (is_option(name)) {
+    if (group->rank == 0) print_about(name);
     return SMOE_OK;
   }
-  return SMOE_FAIL(SMOE_ERR_CONFIG,
-                   "unknown subcommand '%s': it is prepare, train, evaluate, generate, bench or info",
-                   command);
+  char list[512];
+  list_commands(list, sizeof list);
+  return SMOE_FAIL(SMOE_ERR_CONFIG, "unknown subcommand '%s': it is %s", name, list);
 }
 
 static void print_end(const smoe_group *group, smoe_status status) {
@@ -91,11 +102,59 @@ static void print_end(const smoe_group *group, smoe_status status) {
   }
 }
 
+/* The first of these variables that is there; -1: none is. */
+static long first_number(const char *const *names) {
+  for (; *names; names++)
+    if (getenv(*names)) return strtol(getenv(*names), NULL, 10);
+  return -1;
+}
+
+long smoe_app_launched(void) {
+  /* Under mpirun a Slurm step counts its daemons, so that comes last. */
+  static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", NULL};
+  static const char *const ranks[] = {"PMIX_RANK", "PMI_RANK", NULL};
+  static long n = -1;
+  if (n >= 0) return n;
+  n = first_number(sizes);
+  if (n < 0) n = first_number(ranks) >= 0;
+  return n;
+}
+
+static smoe_status run_bare_command(const smoe_command *command, int argc, char **argv) {
+  smoe_invocation invocation;
+  smoe_status status = smoe_command_parse(command, argc, argv, &invocation);
+  if (status == SMOE_OK && invocation.help)
+    smoe_command_help(command, stdout);
+  else if (status == SMOE_OK)
+    status = command->run(NULL, invocation.values, &invocation.arguments);
+  smoe_invocation_release(command, &invocation);
+  return status;
+}
+
+/* What only prints needs no MPI, which does not start on every machine that builds, or shows a page.
+ * False: this is not such a thing.
+ */
+static bool run_bare(int argc, char **argv, smoe_status *status) {
+  const char *name = argc > 1 ? argv[1] : "--help";
+  const smoe_command *command = smoe_command_find(name);
+  if (smoe_app_launched() || !(is_option(name) || (command && command->bare))) return false;
+  *status = SMOE_OK;
+  if (command)
+    *status = run_bare_command(command, argc - 1, argv + 1);
+  else
+    print_about(name);
+  return true;
+}
+
 int main(int argc, char **argv) {
-  smoe_group group;
-  smoe_group_start(&group, &argc, &argv);
-  const smoe_status status = run(&group, argc, argv);
+  smoe_group group = {.n_ranks = 1};
+  smoe_status status;
+  const bool bare = run_bare(argc, argv, &status);
+  if (!bare) {
+    smoe_group_start(&group, &argc, &argv);
+    status = run(&group, argc, argv);
+  }
   print_end(&group, status);
-  smoe_group_end(&group);
+  if (!bare) smoe_group_end(&group);
   return (int)status;
 }

@@ -5,7 +5,7 @@
 
 #include "stablemoe/log.h"
 
-static void checkpoint_path(char *out, size_t bytes, const char *path) {
+void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path) {
   struct stat info;
   if (stat(path, &info) == 0 && S_ISDIR(info.st_mode))
     snprintf(out, bytes, "%s/checkpoints/latest", path);
@@ -13,11 +13,13 @@ static void checkpoint_path(char *out, size_t bytes, const char *path) {
     snprintf(out, bytes, "%s", path);
 }
 
-static smoe_status configure(smoe_app_model *m, const char *path) {
+static smoe_status configure(smoe_app_model *m, const char *path, bool single) {
   m->config = smoe_app_config();
   char *origin = smoe_sprintf("configuration in '%s'", path);
-  const smoe_status status = smoe_config_parse(m->config, m->meta.configuration, origin);
+  smoe_status status = smoe_config_parse(m->config, m->meta.configuration, origin);
   smoe_free(origin);
+  /* Capacity is a share of a batch, and a text alone has none to share. */
+  if (status == SMOE_OK && single) status = smoe_config_override(m->config, "moe.capacity_factor=0");
   return status == SMOE_OK ? smoe_app_config_finish(m->config) : status;
 }
 
@@ -25,9 +27,9 @@ smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, cons
                                 const char *corpus, bool single) {
   *m = (smoe_app_model){0};
   char file[4096];
-  checkpoint_path(file, sizeof file, path);
+  smoe_app_checkpoint_path(file, sizeof file, path);
   SMOE_TRY(smoe_checkpoint_read_meta(file, group, &m->meta));
-  SMOE_TRY_ALL(group, configure(m, file));
+  SMOE_TRY_ALL(group, configure(m, file, single));
   const smoe_settings *settings = smoe_config_settings(m->config);
   SMOE_TRY(smoe_corpus_open(&m->corpus, group, corpus ? corpus : m->meta.corpus));
   const int64_t parts = settings->train.lanes * settings->train.micro_batches;
@@ -38,6 +40,7 @@ smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, cons
                                   .training = false};
   SMOE_TRY(smoe_model_create(&m->model, m->config, group, &shape, false));
   SMOE_TRY(smoe_checkpoint_load(file, &m->model->params));
+  if (m->meta.stage == 2) smoe_model_freeze(m->model);
   smoe_note("'%s': %lld updates, stage %d", file, (long long)m->meta.update, m->meta.stage);
   return SMOE_OK;
 }

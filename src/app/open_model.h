@@ -14,13 +14,16 @@ typedef struct smoe_app_model {
   smoe_model *model;
 } smoe_app_model;
 
+/** The checkpoint that a path means: itself, or a run directory's latest one. Local. */
+void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path);
+
 /** Open a checkpoint with its configuration and corpus.
  *
  *  Collective over group.
  *
  *  path       in  a checkpoint, or a run directory: its latest one
  *  corpus     in  corpus to use instead of the one it was trained on; NULL: that one
- *  single     in  true: one sequence at a time (generation); false: the training's batch
+ *  single     in  true: one sequence at a time (generation), and no capacity; false: the training's batch
  *  Errors:    agreed on all ranks.
  */
 smoe_status smoe_app_model_open(smoe_app_model *out, const smoe_group *group, const char *path,

@@ -1,107 +1,46 @@
 #include "stablemoe/prepare.h"
 
-#include <getopt.h>
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "app.h"
 #include "stablemoe/corpus.h"
 
-static const char USAGE[] =
-    "usage: stablemoe prepare TEXT... -o CORPUS.h5 [options]\n"
-    "\n"
-    "Make a corpus from text files and directories (read recursively, in sorted order, without hidden\n"
-    "files), or from token shards of llm.c (.bin). Text is UTF-8. Serial: one rank does it.\n"
-    "\n"
-    "  -o, --output FILE          the corpus; a file of that name is replaced once the new one is whole\n"
-    "      --vocab N              pieces of the vocabulary (default 8192)\n"
-    "      --tokenizer bpe|unigram\n"
-    "                             what to train on the text (default bpe)\n"
-    "      --model FILE           take this SentencePiece model, train none\n"
-    "      --valid SHARE          of the text for validation (default 0.05)\n"
-    "      --test SHARE           of the text for the test (default 0.05)\n"
-    "      --seed N               of the choice of documents for the splits (default 1)\n"
-    "      --ext LIST             endings of files to take from directories: .py,.txt (default: all text)\n"
-    "      --lines                every line is a document (default: every file, cut at blank lines)\n"
-    "      --document-bytes N     cut a file at the first blank line past N bytes (default 16384, less\n"
-    "                             for little text)\n"
-    "  -h, --help                 this text\n"
-    "\n"
-    "The tokenizer is trained on at most 4 MiB of the training split, spread evenly over it. From 50 files\n"
-    "on, all of a file goes to one split. Shards whose names contain val or test are those splits.\n";
+typedef struct options {
+  const char *output, *model, *extensions;
+  int64_t vocabulary, seed, document_bytes;
+  double valid_share, test_share;
+  int kind;
+  bool lines;
+} options;
 
-enum { VOCAB = 256, TOKENIZER, MODEL, VALID, TEST, SEED, EXT, LINES, DOCUMENT_BYTES };
+static const char *const KINDS[] = {"bpe", "unigram", NULL}; /* in the order of smoe_tokenizer_kind */
 
-static const struct option LONG[] = {{"output", required_argument, NULL, 'o'},
-                                     {"vocab", required_argument, NULL, VOCAB},
-                                     {"tokenizer", required_argument, NULL, TOKENIZER},
-                                     {"model", required_argument, NULL, MODEL},
-                                     {"valid", required_argument, NULL, VALID},
-                                     {"test", required_argument, NULL, TEST},
-                                     {"seed", required_argument, NULL, SEED},
-                                     {"ext", required_argument, NULL, EXT},
-                                     {"lines", no_argument, NULL, LINES},
-                                     {"document-bytes", required_argument, NULL, DOCUMENT_BYTES},
-                                     {"help", no_argument, NULL, 'h'},
-                                     {0}};
+/* The rest as in smoe_prepare_defaults. */
+static const options DEFAULTS = {.seed = 1, .valid_share = 0.05, .test_share = 0.05, .kind = SMOE_BPE};
 
-static smoe_status set_kind(smoe_prepare_options *options, const char *name) {
-  const bool bpe = strcmp(name, "bpe") == 0;
-  SMOE_CHECK(bpe || strcmp(name, "unigram") == 0, SMOE_ERR_CONFIG, "--tokenizer %s: expected bpe or unigram",
-             name);
-  options->kind = bpe ? SMOE_BPE : SMOE_UNIGRAM;
-  return SMOE_OK;
-}
-
-static smoe_status set_number(smoe_prepare_options *options, int option, const char *text) {
-  int64_t value = 0;
-  switch (option) {
-  case VOCAB:
-    SMOE_TRY(smoe_app_integer("--vocab", text, 1, INT32_MAX, &value));
-    options->vocabulary = (int)value;
-    return SMOE_OK;
-  case SEED:
-    SMOE_TRY(smoe_app_integer("--seed", text, 0, INT64_MAX, &value));
-    options->seed = (uint64_t)value;
-    return SMOE_OK;
-  case DOCUMENT_BYTES:
-    return smoe_app_integer("--document-bytes", text, 1, INT32_MAX, &options->document_bytes);
-  case VALID:
-    return smoe_app_real("--valid", text, 0.0, 1.0, &options->valid_share);
-  default:
-    return smoe_app_real("--test", text, 0.0, 1.0, &options->test_share);
-  }
-}
-
-static smoe_status set_option(smoe_prepare_options *options, int option, const char *text, char **argv) {
-  switch (option) {
-  case 'o':
-    options->output = text;
-    return SMOE_OK;
-  case MODEL:
-    options->model_path = text;
-    return SMOE_OK;
-  case EXT:
-    options->extensions = text;
-    return SMOE_OK;
-  case LINES:
-    options->lines = true;
-    return SMOE_OK;
-  case TOKENIZER:
-    return set_kind(options, text);
-  case VOCAB:
-  case SEED:
-  case DOCUMENT_BYTES:
-  case VALID:
-  case TEST:
-    return set_number(options, option, text);
-  default:
-    return SMOE_FAIL(SMOE_ERR_CONFIG,
-                     "prepare: option '%s' is unknown or lacks its value; see prepare --help",
-                     argv[optind - 1]);
-  }
-}
+static const smoe_option OPTIONS[] = {
+    {'o', "output", SMOE_OPTION_FILE, offsetof(options, output), "FILE",
+     "the corpus; a file of that name is replaced once the new one is whole"},
+    {0, "vocab", SMOE_OPTION_INT, offsetof(options, vocabulary), "N",
+     "pieces of the vocabulary (default 8192)", 1, INT32_MAX},
+    {0, "tokenizer", SMOE_OPTION_CHOICE, offsetof(options, kind), NULL,
+     "what to train on the text (default bpe)", .choices = KINDS},
+    {0, "model", SMOE_OPTION_FILE, offsetof(options, model), "FILE",
+     "take this SentencePiece model, train none"},
+    {0, "valid", SMOE_OPTION_REAL, offsetof(options, valid_share), "SHARE",
+     "of the text for validation (default 0.05)", 0, 1},
+    {0, "test", SMOE_OPTION_REAL, offsetof(options, test_share), "SHARE",
+     "of the text for the test (default 0.05)", 0, 1},
+    {0, "seed", SMOE_OPTION_INT, offsetof(options, seed), "N",
+     "of the choice of documents for the splits (default 1)", 0, 0x1p63},
+    {0, "ext", SMOE_OPTION_TEXT, offsetof(options, extensions), "LIST",
+     "endings of files to take from directories: .py,.txt (default: all text)"},
+    {0, "lines", SMOE_OPTION_FLAG, offsetof(options, lines), NULL,
+     "every line is a document (default: every file, cut at blank lines)"},
+    {0, "document-bytes", SMOE_OPTION_INT, offsetof(options, document_bytes), "N",
+     "cut a file at the first blank line past N bytes (default 16384, less for little text)", 1, INT32_MAX},
+};
 
 static void print_split(const smoe_corpus *corpus, smoe_split split, const char *name) {
   const double n = (double)corpus->n_tokens[split], bytes = (double)corpus->n_bytes[split];
@@ -131,19 +70,50 @@ static smoe_status print_corpus(const char *path) {
   return SMOE_OK;
 }
 
-smoe_status smoe_app_prepare(int argc, char **argv) {
-  smoe_prepare_options options = smoe_prepare_defaults();
-  optind = 1;
-  opterr = 0;
-  for (int c; (c = getopt_long(argc, argv, "o:h", LONG, NULL)) != -1;) {
-    if (c == 'h') {
-      fputs(USAGE, stdout);
-      return SMOE_OK;
-    }
-    SMOE_TRY(set_option(&options, c, optarg, argv));
-  }
-  SMOE_CHECK(optind < argc, SMOE_ERR_CONFIG, "prepare: no text is named; see prepare --help");
-  SMOE_CHECK(options.output, SMOE_ERR_CONFIG, "prepare: -o CORPUS.h5 is missing; see prepare --help");
-  SMOE_TRY(smoe_prepare(&options, (const char *const *)(argv + optind), argc - optind));
-  return print_corpus(options.output);
+static smoe_status check(const void *values, const smoe_arguments *arguments) {
+  SMOE_CHECK(((const options *)values)->output, SMOE_ERR_CONFIG,
+             "prepare: -o CORPUS.h5 is missing; see prepare --help");
+  return SMOE_OK;
 }
+
+static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
+  const options *o = values;
+  smoe_prepare_options wanted = smoe_prepare_defaults();
+  wanted.output = o->output;
+  wanted.model_path = o->model;
+  wanted.kind = (smoe_tokenizer_kind)o->kind;
+  wanted.vocabulary = (int)o->vocabulary;
+  wanted.valid_share = o->valid_share;
+  wanted.test_share = o->test_share;
+  wanted.seed = (uint64_t)o->seed;
+  wanted.extensions = o->extensions;
+  wanted.lines = o->lines;
+  wanted.document_bytes = o->document_bytes;
+  SMOE_TRY(smoe_prepare(&wanted, arguments->word, arguments->n));
+  return print_corpus(o->output);
+}
+
+const smoe_command smoe_command_prepare = {
+    .name = "prepare",
+    .arguments = "TEXT... -o CORPUS.h5",
+    .title = "make a corpus from text files or directories",
+    .text =
+        "Make a corpus from text files and directories (read recursively, in sorted order, without hidden "
+        "files), or from token shards of llm.c (.bin). Text is UTF-8. Serial: one rank does it.",
+    .after =
+        "The tokenizer is trained on at most 4 MiB of the training split, spread evenly over it. From 50 "
+        "files on, all of a file goes to one split. Shards whose names contain val or test are those "
+        "splits.",
+    .example = "stablemoe prepare texts/ -o corpus.h5 --vocab 8192",
+    .serial = true,
+    .takes = "texts",
+    .missing = "no text is named",
+    .least = 1,
+    .most = -1,
+    .options = OPTIONS,
+    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
+    .values_bytes = sizeof(options),
+    .defaults = &DEFAULTS,
+    .check = check,
+    .run = run,
+};

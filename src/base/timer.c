@@ -4,10 +4,18 @@
 #include <sys/resource.h>
 #include <time.h>
 
-double smoe_seconds(void) {
+static double seconds_of(clockid_t clock) {
   struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
+  clock_gettime(clock, &now);
   return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+double smoe_seconds(void) {
+  return seconds_of(CLOCK_MONOTONIC);
+}
+
+double smoe_processor_seconds(void) {
+  return seconds_of(CLOCK_PROCESS_CPUTIME_ID);
 }
 
 double smoe_peak_memory(void) {
@@ -16,13 +24,22 @@ double smoe_peak_memory(void) {
   return 1024.0 * (double)usage.ru_maxrss;
 }
 
-double smoe_free_memory(void) {
-  FILE *file = fopen("/proc/meminfo", "r");
+/* Bytes that a line of a file in /proc gives in KiB; 0 where there is none. */
+static double bytes_of_line(const char *path, const char *format) {
+  FILE *file = fopen(path, "r");
   if (!file) return 0;
   char line[256];
   double kib = 0;
   while (fgets(line, sizeof line, file))
-    if (sscanf(line, "MemAvailable: %lf", &kib) == 1) break;
+    if (sscanf(line, format, &kib) == 1) break;
   fclose(file);
   return 1024.0 * kib;
+}
+
+double smoe_resident_memory(void) {
+  return bytes_of_line("/proc/self/status", "VmRSS: %lf");
+}
+
+double smoe_free_memory(void) {
+  return bytes_of_line("/proc/meminfo", "MemAvailable: %lf");
 }

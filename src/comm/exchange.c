@@ -1,46 +1,58 @@
 /* Moving the rows of a plan, there and back.
  *
- * On one rank both orders are the same and nothing is sent: rows are packed
- * straight to where they are wanted.
+ * Rows in send order stand at the front of scratch, rows in order of arrival behind them, on the
+ * way there and on the way back. On one rank both orders are the same and nothing is sent: rows
+ * are packed straight to where they are wanted.
  */
 #include <math.h>
 #include <string.h>
 
-#include "stablemoe/exchange.h"
+#include "exchange_parts.h"
 #include "stablemoe/phase.h"
 #include "stablemoe/timer.h"
 
 /* Reals below which waking threads costs more than it saves. */
 enum { PARALLEL_MIN = 1 << 15 };
 
-/* Rows in send order, to the experts' ranks: from the front of scratch to behind it. */
-static const smoe_real *send_there(const smoe_exchange *ex, smoe_real *scratch) {
-  smoe_real *arrived = scratch + ex->n_send * ex->shape.width;
+static void pass_fault_site(void) {
   if (smoe_fault("exchange.transfer")) SMOE_PANIC(SMOE_ERR_MPI, "injected fault at exchange.transfer");
-  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
-  SMOE_MPI(MPI_Alltoallv(scratch, ex->send_count, ex->send_offset, ex->row_type, arrived, ex->recv_count,
-                         ex->recv_offset, ex->row_type, ex->topology->experts.comm));
-  smoe_phase(phase);
-  return arrived;
 }
 
-/* Rows in arrival order, back to the tokens' ranks: the same transfer with its ends exchanged. */
-static const smoe_real *send_back(const smoe_exchange *ex, smoe_real *scratch) {
-  smoe_real *returned = scratch + ex->n_recv * ex->shape.width;
-  if (smoe_fault("exchange.transfer")) SMOE_PANIC(SMOE_ERR_MPI, "injected fault at exchange.transfer");
-  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
-  SMOE_MPI(MPI_Alltoallv(scratch, ex->recv_count, ex->recv_offset, ex->row_type, returned, ex->send_count,
-                         ex->send_offset, ex->row_type, ex->topology->experts.comm));
-  smoe_phase(phase);
-  return returned;
+static smoe_real *arrivals(const smoe_exchange *ex, smoe_real *scratch) {
+  return scratch + ex->n_send * ex->shape.width;
 }
 
-/* The rows of the kept slots in send order, times the slots' factors. */
+/* All rows at once, and waited for. */
+static void transfer(const smoe_exchange *ex, smoe_direction direction, smoe_real *scratch) {
+  const bool there = direction == SMOE_THERE;
+  pass_fault_site();
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
+  if (ex->plain) {
+    smoe_real *first = scratch, *second = arrivals(ex, scratch);
+    const smoe_real *out = there ? first : second;
+    smoe_real *in = there ? second : first;
+    const int *out_count = there ? ex->send_count : ex->recv_count;
+    const int *out_offset = there ? ex->send_offset : ex->recv_offset;
+    const int *in_count = there ? ex->recv_count : ex->send_count;
+    const int *in_offset = there ? ex->recv_offset : ex->send_offset;
+    SMOE_MPI(MPI_Alltoallv(out, out_count, out_offset, ex->row_type, in, in_count, in_offset, ex->row_type,
+                           ex->topology->experts.comm));
+  } else {
+    ex->state->scratch = scratch;
+    smoe_exchange_schedule_begin(ex, false);
+    for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_expect(ex, direction, g, SMOE_NO_COUNTER);
+    for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_send(ex, direction, g, SMOE_NO_COUNTER);
+    smoe_messages_wait(ex->state->messages, SMOE_NO_COUNTER);
+  }
+  smoe_phase(phase);
+}
+
+/* Rows first to end - 1 in send order: those of the kept slots, times the slots' factors. */
 static void pack_slots(const smoe_exchange *ex, smoe_real *restrict out, const smoe_real *restrict rows,
-                       const smoe_real *scale) {
+                       const smoe_real *scale, size_t first, size_t end) {
   const size_t C = ex->shape.width, K = (size_t)ex->shape.n_slots;
-#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_send * C)
-  for (size_t i = 0; i < ex->n_send; i++) {
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= (end - first) * C)
+  for (size_t i = first; i < end; i++) {
     const size_t slot = (size_t)ex->send_row[i];
     const smoe_real *from = rows + slot / K * C;
     smoe_real *to = out + i * C;
@@ -53,33 +65,45 @@ static void pack_slots(const smoe_exchange *ex, smoe_real *restrict out, const s
   }
 }
 
+/* Rows first to end - 1 in order of arrival, to their places in expert order. */
+static void place_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *arrived, size_t first,
+                       size_t end) {
+  const size_t C = ex->shape.width;
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= (end - first) * C)
+  for (size_t i = first; i < end; i++)
+    memcpy(out + (size_t)ex->recv_place[i] * C, arrived + i * C, C * sizeof *out);
+}
+
+/* The same rows from expert order. */
+static void collect_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, size_t first,
+                         size_t end) {
+  const size_t C = ex->shape.width;
+#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= (end - first) * C)
+  for (size_t i = first; i < end; i++)
+    memcpy(out + i * C, rows + (size_t)ex->recv_place[i] * C, C * sizeof *out);
+}
+
 void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, const smoe_real *scale,
                    smoe_real *scratch) {
-  const size_t C = ex->shape.width;
   if (ex->topology->experts.n_ranks == 1) {
-    pack_slots(ex, out, rows, scale);
+    pack_slots(ex, out, rows, scale, 0, ex->n_send);
     return;
   }
-  pack_slots(ex, scratch, rows, scale);
-  const smoe_real *arrived = send_there(ex, scratch);
-#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_recv * C)
-  for (size_t i = 0; i < ex->n_recv; i++)
-    memcpy(out + (size_t)ex->recv_place[i] * C, arrived + i * C, C * sizeof *out);
+  pack_slots(ex, scratch, rows, scale, 0, ex->n_send);
+  transfer(ex, SMOE_THERE, scratch);
+  place_rows(ex, out, arrivals(ex, scratch), 0, ex->n_recv);
 }
 
 /* The experts' rows back on the tokens' ranks, in send order; valid until scratch is used again. */
 static const smoe_real *return_rows(const smoe_exchange *ex, const smoe_real *rows, smoe_real *scratch) {
-  const size_t C = ex->shape.width;
   if (ex->topology->experts.n_ranks == 1) return rows;
-#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_recv * C)
-  for (size_t i = 0; i < ex->n_recv; i++)
-    memcpy(scratch + i * C, rows + (size_t)ex->recv_place[i] * C, C * sizeof *scratch);
-  return send_back(ex, scratch);
+  collect_rows(ex, arrivals(ex, scratch), rows, 0, ex->n_recv);
+  transfer(ex, SMOE_BACK, scratch);
+  return scratch;
 }
 
-void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
+static void write_slots(const smoe_exchange *ex, smoe_real *out, const smoe_real *returned) {
   const size_t C = ex->shape.width, n_slots = ex->n_tokens * (size_t)ex->shape.n_slots;
-  const smoe_real *returned = return_rows(ex, rows, scratch);
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= n_slots * C)
   for (size_t s = 0; s < n_slots; s++) {
     const int32_t place = ex->slot_place[s];
@@ -90,9 +114,8 @@ void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real 
   }
 }
 
-void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
+static void add_slots(const smoe_exchange *ex, smoe_real *out, const smoe_real *returned) {
   const size_t C = ex->shape.width, K = (size_t)ex->shape.n_slots;
-  const smoe_real *returned = return_rows(ex, rows, scratch);
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_tokens * C)
   for (size_t t = 0; t < ex->n_tokens; t++) {
     smoe_real *restrict to = out + t * C;
@@ -103,6 +126,93 @@ void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *
       for (size_t c = 0; c < C; c++) to[c] += from[c];
     }
   }
+}
+
+void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
+  write_slots(ex, out, return_rows(ex, rows, scratch));
+}
+
+void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
+  add_slots(ex, out, return_rows(ex, rows, scratch));
+}
+
+/* Group g's rows for all ranks, packed and on their way. */
+static void depart(const smoe_exchange *ex, int g) {
+  smoe_exchange_state *state = ex->state;
+  const size_t stride = (size_t)ex->n_groups + 1;
+  for (int r = 0; r < ex->topology->experts.n_ranks; r++) {
+    const int *block = ex->send_block + (size_t)r * stride + g;
+    pack_slots(ex, state->scratch, state->rows, state->scale, (size_t)block[0], (size_t)block[1]);
+  }
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
+  smoe_exchange_schedule_send(ex, SMOE_THERE, g, SMOE_NO_COUNTER);
+  smoe_messages_count(state->messages, smoe_exchange_sent(ex, SMOE_THERE, g));
+  smoe_phase(phase);
+}
+
+void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale,
+                         smoe_real *scratch) {
+  smoe_exchange_state *state = ex->state;
+  state->rows = rows;
+  state->scale = scale;
+  state->scratch = scratch;
+  pass_fault_site();
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
+  smoe_exchange_schedule_begin(ex, true);
+  for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_expect(ex, SMOE_THERE, g, SMOE_NO_COUNTER);
+  /* Results come back to where their rows departed from, which MPI must have let go of. */
+  for (int g = 0; g < ex->n_groups; g++)
+    smoe_exchange_schedule_expect(ex, SMOE_BACK, g, smoe_exchange_sent(ex, SMOE_THERE, g));
+  smoe_phase(phase);
+  depart(ex, 0);
+}
+
+void smoe_exchange_take(const smoe_exchange *ex, smoe_real *out, int g) {
+  smoe_exchange_state *state = ex->state;
+  const size_t stride = (size_t)ex->n_groups + 1;
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
+  smoe_messages_wait(state->messages, smoe_exchange_arrived(ex, SMOE_THERE, g));
+  smoe_phase(phase);
+  if (g + 1 < ex->n_groups) depart(ex, g + 1);
+  for (int r = 0; r < ex->topology->experts.n_ranks; r++) {
+    const int *block = ex->recv_block + (size_t)r * stride + g;
+    place_rows(ex, out, arrivals(ex, state->scratch), (size_t)block[0], (size_t)block[1]);
+  }
+}
+
+void smoe_exchange_return(const smoe_exchange *ex, const smoe_real *rows, int g) {
+  smoe_exchange_state *state = ex->state;
+  const size_t stride = (size_t)ex->n_groups + 1;
+  for (int r = 0; r < ex->topology->experts.n_ranks; r++) {
+    const int *block = ex->recv_block + (size_t)r * stride + g;
+    collect_rows(ex, arrivals(ex, state->scratch), rows, (size_t)block[0], (size_t)block[1]);
+  }
+  if (g == 0) pass_fault_site();
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
+  smoe_exchange_schedule_send(ex, SMOE_BACK, g, smoe_exchange_sent(ex, SMOE_THERE, g));
+  smoe_phase(phase);
+}
+
+static void wait_for_results(const smoe_exchange *ex) {
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
+  smoe_messages_wait(ex->state->messages, SMOE_NO_COUNTER);
+  smoe_phase(phase);
+}
+
+void smoe_exchange_end_rows(const smoe_exchange *ex, smoe_real *out) {
+  wait_for_results(ex);
+  write_slots(ex, out, ex->state->scratch);
+}
+
+void smoe_exchange_end_add(const smoe_exchange *ex, smoe_real *out) {
+  wait_for_results(ex);
+  add_slots(ex, out, ex->state->scratch);
+}
+
+void smoe_exchange_progress(const smoe_exchange *ex) {
+  const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
+  smoe_messages_progress(ex->state->messages);
+  smoe_phase(phase);
 }
 
 double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repeats) {

@@ -5,11 +5,7 @@
  */
 #include <math.h>
 
-#include "stablemoe/exchange.h"
-
-int smoe_expert_first(int n_experts, int rank, int n_ranks) {
-  return (int)((int64_t)rank * n_experts / n_ranks);
-}
+#include "exchange_parts.h"
 
 /* Rows an expert takes when n_tokens tokens are routed; -1 without a limit. */
 static int64_t capacity(const smoe_exchange_shape *shape, int64_t n_tokens) {
@@ -40,7 +36,7 @@ void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, con
                (long long)shape->n_global_max, shape->n_slots);
   const int first = smoe_expert_first(shape->n_experts, group->rank, group->n_ranks);
   const int end = smoe_expert_first(shape->n_experts, group->rank + 1, group->n_ranks);
-  *ex = (smoe_exchange){.shape = *shape, .topology = topology, .expert_first = first, .n_local = end - first};
+  *ex = (smoe_exchange){.shape = *shape, .topology = topology, .place_first = first, .n_local = end - first};
 
   ex->send_row = smoe_arena_ints(arena, n_slots);
   ex->slot_place = smoe_arena_ints(arena, n_slots);
@@ -55,14 +51,17 @@ void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, con
   ex->recv_offset = smoe_arena_take(arena, G * sizeof *ex->recv_offset);
 
   ex->row_type = MPI_DATATYPE_NULL;
-  if (!arena->base) return;
-  SMOE_MPI(MPI_Type_contiguous((int)shape->width, SMOE_MPI_REAL, &ex->row_type));
-  SMOE_MPI(MPI_Type_commit(&ex->row_type));
+  if (arena->base) {
+    SMOE_MPI(MPI_Type_contiguous((int)shape->width, SMOE_MPI_REAL, &ex->row_type));
+    SMOE_MPI(MPI_Type_commit(&ex->row_type));
+  }
+  smoe_exchange_blocks_declare(ex, arena);
 }
 
 void smoe_exchange_release(smoe_exchange *ex) {
   /* A zeroed plan was never declared. */
   if (ex->topology && ex->row_type != MPI_DATATYPE_NULL) SMOE_MPI(MPI_Type_free(&ex->row_type));
+  smoe_exchange_blocks_release(ex);
 }
 
 /* This rank's row of counts: slots per expert, and tokens with at least one. */
@@ -104,15 +103,16 @@ static void apply_capacity(smoe_exchange *ex) {
   }
 }
 
-/* A stable counting sort of the kept slots by expert; the others are marked as dropped. */
+/* A stable counting sort of the kept slots by their expert's place; the others are marked as dropped. */
 static void order_slots(smoe_exchange *ex, int32_t *expert) {
   const int E = ex->shape.n_experts, G = ex->topology->experts.n_ranks;
   const int32_t *kept = ex->kept + (size_t)ex->topology->world.rank * (size_t)(E + 1);
   int32_t *next = ex->cursor, *end = ex->cursor + E;
   int32_t n = 0;
-  for (int r = 0, e = 0; r < G; r++) {
+  for (int r = 0, place = 0; r < G; r++) {
     ex->send_offset[r] = n;
-    for (; e < smoe_expert_first(E, r + 1, G); e++) {
+    for (; place < smoe_expert_first(E, r + 1, G); place++) {
+      const int e = smoe_expert_at(ex->topology, place);
       next[e] = n;
       end[e] = n += kept[e];
     }
@@ -140,12 +140,13 @@ static void place_rows(smoe_exchange *ex) {
   const int G = ex->topology->experts.n_ranks;
   /* The replica's ranks follow one another; this rank stands at experts.rank among them. */
   const int first_rank = ex->topology->world.rank - ex->topology->experts.rank;
-  const int32_t *kept = ex->kept + (size_t)first_rank * stride + (size_t)ex->expert_first;
+  const int32_t *kept = ex->kept + (size_t)first_rank * stride;
   int32_t *next = ex->cursor;
   ex->expert_offset[0] = 0;
   for (int j = 0; j < ex->n_local; j++) {
+    const size_t e = (size_t)smoe_expert_at(ex->topology, ex->place_first + j);
     int64_t n = 0;
-    for (int r = 0; r < G; r++) n += kept[(size_t)r * stride + (size_t)j];
+    for (int r = 0; r < G; r++) n += kept[(size_t)r * stride + e];
     next[j] = (int32_t)ex->expert_offset[j];
     ex->expert_offset[j + 1] = ex->expert_offset[j] + n;
   }
@@ -156,9 +157,10 @@ static void place_rows(smoe_exchange *ex) {
   int arrived = 0;
   for (int r = 0; r < G; r++) {
     ex->recv_offset[r] = arrived;
-    for (int j = 0; j < ex->n_local; j++)
-      for (int32_t i = 0; i < kept[(size_t)r * stride + (size_t)j]; i++)
-        ex->recv_place[arrived++] = next[j]++;
+    for (int j = 0; j < ex->n_local; j++) {
+      const size_t e = (size_t)smoe_expert_at(ex->topology, ex->place_first + j);
+      for (int32_t i = 0; i < kept[(size_t)r * stride + e]; i++) ex->recv_place[arrived++] = next[j]++;
+    }
     ex->recv_count[r] = arrived - ex->recv_offset[r];
   }
 }
@@ -177,4 +179,5 @@ void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n) {
   apply_capacity(ex);
   order_slots(ex, expert);
   place_rows(ex);
+  smoe_exchange_blocks(ex);
 }

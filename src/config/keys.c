@@ -19,7 +19,10 @@
 
 /* In the order of the enums in config.h. */
 static const char *const positions[] = {"middle", "top", "bottom", "scattered", NULL};
+static const char *const exchanges[] = {"direct", "two_level", NULL};
+static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
 static const char *const save_errors[] = {"stop", "continue", NULL};
+static const char *const placements[] = {"load", "order", NULL};
 static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", NULL};
 
 enum { MANY = 1000000000 }; /* an update's number enters the random streams as 32 bits */
@@ -79,6 +82,10 @@ static const smoe_key keys[] = {
     INT(train.lanes, "8", 1, 65536, "",
         "Parallel parts of each micro-batch, and so the most ranks that can share it; results depend on the "
         "lanes, not on the ranks."),
+    BOOL(train.recompute, "false",
+         "Compute the blocks' activations again in the backward pass instead of keeping them: much less "
+         "memory, "
+         "up to a fifth more work, the same results."),
     INT(train.evaluate_every, "200", 0, MANY, "updates",
         "Updates between two evaluations on the validation split; 0: only at the end."),
     INT(train.evaluate_sequences, "0", 0, MANY, "sequences",
@@ -116,6 +123,24 @@ static const smoe_key keys[] = {
         "Ranks that share out the experts; more ranks form replicas of such groups, which share out the "
         "data; "
         "0: as many as possible (the largest divisor of the ranks that is at most moe.experts)."),
+    CHOICE(
+        comm.exchange, "direct", exchanges,
+        "How tokens travel to their experts: from rank to rank, or within a node, then in one message from "
+        "node to node, and within a node again. Results are the same."),
+    INT(comm.node_ranks, "0", 0, 65536, "ranks",
+        "Consecutive ranks that comm.exchange=two_level takes for a node; 0: those that share memory."),
+    CHOICE(comm.alltoallv, "auto", alltoallvs,
+           "Order of the direct exchange's messages: MPI_Alltoallv, which chooses by itself, all at once, or "
+           "in rounds of one partner each. Results are the same."),
+    INT(comm.overlap, "0", 0, 64, "groups",
+        "Groups of experts that travel and compute side by side; 1: only gradients travel while others are "
+        "computed; 0: nothing does. Results are the same."),
+    REAL(comm.slice_mib, "1024", 0.000001, 2047, "MiB",
+         "Longest message of the token exchange; a longer one goes in slices."),
+    CHOICE(
+        comm.placement, "load", placements,
+        "Which experts share a rank once the routing is fixed: packed so that all ranks have as many rows, "
+        "by the loads of the coming batches, or in order of their numbers. Results are the same."),
     REAL(comm.watchdog_s, "300", 0, INFINITY, "s",
          "Wait in a collective after which a rank says where, at which update and for whom it waits; 0: "
          "never."),

@@ -1,6 +1,8 @@
 #include "stablemoe/corpus.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "spool.h"
 #include "stablemoe/arena.h"
@@ -100,6 +102,9 @@ smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path) {
   SMOE_CHECK(!smoe_fault("corpus.open"), SMOE_ERR_IO, "cannot open '%s': injected fault", path);
   memcpy(corpus->path, path, strlen(path) + 1);
   hid_t file;
+  SMOE_CHECK(access(path, F_OK) == 0, SMOE_ERR_IO,
+             "cannot open '%s': %s; `stablemoe prepare TEXT... -o %s` makes a corpus", path, strerror(errno),
+             path);
   SMOE_TRY(smoe_h5_open(&file, path));
   corpus->file = smoe_alloc(sizeof file);
   *(hid_t *)corpus->file = file;
@@ -184,5 +189,17 @@ smoe_status smoe_corpus_counts(const smoe_corpus *corpus, int64_t *count) {
   for (int64_t i = 0; i < v; i++)
     SMOE_CHECK(count[i] >= 0, SMOE_ERR_FORMAT, "the corpus '%s' is damaged: it counts %lld of token %lld",
                corpus->path, (long long)count[i], (long long)i);
+  return SMOE_OK;
+}
+
+smoe_status smoe_corpus_document_ends(const smoe_corpus *corpus, smoe_split split, int64_t first, size_t n,
+                                      int64_t *end) {
+  char name[64];
+  snprintf(name, sizeof name, "/%s/document", smoe_split_name(split));
+  SMOE_TRY(smoe_h5_read(file_of(corpus), name, H5T_NATIVE_INT64, end, first + 1, (int64_t)n));
+  for (size_t i = 0; i < n; i++)
+    SMOE_CHECK(end[i] >= (i ? end[i - 1] : 0) && end[i] <= corpus->n_tokens[split], SMOE_ERR_FORMAT,
+               "the corpus '%s' is damaged: document %lld of %s ends at token %lld", corpus->path,
+               (long long)(first + (int64_t)i), smoe_split_name(split), (long long)end[i]);
   return SMOE_OK;
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "stablemoe/status.h"
+#include "stablemoe/utf8.h"
 
 typedef struct smoe_text_file {
   char *path;
@@ -33,12 +34,6 @@ smoe_status smoe_text_list_add(smoe_text_list *list, const char *path, const cha
 
 /** Give the list back. Local. */
 void smoe_text_list_free(smoe_text_list *list);
-
-/** Length of the beginning that is UTF-8 (RFC 3629) without NUL. Local. */
-size_t smoe_utf8_prefix(const char *text, size_t bytes);
-
-/** Longest cut <= limit that does not split a character of valid UTF-8. Local. */
-size_t smoe_utf8_cut(const char *text, size_t limit);
 
 /** Reads a file document by document in constant memory. */
 typedef struct smoe_reader {

@@ -39,7 +39,7 @@ static smoe_piece *add_pieces(smoe_piece *piece, const smoe_params *params, int 
     return piece;
   }
   for (int j = 0; j < params->n_local; j++) {
-    const size_t expert = (size_t)(params->expert_first + j);
+    const size_t expert = (size_t)smoe_params_expert_number(params, j);
     size_t begin;
     const size_t n = smoe_params_expert_in_slice(params, p, j, &begin);
     const size_t at = (size_t)j * params->expert_count + param->offset + begin;

@@ -1,45 +1,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "checkpoint_piece.h"
+#include "checkpoint_entry.h"
 
-/* Elements that a checksum run holds at a time: whole units, so blocks stay the same. */
-enum { CHUNK = 1024 * SMOE_UNIT };
-
-/** What a dataset of the file is, as far as the file alone tells. */
-typedef struct entry {
-  char name[512];     /**< "param/<name>" */
-  char checksum[512]; /**< "checksum/param/<name>" */
-  char short_name[512];
-  int n_dims;
-  int64_t shape[SMOE_H5_DIMS];
-  int64_t n_copies; /**< experts; 1 where it is no expert's */
-  int64_t count;    /**< elements of one copy */
-  bool expert;
-} entry;
-
-/** Describe a dataset; the checksum's shape says whether it has one copy or one per expert. */
-static smoe_status describe(hid_t file, int set, const char *name, entry *e) {
-  int n_sums;
-  int64_t sums[SMOE_H5_DIMS];
-  *e = (entry){.n_copies = 1, .count = 1};
-  snprintf(e->short_name, sizeof e->short_name, "%s", name);
-  snprintf(e->name, sizeof e->name, "%s/%s", smoe_set_folder[set], name);
-  snprintf(e->checksum, sizeof e->checksum, "%s/%s", smoe_set_checksum[set], name);
-  SMOE_TRY(smoe_h5_shape(file, e->checksum, &n_sums, sums));
-  SMOE_TRY(smoe_h5_shape(file, e->name, &e->n_dims, e->shape));
-  e->expert = n_sums == 1;
-  if (e->expert) e->n_copies = sums[0];
-  SMOE_CHECK(n_sums <= 1 && e->n_dims > n_sums && (!e->expert || e->shape[0] == sums[0]), SMOE_ERR_FORMAT,
-             "'%s' and its checksum in '%s' have shapes that do not fit together", e->name,
-             smoe_h5_path(file));
-  SMOE_TRY(smoe_h5_expect(file, e->name, SMOE_H5_REAL_FILE, e->n_dims, e->shape));
-  SMOE_TRY(smoe_h5_expect(file, e->checksum, H5T_STD_U64LE, n_sums, sums));
-  for (int d = e->expert; d < e->n_dims; d++) e->count *= e->shape[d];
-  return SMOE_OK;
-}
-
-static void print_entry(const entry *e) {
+static void print_entry(const smoe_entry *e) {
   char shape[96] = "";
   size_t used = 0;
   for (int d = 0; d < e->n_dims && used < sizeof shape; d++)
@@ -56,8 +20,8 @@ static smoe_status print_entries(hid_t file) {
   if (status == SMOE_OK)
     printf("\n  %-48s %-10s %-24s %14s\n", "parameter", "placement", "shape", "elements");
   for (char **name = names; *name && status == SMOE_OK; name++) {
-    entry e;
-    status = describe(file, 0, *name, &e);
+    smoe_entry e;
+    status = smoe_entry_describe(file, 0, *name, &e);
     if (status != SMOE_OK) break;
     print_entry(&e);
     total[e.expert] += e.n_copies * e.count;
@@ -103,30 +67,18 @@ smoe_status smoe_checkpoint_print(const char *path) {
   return status;
 }
 
-/** Checksum of one copy of a dataset. */
-static smoe_status copy_checksum(hid_t file, const entry *e, int64_t copy, smoe_real *buffer, uint64_t *sum) {
-  *sum = 0;
-  for (int64_t done = 0; done < e->count; done += CHUNK) {
-    const int64_t n = e->count - done < CHUNK ? e->count - done : CHUNK;
-    SMOE_TRY(smoe_h5_read(file, e->name, SMOE_H5_REAL, buffer, copy * e->count + done, n));
-    *sum += smoe_checksum(buffer, (size_t)done, (size_t)n);
-  }
-  return SMOE_OK;
-}
-
 /** Check a dataset copy by copy; prints what is wrong, and returns the number of damaged copies. */
 static int64_t verify_entry(hid_t file, int set, const char *name, smoe_real *buffer) {
-  entry e;
-  if (describe(file, set, name, &e) != SMOE_OK) {
+  smoe_entry e;
+  if (smoe_entry_describe(file, set, name, &e) != SMOE_OK) {
     printf("  damaged: %s/%s: %s\n", smoe_set_folder[set], name, smoe_report());
     return 1;
   }
   int64_t n_bad = 0;
   for (int64_t copy = 0; copy < e.n_copies; copy++) {
-    uint64_t sum, stored;
-    smoe_status status = copy_checksum(file, &e, copy, buffer, &sum);
-    if (status == SMOE_OK) status = smoe_h5_read(file, e.checksum, H5T_NATIVE_UINT64, &stored, copy, 1);
-    if (status == SMOE_OK && sum == stored) continue;
+    bool good = false;
+    const smoe_status status = smoe_entry_read(file, &e, copy, buffer, &good, NULL, NULL);
+    if (status == SMOE_OK && good) continue;
     n_bad++;
     printf("  damaged: %s", e.name);
     if (e.expert) printf(" of expert %lld", (long long)copy);
@@ -139,7 +91,7 @@ static smoe_status verify_file(hid_t file, const char *path) {
   smoe_checkpoint_meta meta;
   SMOE_TRY(smoe_checkpoint_meta_of(file, &meta));
   smoe_free(meta.configuration);
-  smoe_real *buffer = smoe_alloc(CHUNK * sizeof *buffer);
+  smoe_real *buffer = smoe_alloc(SMOE_ENTRY_CHUNK * sizeof *buffer);
   int64_t n_datasets = 0, n_damaged = 0;
   smoe_status status = SMOE_OK;
   for (int set = 0; set < SMOE_SETS && status == SMOE_OK; set++) {

@@ -95,6 +95,27 @@ void smoe_attention_forward(smoe_real *out, smoe_real *lse, const smoe_real *qkv
   }
 }
 
+static void head_row(smoe_real *restrict out, const smoe_real *restrict qkv, smoe_real *restrict score,
+                     size_t last, size_t d, size_t width) {
+  const smoe_real scale = 1 / sqrt_real((smoe_real)d);
+  const smoe_real *q = qkv + last * 3 * width;
+  for (size_t i = 0; i <= last; i++) score[i] = scale * smoe_dot(q, qkv + i * 3 * width + width, d);
+  const smoe_real factor = 1 / row_exp(score, score, row_max(score, last + 1), last + 1);
+  memset(out, 0, d * sizeof *out);
+  for (size_t i = 0; i <= last; i++) {
+    const smoe_real *restrict v = qkv + i * 3 * width + 2 * width;
+    for (size_t j = 0; j < d; j++) out[j] += score[i] * v[j];
+  }
+  for (size_t j = 0; j < d; j++) out[j] *= factor;
+}
+
+void smoe_attention_row(smoe_real *out, const smoe_real *qkv, smoe_real *scratch, size_t last, size_t h,
+                        size_t d) {
+  const size_t width = h * d;
+#pragma omp parallel for if ((last + 1) * width > PARALLEL_MIN)
+  for (size_t i = 0; i < h; i++) head_row(out + i * d, qkv + i * d, scratch + i * (last + 1), last, d, width);
+}
+
 /* p = exp(p - lse), the probabilities again;  dp = p (dp - delta) / sqrt(D), the scores' gradient. */
 static void row_backward(smoe_real *restrict p, smoe_real *restrict dp, smoe_real lse, smoe_real delta,
                          smoe_real scale, size_t n) {

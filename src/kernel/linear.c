@@ -3,6 +3,7 @@
 #include <cblas.h>
 #include <limits.h>
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "stablemoe/status.h"
@@ -10,8 +11,10 @@
 
 #ifdef SMOE_DOUBLE
 #define CBLAS_GEMM cblas_dgemm
+#define CBLAS_GEMV cblas_dgemv
 #else
 #define CBLAS_GEMM cblas_sgemm
+#define CBLAS_GEMV cblas_sgemv
 #endif
 
 /* Columns that one thread sums at a time: their sums and four rows of them stay in the first cache. */
@@ -24,6 +27,24 @@ void smoe_threads_set(int n) {
 
 const char *smoe_blas_name(void) {
   return openblas_get_corename();
+}
+
+smoe_blas_pool smoe_blas_threading(void) {
+  const int parallel = openblas_get_parallel();
+  return parallel == OPENBLAS_OPENMP   ? SMOE_BLAS_OPENMP
+         : parallel == OPENBLAS_THREAD ? SMOE_BLAS_PTHREADS
+                                       : SMOE_BLAS_SEQUENTIAL;
+}
+
+const char *smoe_blas_description(void) {
+  static const char *const pools[] = {"one thread only", "threads of its own (pthreads)", "OpenMP threads"};
+  static char text[128];
+  const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 NO_LAPACKE ..." */
+  const char *version = strchr(config, ' ');
+  const size_t n = version ? (size_t)(version - config) + 1 + strcspn(version + 1, " ") : strlen(config);
+  snprintf(text, sizeof text, "%.*s, core type %s, %s", (int)n, config, smoe_blas_name(),
+           pools[smoe_blas_threading()]);
+  return text;
 }
 
 /* What is left of a product over nothing. */
@@ -60,6 +81,17 @@ void smoe_linear_forward(smoe_real *y, const smoe_real *x, const smoe_real *w, c
     for (size_t i = 0; i < n; i++) memcpy(y + i * o, b, o * sizeof *y);
   }
   smoe_gemm(false, true, n, o, c, 1, x, c, w, c, b ? 1 : 0, y, o);
+}
+
+void smoe_linear_rows(smoe_real *y, const smoe_real *x, const smoe_real *w, const smoe_real *b, size_t n,
+                      size_t c, size_t o) {
+  if (n != 1 || c == 0 || o == 0) {
+    smoe_linear_forward(y, x, w, b, n, c, o);
+    return;
+  }
+  SMOE_ASSERT(c <= INT_MAX && o <= INT_MAX);
+  if (b) memcpy(y, b, o * sizeof *y);
+  CBLAS_GEMV(CblasRowMajor, CblasNoTrans, (blasint)o, (blasint)c, 1, w, (blasint)c, x, 1, b ? 1 : 0, y, 1);
 }
 
 void smoe_linear_backward_input(smoe_real *dx, const smoe_real *dy, const smoe_real *w, size_t n, size_t c,

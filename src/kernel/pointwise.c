@@ -41,6 +41,10 @@ static void row_add_scaled(smoe_real *restrict y, smoe_real s, const smoe_real *
 
 void smoe_add_rows_scaled(smoe_real *y, const smoe_real *s, size_t s_stride, const smoe_real *x, size_t n,
                           size_t c) {
+  if (n == 1) { /* a parallel region, even of one thread, would cost more than the row */
+    row_add_scaled(y, s[0], x, c);
+    return;
+  }
 #pragma omp parallel for if (n * c > PARALLEL_MIN)
   for (size_t i = 0; i < n; i++) row_add_scaled(y + i * c, s[i * s_stride], x + i * c, c);
 }

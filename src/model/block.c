@@ -42,6 +42,7 @@ void smoe_block_layout(smoe_block *block, smoe_arena *tape, int n_lanes, size_t 
                        const smoe_block *shared) {
   const size_t n = (size_t)n_lanes * lane_tokens, c = block->width, f = block->inner;
   block->lane_tokens = lane_tokens;
+  block->lane_stride = n_lanes > 1 ? lane_tokens : 0;
   block->mean1 = shared ? shared->mean1 : smoe_arena_reals(tape, n);
   block->rstd1 = shared ? shared->rstd1 : smoe_arena_reals(tape, n);
   block->qkv_rows = shared ? shared->qkv_rows : smoe_arena_reals(tape, n * 3 * c);
@@ -70,9 +71,10 @@ static const smoe_real *value(const smoe_block *block, int index) {
   return smoe_params_shared(block->params, index);
 }
 
-void smoe_block_forward(smoe_block *block, const smoe_block_scratch *scratch, int lane, smoe_real *y,
-                        const smoe_real *x) {
-  const size_t n = block->lane_tokens, c = block->width, f = block->inner, first = (size_t)lane * n;
+/* All that goes to the tape: everything but the block's output. */
+void smoe_block_again(smoe_block *block, const smoe_block_scratch *scratch, int lane, const smoe_real *x) {
+  const size_t n = block->lane_tokens, c = block->width, f = block->inner;
+  const size_t first = (size_t)lane * block->lane_stride;
   smoe_real *normed = scratch->normed, *qkv = block->qkv_rows + first * 3 * c;
   smoe_real *attended = block->attended + first * c, *u = block->u + first * c, *h = block->h + first * f;
 
@@ -95,6 +97,14 @@ void smoe_block_forward(smoe_block *block, const smoe_block_scratch *scratch, in
   smoe_linear_forward(h, normed, value(block, block->w1), NULL, n, c, f);
   smoe_phase(SMOE_PHASE_NORM);
   smoe_bias_relu_forward(h, value(block, block->b1), n, f);
+}
+
+void smoe_block_forward(smoe_block *block, const smoe_block_scratch *scratch, int lane, smoe_real *y,
+                        const smoe_real *x) {
+  const size_t n = block->lane_tokens, c = block->width, f = block->inner;
+  const size_t first = (size_t)lane * block->lane_stride;
+  const smoe_real *u = block->u + first * c, *h = block->h + first * f;
+  smoe_block_again(block, scratch, lane, x);
   smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_forward(y, h, value(block, block->w2), value(block, block->b2), n, f, c);
   smoe_phase(SMOE_PHASE_NORM);
@@ -103,7 +113,8 @@ void smoe_block_forward(smoe_block *block, const smoe_block_scratch *scratch, in
 
 void smoe_block_backward(smoe_block *block, const smoe_block_scratch *scratch, int lane, smoe_real *dx,
                          const smoe_real *x) {
-  const size_t n = block->lane_tokens, c = block->width, f = block->inner, first = (size_t)lane * n;
+  const size_t n = block->lane_tokens, c = block->width, f = block->inner;
+  const size_t first = (size_t)lane * block->lane_stride;
   const smoe_real *qkv = block->qkv_rows + first * 3 * c, *attended = block->attended + first * c;
   const smoe_real *u = block->u + first * c, *h = block->h + first * f;
   smoe_real *normed = scratch->normed, *dnormed = scratch->dnormed;

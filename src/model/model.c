@@ -73,9 +73,10 @@ static void layout(smoe_model *model) {
     const bool reuse = !model->training && i >= 2;
     model->x[i] = reuse ? model->x[i - 2] : smoe_arena_reals(&model->tape, n * c);
   }
+  const bool keep = model->training && !model->recompute;
   for (int b = 0; b < model->n_blocks; b++)
-    smoe_block_layout(&model->block[b], &model->tape, model->tokens.n_lanes, lane,
-                      model->training || b == 0 ? NULL : &model->block[0]);
+    smoe_block_layout(&model->block[b], &model->tape, keep ? model->tokens.n_lanes : 1, lane,
+                      keep || b == 0 ? NULL : &model->block[0]);
   model->mean = smoe_arena_reals(&model->tape, n);
   model->rstd = smoe_arena_reals(&model->tape, n);
 
@@ -123,10 +124,12 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   const smoe_settings *settings = smoe_config_settings(config);
   smoe_model *model = smoe_alloc(sizeof *model);
   *out = model;
+  model->library_bytes = smoe_resident_memory();
   const smoe_lanes lanes = smoe_lanes_of_rank(shape->n_lanes, group->rank, group->n_ranks);
   const size_t context = (size_t)settings->model.context, lane_tokens = shape->lane_sequences * context;
   model->config = config;
   model->training = shape->training;
+  model->recompute = shape->training && settings->train.recompute;
   model->width = (size_t)settings->model.width;
   model->vocabulary = (size_t)shape->vocabulary;
   model->n_blocks = (int)settings->model.blocks;
@@ -146,6 +149,8 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   order_layers(model, settings);
   const int n_experts = model->n_moe ? (int)settings->moe.experts : 0;
   SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
+  if (settings->comm.exchange == SMOE_EXCHANGE_TWO_LEVEL && n_experts > 0)
+    smoe_nodes_find(&model->topology.nodes, &model->topology.experts, settings->comm.node_ranks);
   model->tokens.n_replica = replica_tokens(&model->topology, lanes.n_lanes, lane_tokens);
   smoe_params_begin(&model->params, group, &lanes, n_experts);
   smoe_params_spread(&model->params, &model->topology);
@@ -211,6 +216,7 @@ static void head(smoe_model *model, int lane, const int32_t *target, const smoe_
                                 model->normed + r * c, rows, c, v);
     smoe_linear_backward_input(model->dnormed + r * c, model->logits, table, rows, c, v, false);
   }
+  if (model->token_loss) memcpy(model->token_loss + first, model->row_loss, n * sizeof *model->row_loss);
   smoe_lane_sums *sums = (smoe_lane_sums *)(model->sums + (size_t)lane * (size_t)model->n_sums);
   for (size_t t = 0; t < n; t++) {
     sums->loss += (double)model->row_loss[t];
@@ -234,6 +240,7 @@ void smoe_model_forward(smoe_model *model, const int32_t *input, const int32_t *
   const size_t n = tokens->lane_tokens, c = model->width;
   smoe_arena_forget(&model->tape);
   smoe_arena_forget(&model->scratch);
+  for (int m = 0; m < model->n_moe; m++) smoe_moe_layer_plan(&model->moe[m], input, context);
   smoe_phase(SMOE_PHASE_EMBEDDING);
   for (int lane = 0; lane < tokens->n_lanes; lane++)
     smoe_embedding_forward(model->x[0] + (size_t)lane * n * c, input + (size_t)lane * n,
@@ -266,9 +273,12 @@ void smoe_model_backward(smoe_model *model, const int32_t *input, const smoe_rou
     if (model->layer[i] < 0) {
       smoe_moe_layer_backward(&model->moe[-1 - model->layer[i]], model->dx, x, input, context);
     } else {
-      for (int lane = 0; lane < tokens->n_lanes; lane++)
-        smoe_block_backward(&model->block[model->layer[i]], &model->block_scratch, lane,
-                            model->dx + (size_t)lane * n * c, x + (size_t)lane * n * c);
+      smoe_block *block = &model->block[model->layer[i]];
+      for (int lane = 0; lane < tokens->n_lanes; lane++) {
+        const smoe_real *lane_x = x + (size_t)lane * n * c;
+        if (model->recompute) smoe_block_again(block, &model->block_scratch, lane, lane_x);
+        smoe_block_backward(block, &model->block_scratch, lane, model->dx + (size_t)lane * n * c, lane_x);
+      }
     }
   }
   smoe_phase(SMOE_PHASE_EMBEDDING);
@@ -315,15 +325,23 @@ double smoe_model_expected_bytes(const smoe_model *model) {
 smoe_status smoe_model_print_plan(const smoe_model *model) {
   const smoe_params *params = &model->params;
   const double worst = (double)(model->fixed.peak + model->tape.peak + model->scratch.peak);
-  double bytes[] = {(double)model->fixed.peak, (double)model->tape.peak, (double)model->scratch.peak, worst,
-                    smoe_model_expected_bytes(model)};
-  smoe_group_max_f64(&params->group, bytes, 5);
+  double bytes[] = {(double)model->fixed.peak,        (double)model->tape.peak,
+                    (double)model->scratch.peak,      worst,
+                    smoe_model_expected_bytes(model), model->library_bytes};
+  smoe_group_max_f64(&params->group, bytes, 6);
   smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
             (long long)smoe_params_total(params, SMOE_EXPERT));
   smoe_note("memory per rank (largest of %d): %.1f MiB expected with balanced routing; at most %.1f MiB "
             "(model %.1f, tape %.1f, scratch %.1f)",
             params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,
             bytes[2] / MIB);
+  smoe_note("libraries per rank, in memory already: %.1f MiB; with the expected part of the plan %.1f MiB",
+            bytes[5] / MIB, (bytes[4] + bytes[5]) / MIB);
+  if (model->n_moe) {
+    char text[256];
+    smoe_exchange_describe(&model->moe[0].exchange, text, sizeof text);
+    smoe_note("exchange of tokens: %s", text);
+  }
   const double machine = smoe_free_memory();
   const int ranks_here = smoe_group_ranks_here(&params->group);
   const double here = bytes[4] * ranks_here;

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-#include "stablemoe/exchange.h"
+#include "stablemoe/placement.h"
 #include "stablemoe/random.h"
 
 static size_t round_to_unit(size_t n) {
@@ -35,9 +35,9 @@ void smoe_params_spread(smoe_params *params, const smoe_topology *topology) {
   const smoe_group *experts = &topology->experts;
   SMOE_ASSERT(params->n_params == 0);
   params->topology = *topology;
-  params->expert_first = smoe_expert_first(params->n_experts, experts->rank, experts->n_ranks);
+  params->place_first = smoe_expert_first(params->n_experts, experts->rank, experts->n_ranks);
   params->n_local =
-      smoe_expert_first(params->n_experts, experts->rank + 1, experts->n_ranks) - params->expert_first;
+      smoe_expert_first(params->n_experts, experts->rank + 1, experts->n_ranks) - params->place_first;
 }
 
 int smoe_params_declare(smoe_params *params, smoe_placement placement, const int64_t *shape, smoe_init init,
@@ -180,7 +180,7 @@ void smoe_params_initialise(smoe_params *params, uint64_t seed) {
       fill(params->shared + param->offset, param, seed, 0);
     else
       for (int j = 0; j < params->n_local; j++)
-        fill(smoe_params_expert(params, p, j), param, seed, params->expert_first + j);
+        fill(smoe_params_expert(params, p, j), param, seed, smoe_params_expert_number(params, j));
   }
 }
 
@@ -207,6 +207,34 @@ size_t smoe_params_reduce_scratch(const smoe_params *params) {
   return shared > expert ? shared : expert;
 }
 
+/* The moments of this replica's experts, of which the ranks of the other replicas have other slices,
+ * go to their new places; whole and moved are [n_local, expert_count], and whole may be the moments. */
+static void place_moments(const smoe_params *params, const int32_t *expert_at, smoe_real *own,
+                          smoe_real *whole, smoe_real *moved) {
+  const smoe_group *replicas = &params->topology.replicas;
+  const size_t n = params->expert_slice_count;
+  if (whole != own) {
+    if (n) memcpy(whole + params->expert_slice_first, own, n * sizeof *own);
+    smoe_share_slices(replicas, whole, (size_t)params->n_local * params->expert_count);
+  }
+  smoe_placement_move(&params->topology, expert_at, params->n_experts, moved, whole, params->expert_count);
+  if (n) memcpy(own, moved + params->expert_slice_first, n * sizeof *own);
+}
+
+void smoe_params_place(smoe_params *params, const int32_t *expert_at) {
+  const size_t experts = (size_t)params->n_local * params->expert_count;
+  const bool split = params->topology.replicas.n_ranks > 1;
+  smoe_real *moved = params->expert_grad;
+  smoe_real *whole = split ? smoe_alloc(experts * sizeof *whole) : NULL;
+  smoe_placement_move(&params->topology, expert_at, params->n_experts, moved, params->expert,
+                      params->expert_count);
+  if (experts) memcpy(params->expert, moved, experts * sizeof *moved);
+  place_moments(params, expert_at, params->expert_m, split ? whole : params->expert_m, moved);
+  place_moments(params, expert_at, params->expert_v, split ? whole : params->expert_v, moved);
+  smoe_free(whole);
+  memcpy(params->topology.expert_at, expert_at, (size_t)params->n_experts * sizeof *expert_at);
+}
+
 void smoe_params_share(smoe_params *params) {
   smoe_share_slices(&params->group, params->shared, params->shared_count);
   smoe_share_slices(&params->topology.replicas, params->expert,
@@ -217,6 +245,11 @@ int smoe_params_find(const smoe_params *params, const char *name) {
   for (int p = 0; p < params->n_params; p++)
     if (strcmp(params->param[p].name, name) == 0) return p;
   return -1;
+}
+
+int smoe_params_expert_number(const smoe_params *params, int j) {
+  SMOE_ASSERT(j >= 0 && j < params->n_local);
+  return smoe_expert_at(&params->topology, params->place_first + j);
 }
 
 smoe_real *smoe_params_shared(const smoe_params *params, int index) {

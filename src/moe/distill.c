@@ -36,6 +36,10 @@ void smoe_distill_declare(smoe_router *router, smoe_params *params, const smoe_d
     router->index[MORE] = smoe_distill_transformer_declare(router, params, options);
 }
 
+smoe_sight smoe_distill_sight(const smoe_distill_options *options) {
+  return options->features == SMOE_FEATURES_WORD ? SMOE_SEES_ITSELF : SMOE_SEES_BEFORE;
+}
+
 size_t smoe_distill_tape(const smoe_router *router, const smoe_distill_options *options, size_t n) {
   const size_t more =
       options->features == SMOE_FEATURES_TRANSFORMER ? smoe_distill_transformer_tape(router, options, n) : 0;
@@ -191,8 +195,41 @@ void smoe_distill_compare(const smoe_route_call *call, const int32_t *choice, sm
   }
 }
 
-void smoe_distill_freeze(const smoe_router *router, smoe_params *params) {
+void smoe_distill_choose(const smoe_router *router, const smoe_distill_options *options,
+                         const smoe_route_call *call, int32_t *expert, smoe_real *tape, smoe_real *scratch) {
+  if (!router->compiled) {
+    smoe_distill_scores(router, options, call, tape, scratch);
+    smoe_route_argmax(expert, tape, call->token, call->n_tokens, router->n_experts); /* (12) */
+    return;
+  }
+  for (size_t t = 0; t < call->n_tokens; t++)
+    expert[t] = call->token[t] < 0 ? -1 : router->table[call->token[t]];
+}
+
+size_t smoe_distill_table(const smoe_router *router, const smoe_distill_options *options) {
+  return options->features == SMOE_FEATURES_WORD ? (size_t)router->vocabulary : 0;
+}
+
+/* A word's features are its own, so each token id has one expert once nothing learns any more. */
+static void compile(smoe_router *router, const smoe_distill_options *options) {
+  enum { ROWS = 256 }; /* whatever the model's shapes are, so that the table does not depend on them */
+  int32_t token[ROWS], expert[ROWS];
+  smoe_real *tape = smoe_alloc(smoe_distill_tape(router, options, ROWS) * sizeof *tape);
+  smoe_real *scratch = smoe_alloc(smoe_distill_scratch(router, options, ROWS) * sizeof *scratch);
+  for (int first = 0; first < router->vocabulary; first += ROWS) {
+    for (int i = 0; i < ROWS; i++) token[i] = first + i < router->vocabulary ? first + i : -1;
+    const smoe_route_call call = {.token = token, .n_tokens = ROWS, .n_sequences = 1, .n_context = ROWS};
+    smoe_distill_choose(router, options, &call, expert, tape, scratch);
+    for (int i = 0; i < ROWS && token[i] >= 0; i++) router->table[token[i]] = expert[i];
+  }
+  smoe_free(tape);
+  smoe_free(scratch);
+  router->compiled = true;
+}
+
+void smoe_distill_freeze(smoe_router *router, const smoe_distill_options *options, smoe_params *params) {
   char prefix[SMOE_NAME_MAX];
   snprintf(prefix, sizeof prefix, "moe%d/router/distilled/", router->layer);
   smoe_params_freeze(params, prefix, true);
+  if (router->table && !router->compiled && smoe_distill_table(router, options) > 0) compile(router, options);
 }

@@ -87,6 +87,9 @@ void smoe_distill_declare(smoe_router *router, smoe_params *params, const smoe_d
 size_t smoe_distill_tape(const smoe_router *router, const smoe_distill_options *options, size_t n);
 size_t smoe_distill_scratch(const smoe_router *router, const smoe_distill_options *options, size_t n);
 
+/** What the features see. */
+smoe_sight smoe_distill_sight(const smoe_distill_options *options);
+
 /** tape [N, E] = r. */
 void smoe_distill_scores(const smoe_router *router, const smoe_distill_options *options,
                          const smoe_route_call *call, smoe_real *tape, smoe_real *scratch);
@@ -104,7 +107,16 @@ void smoe_distill_backward(const smoe_router *router, const smoe_distill_options
 /** Add to sums for how many tokens the learned and the distilled choice agree, where both were asked for. */
 void smoe_distill_compare(const smoe_route_call *call, const int32_t *choice, smoe_route_sums *sums);
 
-/** Freeze the distilled router's parameters. */
-void smoe_distill_freeze(const smoe_router *router, smoe_params *params);
+/** The distilled choice [N] of a call, -1 for padding: from the compiled table where there is one, else by
+ *  way of smoe_distill_scores. The same choices.
+ */
+void smoe_distill_choose(const smoe_router *router, const smoe_distill_options *options,
+                         const smoe_route_call *call, int32_t *expert, smoe_real *tape, smoe_real *scratch);
+
+/** Integers of a router's compiled table: [V], the expert of each token id, where features are words; else 0. */
+size_t smoe_distill_table(const smoe_router *router, const smoe_distill_options *options);
+
+/** Freeze the distilled router's parameters; the first time, compile them into router->table where there is one. */
+void smoe_distill_freeze(smoe_router *router, const smoe_distill_options *options, smoe_params *params);
 
 #endif

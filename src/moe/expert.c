@@ -52,7 +52,7 @@ void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *sc
   experts->normed = smoe_arena_reals(scratch, rows_max * c);
   if (training) {
     experts->dinner = smoe_arena_reals(scratch, rows_max * f);
-    experts->dnormed = smoe_arena_reals(scratch, rows_max * c);
+    experts->doutput = smoe_arena_reals(scratch, rows_max * c);
   }
 }
 
@@ -84,16 +84,25 @@ static sublayer_view view(const smoe_experts *experts, int s, int j, bool gradie
   return v;
 }
 
+/* Rows that are on their way move on only where MPI is called. */
+static void between_products(const smoe_experts *experts) {
+  if (experts->pause) experts->pause(experts->pause_of);
+}
+
 /* Sublayer s of expert j on rows [first, first + m). */
 static void sublayer_forward(smoe_experts *experts, int s, int j, smoe_real *delta, size_t first, size_t m) {
   const size_t c = experts->width, f = experts->inner;
   const sublayer_view v = view(experts, s, j, false);
   smoe_real *z = experts->z[s] + first * c, *h = experts->h[s] + first * f;
   smoe_real *y = experts->normed + first * c; /* LN(z) first, then the sublayer's output */
+  void (*const linear)(smoe_real *, const smoe_real *, const smoe_real *, const smoe_real *, size_t, size_t,
+                       size_t) = experts->decoding ? smoe_linear_rows : smoe_linear_forward;
   smoe_norm_forward(y, experts->mean[s] + first, experts->rstd[s] + first, z, v.gamma, v.beta, m, c);
-  smoe_linear_forward(h, y, v.w1, NULL, m, c, f);
+  linear(h, y, v.w1, NULL, m, c, f);
+  between_products(experts);
   smoe_bias_relu_forward(h, v.b1, m, f);
-  smoe_linear_forward(y, h, v.w2, v.b2, m, f, c);
+  linear(y, h, v.w2, v.b2, m, f, c);
+  between_products(experts);
 
   if (s == 0)
     memcpy(delta + first * c, y, m * c * sizeof *y);
@@ -106,48 +115,97 @@ static void sublayer_forward(smoe_experts *experts, int s, int j, smoe_real *del
   }
 }
 
-void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t *offset) {
-  for (int j = 0; j < experts->params->n_local; j++) {
-    const size_t first = (size_t)offset[j], m = (size_t)(offset[j + 1] - offset[j]);
-    for (int s = 0; s < experts->n_sublayers; s++) sublayer_forward(experts, s, j, delta, first, m);
+void smoe_experts_forward_some(smoe_experts *experts, smoe_real *delta, const int64_t *offset, int first,
+                               int end) {
+  for (int j = first; j < end; j++) {
+    const size_t row = (size_t)offset[j], m = (size_t)(offset[j + 1] - offset[j]);
+    for (int s = 0; s < experts->n_sublayers; s++) sublayer_forward(experts, s, j, delta, row, m);
   }
 }
 
+void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t *offset) {
+  smoe_experts_forward_some(experts, delta, offset, 0, experts->params->n_local);
+}
+
+/* What sublayer s's output has as gradient, on rows from `first` on. */
+static const smoe_real *output_gradient(const smoe_experts *experts, int s, const smoe_real *ddelta,
+                                        size_t first) {
+  return (s + 1 < experts->n_sublayers ? experts->doutput : ddelta) + first * experts->width;
+}
+
 /* delta is the sum of the sublayers' outputs; output s has gradient ddelta plus what the later
- * sublayers want of their input, which stands in dx. */
-static void sublayer_backward(smoe_experts *experts, int s, int j, smoe_real *dx, const smoe_real *ddelta,
-                              size_t first, size_t m) {
+ * sublayers want of their input, which stands in dx. Leaves the gradients of output and inner rows
+ * in scratch, for the weights. */
+static void sublayer_backward_rows(smoe_experts *experts, int s, int j, smoe_real *dx,
+                                   const smoe_real *ddelta, size_t first, size_t m) {
   const size_t c = experts->width, f = experts->inner;
   const sublayer_view v = view(experts, s, j, true);
   const smoe_real *z = experts->z[s] + first * c, *h = experts->h[s] + first * f;
-  const smoe_real *mean = experts->mean[s] + first, *rstd = experts->rstd[s] + first;
   smoe_real *acc = dx + first * c;
-  smoe_real *normed = experts->normed + first * c, *dinner = experts->dinner + first * f;
-  smoe_real *dnormed = experts->dnormed + first * c;
+  smoe_real *dnormed = experts->normed + first * c, *dinner = experts->dinner + first * f;
 
-  const smoe_real *dy = ddelta + first * c;
   if (s + 1 < experts->n_sublayers) {
-    memcpy(dnormed, dy, m * c * sizeof *dy);
-    smoe_add(dnormed, acc, m * c);
-    dy = dnormed;
+    smoe_real *doutput = experts->doutput + first * c;
+    memcpy(doutput, ddelta + first * c, m * c * sizeof *doutput);
+    smoe_add(doutput, acc, m * c);
   }
   /* y = W2 h + b2 */
-  smoe_linear_backward_weight(v.dw2, v.db2, dy, h, m, f, c);
-  smoe_linear_backward_input(dinner, dy, v.w2, m, f, c, false);
+  smoe_linear_backward_input(dinner, output_gradient(experts, s, ddelta, first), v.w2, m, f, c, false);
+  between_products(experts);
   /* h = relu(W1 LN(z) + b1) */
   smoe_relu_backward(dinner, h, m * f);
-  smoe_norm_again(normed, mean, rstd, z, v.gamma, v.beta, m, c);
-  smoe_linear_backward_weight(v.dw1, v.db1, dinner, normed, m, c, f);
   smoe_linear_backward_input(dnormed, dinner, v.w1, m, c, f, false);
-  smoe_norm_backward(acc, v.dgamma, v.dbeta, dnormed, z, v.gamma, mean, rstd, m, c);
+  between_products(experts);
+  smoe_norm_backward(acc, v.dgamma, v.dbeta, dnormed, z, v.gamma, experts->mean[s] + first,
+                     experts->rstd[s] + first, m, c);
+}
+
+static void sublayer_backward_weights(smoe_experts *experts, int s, int j, const smoe_real *ddelta,
+                                      size_t first, size_t m) {
+  const size_t c = experts->width, f = experts->inner;
+  const sublayer_view v = view(experts, s, j, true);
+  smoe_real *normed = experts->normed + first * c;
+  /* y = W2 h + b2 */
+  smoe_linear_backward_weight(v.dw2, v.db2, output_gradient(experts, s, ddelta, first),
+                              experts->h[s] + first * f, m, f, c);
+  between_products(experts);
+  /* h = relu(W1 LN(z) + b1) */
+  smoe_norm_again(normed, experts->mean[s] + first, experts->rstd[s] + first, experts->z[s] + first * c,
+                  v.gamma, v.beta, m, c);
+  smoe_linear_backward_weight(v.dw1, v.db1, experts->dinner + first * f, normed, m, c, f);
+  between_products(experts);
+}
+
+static void expert_backward_rows(smoe_experts *experts, int j, smoe_real *dx, const smoe_real *ddelta,
+                                 const int64_t *offset) {
+  const size_t first = (size_t)offset[j], m = (size_t)(offset[j + 1] - offset[j]);
+  memset(dx + first * experts->width, 0, m * experts->width * sizeof *dx);
+  for (int s = experts->n_sublayers - 1; s >= 0; s--) {
+    sublayer_backward_rows(experts, s, j, dx, ddelta, first, m);
+    /* The next one down needs the scratch. */
+    if (s > 0) sublayer_backward_weights(experts, s, j, ddelta, first, m);
+  }
+}
+
+static void expert_backward_weights(smoe_experts *experts, int j, const smoe_real *ddelta,
+                                    const int64_t *offset) {
+  sublayer_backward_weights(experts, 0, j, ddelta, (size_t)offset[j], (size_t)(offset[j + 1] - offset[j]));
+}
+
+void smoe_experts_backward_rows(smoe_experts *experts, smoe_real *dx, const smoe_real *ddelta,
+                                const int64_t *offset, int first, int end) {
+  for (int j = first; j < end; j++) expert_backward_rows(experts, j, dx, ddelta, offset);
+}
+
+void smoe_experts_backward_weights(smoe_experts *experts, const smoe_real *ddelta, const int64_t *offset,
+                                   int first, int end) {
+  for (int j = first; j < end; j++) expert_backward_weights(experts, j, ddelta, offset);
 }
 
 void smoe_experts_backward(smoe_experts *experts, smoe_real *dx, const smoe_real *ddelta,
                            const int64_t *offset) {
   for (int j = 0; j < experts->params->n_local; j++) {
-    const size_t first = (size_t)offset[j], m = (size_t)(offset[j + 1] - offset[j]);
-    memset(dx + first * experts->width, 0, m * experts->width * sizeof *dx);
-    for (int s = experts->n_sublayers - 1; s >= 0; s--)
-      sublayer_backward(experts, s, j, dx, ddelta, first, m);
+    expert_backward_rows(experts, j, dx, ddelta, offset);
+    expert_backward_weights(experts, j, ddelta, offset);
   }
 }

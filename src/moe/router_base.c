@@ -30,6 +30,10 @@ static int slots_base(const smoe_config *config) {
   return 1;
 }
 
+static smoe_sight sight_base(const smoe_router *router) {
+  return SMOE_SEES_ITSELF;
+}
+
 static void declare_base(smoe_router *router, smoe_params *params) {
   router->index[CENTROID] = smoe_params_declare(
       params, SMOE_REPLICATED, (int64_t[]){router->n_experts, (int64_t)router->width, 0},
@@ -70,14 +74,14 @@ static void choose_balanced(const smoe_router *router, const smoe_route_call *ca
                call->scratch + call->n_tokens * (size_t)router->n_experts);
 }
 
-/* The gate of the choice, and both to the call. */
+/* The gate of the choice, and both to the call; a choice made ahead is there already. */
 static void finish(const smoe_router *router, const smoe_route_call *call) {
   const size_t n = call->n_tokens;
   const int32_t *choice = choice_of(call);
   smoe_real *gate = gate_of(call);
   smoe_sigmoid_gate_forward(gate, choice, centroid_of(router), call->x, n, router->width);
   memcpy(call->gate, gate, n * sizeof *gate);
-  memcpy(call->expert, choice, n * sizeof *choice);
+  if (!call->chosen) memcpy(call->expert, choice, n * sizeof *choice);
 }
 
 static void route_base(const smoe_router *router, const smoe_route_call *call) {
@@ -118,6 +122,10 @@ static smoe_status check_base_stage2(const smoe_config *config) {
   return smoe_distill_check(&options->distill, SECTION);
 }
 
+static smoe_sight sight_base_stage2(const smoe_router *router) {
+  return smoe_distill_sight(distill_of(router));
+}
+
 static void declare_base_stage2(smoe_router *router, smoe_params *params) {
   declare_base(router, params);
   smoe_distill_declare(router, params, distill_of(router));
@@ -146,21 +154,37 @@ static bool learns(const smoe_route_call *call) {
   return call->context->training && call->context->stage == 1;
 }
 
+static size_t table_ints_base_stage2(const smoe_router *router) {
+  return smoe_distill_table(router, distill_of(router));
+}
+
+static bool ahead_base_stage2(const smoe_router *router, const smoe_route_context *context) {
+  return context->stage == 2;
+}
+
+static void choose_base_stage2(const smoe_router *router, const smoe_route_call *call) {
+  const size_t bytes = call->n_tokens * sizeof(int32_t);
+  smoe_distill_choose(router, distill_of(router), call, choice_of(call), distilled_tape(call), call->scratch);
+  if (call->distilled) memcpy(call->distilled, choice_of(call), bytes);
+  memcpy(call->expert, choice_of(call), bytes);
+}
+
 static void route_base_stage2(const smoe_router *router, const smoe_route_call *call) {
   const size_t n = call->n_tokens;
   const int e = router->n_experts;
-  int32_t *greedy = greedy_of(call), *choice = choice_of(call);
+  int32_t *greedy = greedy_of(call);
   if (learns(call) || call->learned) {
     const smoe_real *score = scores(router, call);
     smoe_route_argmax(greedy, score, call->token, n, e);
     if (call->learned) memcpy(call->learned, greedy, n * sizeof *greedy);
     if (learns(call)) choose_balanced(router, call, score);
   }
-  smoe_distill_scores(router, distill_of(router), call, distilled_tape(call), call->scratch);
-  int32_t *distilled = learns(call) ? call->distilled : choice;
-  if (distilled) smoe_route_argmax(distilled, distilled_tape(call), call->token, n, e);
-  if (call->distilled && distilled != call->distilled)
-    memcpy(call->distilled, distilled, n * sizeof *distilled);
+  if (learns(call)) {
+    smoe_distill_scores(router, distill_of(router), call, distilled_tape(call), call->scratch);
+    if (call->distilled) smoe_route_argmax(call->distilled, distilled_tape(call), call->token, n, e);
+  } else if (!call->chosen) {
+    choose_base_stage2(router, call);
+  }
   finish(router, call);
 }
 
@@ -181,12 +205,13 @@ static void backward_base_stage2(const smoe_router *router, const smoe_route_cal
 }
 
 static void freeze_base_stage2(smoe_router *router, smoe_params *params) {
-  smoe_distill_freeze(router, params);
+  smoe_distill_freeze(router, distill_of(router), params);
 }
 
 const smoe_router_ops smoe_router_base = {
     .name = "base",
     .title = "BASE: an auction gives every expert the same number of tokens",
+    .sight = sight_base,
     .slots = slots_base,
     .declare = declare_base,
     .tape_reals = tape_reals_base,
@@ -202,8 +227,12 @@ const smoe_router_ops smoe_router_base_stage2 = {
     .keyset = &keyset_base_stage2,
     .two_stages = true,
     .check = check_base_stage2,
+    .sight = sight_base_stage2,
     .slots = slots_base,
     .declare = declare_base_stage2,
+    .table_ints = table_ints_base_stage2,
+    .ahead = ahead_base_stage2,
+    .choose = choose_base_stage2,
     .tape_reals = tape_reals_base_stage2,
     .scratch_reals = scratch_reals_base_stage2,
     .route = route_base_stage2,

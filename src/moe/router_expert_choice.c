@@ -69,6 +69,12 @@ static int slots_expert_choice(const smoe_config *config) {
   return (int)(most > 0 && most < experts ? most : experts);
 }
 
+/* With `causal` the experts choose among sequences that stand beside this one: alone it is theirs to choose. */
+static smoe_sight sight_expert_choice(const smoe_router *router) {
+  const expert_choice_options *options = router->options;
+  return options->evaluation == BY_EXPERTS && !options->causal ? SMOE_SEES_ALL : SMOE_SEES_ITSELF;
+}
+
 static void declare_expert_choice(smoe_router *router, smoe_params *params) {
   router->index[CENTROID] = smoe_params_declare(
       params, SMOE_REPLICATED, (int64_t[]){router->n_experts, (int64_t)router->width, 0},
@@ -222,6 +228,7 @@ const smoe_router_ops smoe_router_expert_choice = {
     .title = "Expert Choice: experts choose tokens; looks ahead in language models unless causal",
     .keyset = &keyset_expert_choice,
     .check = check_expert_choice,
+    .sight = sight_expert_choice,
     .slots = slots_expert_choice,
     .declare = declare_expert_choice,
     .tape_reals = tape_reals_expert_choice,

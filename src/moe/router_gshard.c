@@ -37,6 +37,10 @@ static int slots_gshard(const smoe_config *config) {
   return SLOTS;
 }
 
+static smoe_sight sight_gshard(const smoe_router *router) {
+  return SMOE_SEES_ITSELF;
+}
+
 static void declare_gshard(smoe_router *router, smoe_params *params) {
   router->index[CENTROID] = smoe_params_declare(
       params, SMOE_REPLICATED, (int64_t[]){router->n_experts, (int64_t)router->width, 0},
@@ -152,6 +156,7 @@ const smoe_router_ops smoe_router_gshard = {
     .name = "gshard",
     .title = "GShard: the two likeliest experts, the second at random in training, balance loss",
     .keyset = &keyset_gshard,
+    .sight = sight_gshard,
     .slots = slots_gshard,
     .declare = declare_gshard,
     .tape_reals = tape_reals_gshard,

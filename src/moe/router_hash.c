@@ -4,6 +4,9 @@
  * random, balanced, clustered, dispersed:  a_t = table[w_t]
  * previous:  a_t = table[w_{t-1}];  position:  a_t = table[t];  bigram:  a_t = hash(w_{t-1}, w_t)
  *
+ * MultiHash cuts every expert's inner layer into segments and hashes once for each: among the E experts
+ * here, number m E/M + j is segment m of expert j, and y = x + sum_m delta of segment m.
+ *
  * At the start of a sequence the token before is the first token itself. Tables are parameters that
  * are frozen from the start, so that the checkpoint has them; the pairs' hash follows from run.seed.
  */
@@ -26,6 +29,7 @@ static const char *const variants[] = {"random", "balanced", "clustered", "dispe
 
 typedef struct hash_options {
   int variant;
+  int64_t segments;
   char model[SMOE_TEXT_MAX];
 } hash_options;
 
@@ -34,6 +38,9 @@ static const smoe_key keys[] = {
      "What fixes the expert of a token: a random table; one that balances how often the experts' tokens "
      "occur in training; clusters of a trained model's embeddings, each to one expert or dispersed over all; "
      "or a hash of the last two tokens, of the previous token, or of the position."},
+    {"router.hash.segments", SMOE_KEY_INT, offsetof(hash_options, segments), "1", 1, 64, NULL, "segments",
+     "MultiHash: hashes of each token, one for each segment that experts are cut into. moe.experts counts "
+     "segments and is a multiple of this; give each moe.inner an expert's inner width divided by this."},
     {"router.hash.model", SMOE_KEY_TEXT, offsetof(hash_options, model), "", 0, 0, NULL, "",
      "Checkpoint of the trained model whose token embeddings make the clusters (variants clustered and "
      "dispersed)."},
@@ -51,17 +58,39 @@ static bool is_clustered(hash_variant variant) {
   return variant == HASH_CLUSTERED || variant == HASH_DISPERSED;
 }
 
+/* Whether the table follows from the text or a model, not from random numbers alone. */
+static bool is_fitted(hash_variant variant) {
+  return variant == HASH_BALANCED || is_clustered(variant);
+}
+
 static smoe_status check_hash(const smoe_config *config) {
   const hash_options *options = smoe_config_options(config, &keyset_hash);
   SMOE_CHECK(!is_clustered((hash_variant)options->variant) || options->model[0], SMOE_ERR_CONFIG,
              "router.hash.variant %s needs the embeddings of a trained model of the same corpus: set "
              "router.hash.model to a checkpoint, such as runs/dense/checkpoints/latest",
              variants[options->variant]);
+  if (options->segments == 1) return SMOE_OK;
+  SMOE_CHECK(
+      !is_fitted((hash_variant)options->variant), SMOE_ERR_CONFIG,
+      "router.hash.segments = %lld needs tables that differ: variant %s would make the same one for each "
+      "segment; set router.hash.variant to random, bigram, previous or position",
+      (long long)options->segments, variants[options->variant]);
+  const int64_t experts = smoe_config_settings(config)->moe.experts;
+  SMOE_CHECK(
+      experts % options->segments == 0, SMOE_ERR_CONFIG,
+      "moe.experts = %lld is no multiple of router.hash.segments = %lld: each segment has as many experts "
+      "to choose from",
+      (long long)experts, (long long)options->segments);
   return SMOE_OK;
 }
 
 static int slots_hash(const smoe_config *config) {
-  return 1;
+  return (int)((const hash_options *)smoe_config_options(config, &keyset_hash))->segments;
+}
+
+/* Experts that a hash chooses among. */
+static int n_choices(const smoe_router *router) {
+  return router->n_experts / router->n_slots;
 }
 
 static int64_t table_size(const smoe_router *router) {
@@ -69,20 +98,29 @@ static int64_t table_size(const smoe_router *router) {
                                              : router->vocabulary;
 }
 
-/* Random numbers of each MoE layer are its own. */
-static uint32_t stream_of(const smoe_router *router) {
-  return smoe_hash_text("router/hash") + (uint32_t)router->layer;
+/* Random numbers of each MoE layer are its own, and of each segment. */
+static uint32_t stream_of(const smoe_router *router, int segment) {
+  return smoe_hash_text("router/hash") + (uint32_t)router->layer + 0x10000u * (uint32_t)segment;
 }
 
 static uint64_t seed_of(const smoe_router *router) {
   return (uint64_t)smoe_config_settings(router->config)->run.seed;
 }
 
+/* Tables of the token's own id need nothing else. */
+static smoe_sight sight_hash(const smoe_router *router) {
+  const hash_variant variant = variant_of(router);
+  const bool place = variant == HASH_BIGRAM || variant == HASH_PREVIOUS || variant == HASH_POSITION;
+  return place ? SMOE_SEES_BEFORE : SMOE_SEES_ITSELF;
+}
+
 static void declare_hash(smoe_router *router, smoe_params *params) {
   if (variant_of(router) == HASH_BIGRAM) return;
-  router->index[TABLE] = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){table_size(router), 0},
-                                             (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false,
-                                             "moe%d/router/table", router->layer);
+  const int64_t size = table_size(router), segments = router->n_slots;
+  const int64_t *shape = segments == 1 ? (int64_t[]){size, 0} : (int64_t[]){segments, size, 0};
+  router->index[TABLE] =
+      smoe_params_declare(params, SMOE_REPLICATED, shape, (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false,
+                          "moe%d/router/table", router->layer);
   params->param[router->index[TABLE]].frozen = true;
 }
 
@@ -92,10 +130,10 @@ static const char *embedding_of_hash(const smoe_router *router) {
 }
 
 static void prepare_hash(smoe_router *router, smoe_params *params, const smoe_route_facts *facts) {
-  const size_t v = (size_t)router->vocabulary;
-  const int e = router->n_experts;
+  const size_t v = (size_t)router->vocabulary, size = (size_t)table_size(router);
+  const int e = n_choices(router);
   const uint64_t seed = seed_of(router);
-  const uint32_t stream = stream_of(router);
+  const uint32_t stream = stream_of(router, 0);
   if (variant_of(router) == HASH_BIGRAM) return;
   smoe_real *table = smoe_params_shared(params, router->index[TABLE]);
   switch (variant_of(router)) {
@@ -109,7 +147,8 @@ static void prepare_hash(smoe_router *router, smoe_params *params, const smoe_ro
     smoe_hash_dispersed(table, facts->count, facts->embedding, v, facts->embedding_width, e, seed, stream);
     break;
   default:
-    smoe_hash_random(table, (size_t)table_size(router), e, seed, stream);
+    for (int m = 0; m < router->n_slots; m++)
+      smoe_hash_random(table + (size_t)m * size, size, e, seed, stream_of(router, m));
   }
 }
 
@@ -117,16 +156,16 @@ static size_t reals_hash(const smoe_router *router, size_t n) {
   return 0;
 }
 
-static int32_t expert_of(const smoe_router *router, const smoe_route_call *call, const smoe_real *table,
-                         size_t row) {
+/* Choice of one segment for a token; `table` is the segment's. */
+static int32_t choice_of(const smoe_router *router, const smoe_route_call *call, const smoe_real *table,
+                         size_t row, int segment) {
   const size_t t = row % call->n_context;
   const int32_t own = call->token[row];
-  if (own < 0) return -1;
   const int32_t before = t > 0 && call->token[row - 1] >= 0 ? call->token[row - 1] : own;
   switch (variant_of(router)) {
   case HASH_BIGRAM:
-    return smoe_hash_pair(before, own, router->vocabulary, router->n_experts, seed_of(router),
-                          stream_of(router));
+    return smoe_hash_pair(before, own, router->vocabulary, n_choices(router), seed_of(router),
+                          stream_of(router, segment));
   case HASH_PREVIOUS:
     return (int32_t)table[before];
   case HASH_POSITION:
@@ -136,20 +175,35 @@ static int32_t expert_of(const smoe_router *router, const smoe_route_call *call,
   }
 }
 
-static void route_hash(const smoe_router *router, const smoe_route_call *call) {
+static bool ahead_hash(const smoe_router *router, const smoe_route_context *context) {
+  return true;
+}
+
+static void choose_hash(const smoe_router *router, const smoe_route_call *call) {
   const smoe_real *table =
       variant_of(router) == HASH_BIGRAM ? NULL : smoe_params_shared(router->params, router->index[TABLE]);
+  const size_t size = table ? (size_t)table_size(router) : 0, k = (size_t)router->n_slots;
   for (size_t t = 0; t < call->n_tokens; t++) {
-    call->expert[t] = expert_of(router, call, table, t);
-    call->gate[t] = call->expert[t] < 0 ? 0 : 1;
+    for (size_t m = 0; m < k; m++) {
+      const bool real = call->token[t] >= 0;
+      const int32_t choice = real ? choice_of(router, call, table ? table + m * size : NULL, t, (int)m) : -1;
+      call->expert[t * k + m] = real ? (int32_t)m * n_choices(router) + choice : -1;
+    }
   }
+}
+
+static void route_hash(const smoe_router *router, const smoe_route_call *call) {
+  const size_t k = (size_t)router->n_slots;
+  if (!call->chosen) choose_hash(router, call);
+  for (size_t i = 0; i < call->n_tokens * k; i++) call->gate[i] = call->token[i / k] >= 0;
 }
 
 static void losses_hash(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                         smoe_route_sums *sums) {
   for (size_t t = 0; t < call->n_tokens; t++) {
-    sums->gate += call->token[t] >= 0;
-    sums->n_gates += call->token[t] >= 0;
+    const double used = call->token[t] >= 0 ? router->n_slots : 0;
+    sums->gate += used;
+    sums->n_gates += used;
   }
 }
 
@@ -163,10 +217,13 @@ const smoe_router_ops smoe_router_hash = {
     .title = "Hash: a fixed table or hash of token ids, gate 1, nothing to learn",
     .keyset = &keyset_hash,
     .check = check_hash,
+    .sight = sight_hash,
     .slots = slots_hash,
     .declare = declare_hash,
     .embedding_of = embedding_of_hash,
     .prepare = prepare_hash,
+    .ahead = ahead_hash,
+    .choose = choose_hash,
     .tape_reals = reals_hash,
     .scratch_reals = reals_hash,
     .route = route_hash,

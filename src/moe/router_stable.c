@@ -44,6 +44,10 @@ static int slots_stable(const smoe_config *config) {
   return 1;
 }
 
+static smoe_sight sight_stable(const smoe_router *router) {
+  return smoe_distill_sight(distill_of(router));
+}
+
 static void declare_stable(smoe_router *router, smoe_params *params) {
   const int64_t experts = router->n_experts, width = (int64_t)router->width;
   router->index[CENTROID] = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){experts, width, 0},
@@ -80,26 +84,44 @@ static bool learns(const smoe_route_call *call) {
   return call->context->training && call->context->stage == 1;
 }
 
+static size_t table_ints_stable(const smoe_router *router) {
+  return smoe_distill_table(router, distill_of(router));
+}
+
+static bool ahead_stable(const smoe_router *router, const smoe_route_context *context) {
+  return context->stage == 2;
+}
+
+/* The distilled choice (12). */
+static void choose_stable(const smoe_router *router, const smoe_route_call *call) {
+  const stable_tape tape = tape_of(router, call);
+  const size_t bytes = call->n_tokens * sizeof *tape.choice;
+  smoe_distill_choose(router, distill_of(router), call, tape.choice, tape.distilled, call->scratch);
+  if (call->distilled) memcpy(call->distilled, tape.choice, bytes);
+  memcpy(call->expert, tape.choice, bytes);
+}
+
 static void route_stable(const smoe_router *router, const smoe_route_call *call) {
   const size_t n = call->n_tokens, c = router->width;
   const int e = router->n_experts;
   const smoe_real *centroid = smoe_params_shared(router->params, router->index[CENTROID]);
   const stable_tape tape = tape_of(router, call);
-  const bool want_learned = learns(call) || call->learned;
 
-  if (want_learned) {
+  if (learns(call) || call->learned) {
+    int32_t *learned = learns(call) ? tape.choice : call->learned;
     smoe_linear_forward(tape.score, call->x, centroid, NULL, n, c, (size_t)e); /* (5) */
-    smoe_route_argmax(tape.choice, tape.score, call->token, n, e);             /* (6) */
-    if (call->learned) memcpy(call->learned, tape.choice, n * sizeof *tape.choice);
+    smoe_route_argmax(learned, tape.score, call->token, n, e);                 /* (6) */
+    if (call->learned && learned != call->learned) memcpy(call->learned, learned, n * sizeof *learned);
   }
-  smoe_distill_scores(router, distill_of(router), call, tape.distilled, call->scratch);
-  int32_t *distilled = learns(call) ? call->distilled : tape.choice;
-  if (distilled) smoe_route_argmax(distilled, tape.distilled, call->token, n, e); /* (12) */
-  if (call->distilled && distilled != call->distilled)
-    memcpy(call->distilled, distilled, n * sizeof *distilled);
+  if (learns(call)) {
+    smoe_distill_scores(router, distill_of(router), call, tape.distilled, call->scratch);
+    if (call->distilled) smoe_route_argmax(call->distilled, tape.distilled, call->token, n, e);
+    memcpy(call->expert, tape.choice, n * sizeof *tape.choice);
+  } else if (!call->chosen) {
+    choose_stable(router, call);
+  }
   smoe_sigmoid_gate_forward(tape.gate, tape.choice, centroid, call->x, n, c); /* (7), (14) */
   memcpy(call->gate, tape.gate, n * sizeof *tape.gate);
-  memcpy(call->expert, tape.choice, n * sizeof *tape.choice);
 }
 
 /* c_i = (|A_i| - nbar) / nbar, nbar = tokens / E; a constant for the gradient (8). */
@@ -145,7 +167,7 @@ static void backward_stable(const smoe_router *router, const smoe_route_call *ca
 }
 
 static void freeze_stable(smoe_router *router, smoe_params *params) {
-  smoe_distill_freeze(router, params);
+  smoe_distill_freeze(router, distill_of(router), params);
 }
 
 const smoe_router_ops smoe_router_stable = {
@@ -154,8 +176,12 @@ const smoe_router_ops smoe_router_stable = {
     .keyset = &keyset_stable,
     .two_stages = true,
     .check = check_stable,
+    .sight = sight_stable,
     .slots = slots_stable,
     .declare = declare_stable,
+    .table_ints = table_ints_stable,
+    .ahead = ahead_stable,
+    .choose = choose_stable,
     .tape_reals = tape_reals_stable,
     .scratch_reals = scratch_reals_stable,
     .route = route_stable,

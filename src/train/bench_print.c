@@ -55,22 +55,74 @@ static void number(FILE *out, const char *name, double value) {
     fprintf(out, "\"%s\": null, ", name);
 }
 
-static void print_json(const smoe_bench *bench, int n_ranks, FILE *out) {
-  fprintf(out, "{\"ranks\": %d, \"stages\": [", n_ranks);
+static void array(FILE *out, const char *name, const double *values, int n, const char *format) {
+  fprintf(out, "\"%s\": [", name);
+  for (int i = 0; i < n; i++) {
+    if (i) fputs(", ", out);
+    fprintf(out, format, values[i]);
+  }
+  fputs("], ", out);
+}
+
+static void print_stage(const smoe_bench *bench, const smoe_bench_stage *stage, FILE *out) {
+  fprintf(out, "{\"stage\": %d, ", stage->stage);
+  number(out, "seconds", stage->seconds);
+  number(out, "tokens_per_s", stage->tokens_per_s);
+  number(out, "load_max_over_mean", stage->load_max_over_mean);
+  array(out, "update_seconds", stage->update_seconds, bench->n_updates, "%.9g");
+  array(out, "update_processor_seconds", stage->update_processor, bench->n_updates, "%.9g");
+  /* Every bit of a double: equal texts are equal losses. */
+  array(out, "losses", stage->update_loss, bench->n_updates, "%.17g");
+  fputs("\"loads\": [", out);
+  for (int m = 0; m < bench->n_moe; m++) {
+    fputs(m ? ", [" : "[", out);
+    for (int e = 0; e < bench->n_experts; e++)
+      fprintf(out, "%s%.9g", e ? ", " : "", stage->load[m * bench->n_experts + e]);
+    fputc(']', out);
+  }
+  fprintf(out, "], \"loss\": %.17g, \"phase_seconds\": {", stage->loss);
+  for (int p = 0; p < SMOE_PHASES; p++)
+    fprintf(out, "%s\"%s\": %.9g", p ? ", " : "", smoe_phase_name((smoe_phase_kind)p), stage->phase[p]);
+  fputs("}}", out);
+}
+
+/* What was measured, for those who compare or extrapolate. */
+static void print_sizes(const smoe_bench *bench, const smoe_settings *settings, FILE *out) {
+  fprintf(out, "\"nodes\": %d, \"cores_per_node\": %d, \"expert_ranks\": %d, ", bench->n_nodes, bench->cores,
+          bench->expert_ranks);
+  fprintf(out, "\"model\": {\"width\": %lld, \"blocks\": %lld, \"heads\": %lld, \"inner\": %lld, ",
+          (long long)settings->model.width, (long long)settings->model.blocks,
+          (long long)settings->model.heads, (long long)settings->model.inner);
+  fprintf(out,
+          "\"context\": %lld, \"vocabulary\": %lld, \"moe_layers\": %d, \"experts\": %d, \"slots\": %d, ",
+          (long long)settings->model.context, (long long)bench->vocabulary, bench->n_moe, bench->n_experts,
+          bench->n_slots);
+  fprintf(out, "\"sublayers\": %lld, \"moe_inner\": %lld}, ", (long long)settings->moe.sublayers,
+          (long long)settings->moe.inner);
+  fprintf(out, "\"batch\": {\"sequences\": %lld, \"micro_batches\": %lld, \"lanes\": %lld}, ",
+          (long long)settings->train.batch_sequences, (long long)settings->train.micro_batches,
+          (long long)settings->train.lanes);
+  fprintf(out, "\"parameters\": {\"shared\": %lld, \"experts\": %lld}, ", (long long)bench->shared_parameters,
+          (long long)bench->expert_parameters);
+  fputs("\"alltoallv\": [", out);
+  for (int i = 0; i < bench->n_links; i++)
+    fprintf(out, "%s{\"bytes\": %.0f, \"seconds\": %.9g}", i ? ", " : "", bench->link[i].bytes,
+            bench->link[i].seconds);
+  fputs("], ", out);
+}
+
+static void print_json(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, FILE *out) {
+  fprintf(out, "{\"ranks\": %d, ", n_ranks);
+  print_sizes(bench, settings, out);
+  fputs("\"stages\": [", out);
   for (int s = 0; s < bench->n_stages; s++) {
-    const smoe_bench_stage *stage = &bench->stage[s];
-    fprintf(out, "%s{\"stage\": %d, ", s ? ", " : "", stage->stage);
-    number(out, "seconds", stage->seconds);
-    number(out, "tokens_per_s", stage->tokens_per_s);
-    number(out, "load_max_over_mean", stage->load_max_over_mean);
-    fprintf(out, "\"loss\": %.17g, \"phase_seconds\": {", stage->loss);
-    for (int p = 0; p < SMOE_PHASES; p++)
-      fprintf(out, "%s\"%s\": %.9g", p ? ", " : "", smoe_phase_name((smoe_phase_kind)p), stage->phase[p]);
-    fputs("}}", out);
+    if (s) fputs(", ", out);
+    print_stage(bench, &bench->stage[s], out);
   }
   fputs("], ", out);
   number(out, "flops_per_update", bench->flops);
   number(out, "gemm_flops_per_s", bench->gemm_rate);
+  number(out, "gemm_flops_per_processor_s", bench->processor_rate);
   number(out, "efficiency", bench->efficiency);
   number(out, "exchange_bytes_per_s", bench->exchange_rate);
   number(out, "bare_alltoallv_bytes_per_s", bench->bare_rate);
@@ -81,7 +133,7 @@ static void print_json(const smoe_bench *bench, int n_ranks, FILE *out) {
 void smoe_bench_print(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, bool json,
                       FILE *out) {
   if (json)
-    print_json(bench, n_ranks, out);
+    print_json(bench, settings, n_ranks, out);
   else
     print_table(bench, settings, n_ranks, out);
 }

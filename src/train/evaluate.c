@@ -51,20 +51,19 @@ static smoe_route_context context_of(int64_t update, int stage, const smoe_model
                               .n_targets = 1};
 }
 
-smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_split split, int64_t sequences,
-                          int64_t update, int stage, smoe_evaluation *result) {
-  const int64_t t = (int64_t)model->tokens.context;
-  pass p = {.model = model, .corpus = corpus, .split = split};
-  p.n_sequences = (corpus->n_tokens[split] - 1 + t - 1) / t;
-  SMOE_CHECK(corpus->n_tokens[split] > 1, SMOE_ERR_CONFIG, "the split of '%s' to evaluate is empty",
-             corpus->path);
-  if (sequences > 0 && sequences < p.n_sequences) p.n_sequences = sequences;
-  pass_begin(&p);
-  const smoe_route_context context = context_of(update, stage, model);
-  smoe_model_begin_sums(model);
-  for (int64_t i = 0; i < pass_batches(&p); i++) pass_forward(&p, i, &context);
-  pass_end(&p);
+/* Sequences of a split that an evaluation goes through. */
+static smoe_status pass_open(pass *p, int64_t sequences) {
+  const int64_t t = (int64_t)p->model->tokens.context, n = p->corpus->n_tokens[p->split];
+  p->n_sequences = (n - 1 + t - 1) / t;
+  SMOE_CHECK(n > 1, SMOE_ERR_CONFIG, "the split of '%s' to evaluate is empty", p->corpus->path);
+  if (sequences > 0 && sequences < p->n_sequences) p->n_sequences = sequences;
+  pass_begin(p);
+  smoe_model_begin_sums(p->model);
+  return SMOE_OK;
+}
 
+/* What all passes gave. */
+static smoe_evaluation result_of(const smoe_model *model) {
   double *total = smoe_alloc((size_t)model->n_sums * sizeof *total);
   smoe_lanes_sum(&model->params.group, &model->params.lanes, total, model->sums, model->n_sums);
   const smoe_lane_sums *sums = (const smoe_lane_sums *)total;
@@ -73,12 +72,110 @@ smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_spl
     assigned += model->moe[m].n_assigned;
     dropped += model->moe[m].n_dropped;
   }
-  *result = (smoe_evaluation){.loss = sums->loss / sums->n_targets,
-                              .perplexity = exp(sums->loss / sums->n_targets),
-                              .n_targets = sums->n_targets,
-                              .drop_rate = assigned ? (double)dropped / (double)assigned : 0};
+  const smoe_evaluation result = {.loss = sums->loss / sums->n_targets,
+                                  .perplexity = exp(sums->loss / sums->n_targets),
+                                  .n_targets = sums->n_targets,
+                                  .drop_rate = assigned ? (double)dropped / (double)assigned : 0};
   smoe_free(total);
+  return result;
+}
+
+smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_split split, int64_t sequences,
+                          int64_t update, int stage, smoe_evaluation *result) {
+  pass p = {.model = model, .corpus = corpus, .split = split};
+  SMOE_TRY(pass_open(&p, sequences));
+  const smoe_route_context context = context_of(update, stage, model);
+  for (int64_t i = 0; i < pass_batches(&p); i++) pass_forward(&p, i, &context);
+  pass_end(&p);
+  *result = result_of(model);
   return SMOE_OK;
+}
+
+static int *tokens_of_ranks(const smoe_model *model) {
+  const smoe_group *group = &model->params.group;
+  int *count = smoe_alloc((size_t)group->n_ranks * sizeof *count);
+  for (int r = 0; r < group->n_ranks; r++)
+    count[r] = smoe_lanes_of_rank(model->params.lanes.n_lanes, r, group->n_ranks).count *
+               (int)model->tokens.lane_tokens;
+  return count;
+}
+
+/* One pass's tokens of all ranks; the arrays are on every rank, and rank 0 looks at them. */
+typedef struct shown {
+  const smoe_model *model;
+  size_t n_slots;
+  int *tokens, *slots;      /* [R] of each rank */
+  double *mine, *loss;      /* [N], [all tokens] */
+  int32_t *target, *expert; /* [all tokens], [M, all tokens, K] */
+} shown;
+
+static void shown_begin(shown *s, smoe_model *model) {
+  const size_t n = model->tokens.n_tokens, all = (size_t)model->tokens.n_global;
+  const int n_ranks = model->params.group.n_ranks;
+  *s = (shown){.model = model, .tokens = tokens_of_ranks(model)};
+  s->n_slots = model->n_moe ? (size_t)model->moe[0].router.n_slots : 0;
+  s->slots = smoe_alloc((size_t)n_ranks * sizeof *s->slots);
+  for (int r = 0; r < n_ranks; r++) s->slots[r] = s->tokens[r] * (int)s->n_slots;
+  s->mine = smoe_alloc((n + 1) * sizeof *s->mine);
+  s->loss = smoe_alloc(all * sizeof *s->loss);
+  s->target = smoe_alloc(all * sizeof *s->target);
+  s->expert = smoe_alloc(((size_t)model->n_moe * all * s->n_slots + 1) * sizeof *s->expert);
+  model->token_loss = smoe_alloc((n + 1) * sizeof *model->token_loss);
+}
+
+static void shown_end(shown *s, smoe_model *model) {
+  smoe_free(model->token_loss);
+  model->token_loss = NULL;
+  smoe_free(s->tokens);
+  smoe_free(s->slots);
+  smoe_free(s->mine);
+  smoe_free(s->loss);
+  smoe_free(s->target);
+  smoe_free(s->expert);
+}
+
+/* Gather pass `number`; without the padding behind the last sequence. */
+static smoe_evaluated shown_gather(shown *s, const pass *p, int64_t number) {
+  const smoe_model *model = s->model;
+  const smoe_group *group = &model->params.group;
+  const size_t all = (size_t)model->tokens.n_global * s->n_slots;
+  const int64_t first = number * model->tokens.n_global;
+  const int64_t left = p->n_sequences * (int64_t)model->tokens.context - first;
+  for (size_t i = 0; i < model->tokens.n_tokens; i++) s->mine[i] = (double)model->token_loss[i];
+  smoe_group_gather_f64(group, s->loss, s->mine, s->tokens);
+  smoe_group_gather_i32(group, s->target, p->target, s->tokens);
+  for (int m = 0; m < model->n_moe; m++)
+    smoe_group_gather_i32(group, s->expert + (size_t)m * all, model->moe[m].expert, s->slots);
+  return (smoe_evaluated){.first = first,
+                          .n = left < model->tokens.n_global ? left : model->tokens.n_global,
+                          .stride = model->tokens.n_global,
+                          .n_moe = model->n_moe,
+                          .n_slots = (int)s->n_slots,
+                          .target = s->target,
+                          .loss = s->loss,
+                          .expert = s->expert};
+}
+
+smoe_status smoe_evaluate_each(smoe_model *model, const smoe_corpus *corpus, smoe_split split,
+                               int64_t sequences, int64_t update, int stage, smoe_evaluation *result,
+                               smoe_status (*see)(void *context, const smoe_evaluated *tokens),
+                               void *context) {
+  const smoe_group *group = &model->params.group;
+  const smoe_route_context route = context_of(update, stage, model);
+  pass p = {.model = model, .corpus = corpus, .split = split};
+  shown s;
+  SMOE_TRY(pass_open(&p, sequences));
+  shown_begin(&s, model);
+  smoe_status status = SMOE_OK;
+  for (int64_t i = 0; i < pass_batches(&p) && status == SMOE_OK; i++) {
+    pass_forward(&p, i, &route);
+    const smoe_evaluated tokens = shown_gather(&s, &p, i);
+    status = smoe_group_agree(group, group->rank == 0 ? see(context, &tokens) : SMOE_OK);
+  }
+  shown_end(&s, model);
+  pass_end(&p);
+  if (status == SMOE_OK) *result = result_of(model);
+  return status;
 }
 
 int64_t smoe_probe_tokens(const smoe_corpus *corpus, const smoe_settings *settings) {
@@ -114,15 +211,6 @@ static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe,
       memcpy(out, batch, (size_t)n * sizeof *batch);
     }
   }
-}
-
-static int *tokens_of_ranks(const smoe_model *model) {
-  const smoe_group *group = &model->params.group;
-  int *count = smoe_alloc((size_t)group->n_ranks * sizeof *count);
-  for (int r = 0; r < group->n_ranks; r++)
-    count[r] = smoe_lanes_of_rank(model->params.lanes.n_lanes, r, group->n_ranks).count *
-               (int)model->tokens.lane_tokens;
-  return count;
 }
 
 void smoe_probe(smoe_model *model, const smoe_corpus *corpus, const smoe_settings *settings,

@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <string.h>
 
+#include "replay.h"
+#include "stablemoe/bench.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
@@ -22,6 +24,7 @@ typedef struct run {
   smoe_corpus corpus;
   smoe_model *model;
   smoe_step step;
+  smoe_replay replay;
   smoe_routing_log *log; /* NULL for a dense model */
   smoe_metrics metrics;
   smoe_progress progress;
@@ -67,14 +70,25 @@ static smoe_status check_ranks(const smoe_settings *settings, const smoe_group *
   return SMOE_OK;
 }
 
+/* What a batch script wants to know before it asks for time, or starts ranks. */
+static void print_work(const run *r) {
+  const smoe_settings *settings = r->settings;
+  smoe_note("run directory: %s", settings->run.directory);
+  smoe_note("work: %lld updates of %lld tokens, %.4g GFLOP each", (long long)settings->train.updates,
+            (long long)(settings->train.batch_sequences * settings->model.context),
+            smoe_bench_flops(r->model) / 1e9);
+}
+
 static smoe_status build(run *r, bool plan_only) {
   const smoe_settings *settings = r->settings;
   SMOE_TRY(check_ranks(settings, r->group));
   SMOE_TRY(smoe_corpus_open(&r->corpus, r->group, settings->data.corpus));
   const smoe_model_shape shape = shape_of(r);
   SMOE_TRY(smoe_model_create(&r->model, r->config, r->group, &shape, plan_only));
+  if (plan_only) print_work(r);
   SMOE_TRY_ALL(r->group, smoe_model_print_plan(r->model));
-  return smoe_step_create(&r->step, r->model, &r->corpus, settings);
+  SMOE_TRY(smoe_step_create(&r->step, r->model, &r->corpus, settings));
+  return smoe_replay_open(&r->replay, &r->step);
 }
 
 static smoe_routing_shape log_shape(const run *r) {
@@ -266,6 +280,7 @@ static smoe_status one_update(run *r, int64_t update) {
   if (r->step.tokens_log) smoe_routing_log_tokens(r->log, done);
   if (update == settings->router.stage1_updates && smoe_stage(r->model, settings, update) == 2)
     smoe_note("update %lld: stage 2 begins, the router is frozen", (long long)done);
+  SMOE_TRY(smoe_replay_update(&r->replay, &r->step, update));
   double phase[SMOE_PHASES];
   smoe_phase_reset();
   SMOE_TRY(smoe_step_update(&r->step, update, &result));
@@ -295,6 +310,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   const smoe_settings *settings = r->settings;
   SMOE_TRY(build(r, options->dry_run));
   if (options->dry_run) {
+    SMOE_TRY(smoe_routers_check(r->model, &r->corpus));
     smoe_note("dry run: configuration, corpus and memory are fine; nothing was started");
     return SMOE_OK;
   }
@@ -330,6 +346,7 @@ smoe_status smoe_train(const smoe_config *config, const smoe_group *group,
   smoe_progress_end(&r.progress);
   smoe_metrics_close(&r.metrics);
   if (r.log) smoe_routing_log_destroy(r.log);
+  smoe_replay_close(&r.replay);
   smoe_step_destroy(&r.step);
   smoe_model_destroy(r.model);
   smoe_corpus_close(&r.corpus);

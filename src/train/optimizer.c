@@ -98,8 +98,12 @@ static double expert_square(const smoe_params *params) {
     count[r] = smoe_expert_first(params->n_experts, r + 1, experts->n_ranks) -
                smoe_expert_first(params->n_experts, r, experts->n_ranks);
   smoe_group_gather_f64(experts, all, local, count);
+  /* They came by place; the sum goes by number, wherever experts live. */
+  double *by_number = smoe_alloc((size_t)params->n_experts * sizeof *by_number);
+  for (int i = 0; i < params->n_experts; i++) by_number[smoe_expert_at(&params->topology, i)] = all[i];
   double sum = 0;
-  for (int e = 0; e < params->n_experts; e++) sum += all[e];
+  for (int e = 0; e < params->n_experts; e++) sum += by_number[e];
+  smoe_free(by_number);
   smoe_free(count);
   smoe_free(mine);
   smoe_free(unit);

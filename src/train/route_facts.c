@@ -1,5 +1,6 @@
 #include "stablemoe/route_facts.h"
 
+#include "replay.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/log.h"
 
@@ -23,6 +24,30 @@ static smoe_status read_embedding(const char *path, const smoe_group *group, con
   return SMOE_OK;
 }
 
+/* Experts by token id in the log that is replayed, where one is; in memory of smoe_alloc. */
+static smoe_status read_recorded(const smoe_model *model, int vocabulary, int32_t **recorded) {
+  smoe_routing_reader *reader;
+  *recorded = NULL;
+  SMOE_TRY(smoe_replay_reader(&reader, model));
+  if (!reader) return SMOE_OK;
+  const size_t slots = (size_t)model->n_moe * (size_t)model->moe[0].router.n_slots;
+  *recorded = smoe_alloc((size_t)vocabulary * slots * sizeof **recorded);
+  const smoe_status status = smoe_routing_reader_usual(reader, vocabulary, *recorded);
+  smoe_routing_reader_close(reader);
+  return status;
+}
+
+smoe_status smoe_routers_check(const smoe_model *model, const smoe_corpus *corpus) {
+  const smoe_router *first = model->n_moe ? &model->moe[0].router : NULL;
+  const char *path = first && first->ops->embedding_of ? first->ops->embedding_of(first) : NULL;
+  if (!path) return SMOE_OK;
+  smoe_real *embedding = NULL;
+  size_t width;
+  const smoe_status status = read_embedding(path, &model->params.group, corpus, &embedding, &width);
+  smoe_free(embedding);
+  return status;
+}
+
 smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus) {
   const smoe_group *group = &model->params.group;
   smoe_router *first = model->n_moe ? &model->moe[0].router : NULL;
@@ -34,11 +59,15 @@ smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus) {
   const char *path = first->ops->embedding_of ? first->ops->embedding_of(first) : NULL;
   if (status == SMOE_OK && path)
     status = read_embedding(path, group, corpus, &embedding, &facts.embedding_width);
+  int32_t *recorded = NULL;
+  if (status == SMOE_OK) status = read_recorded(model, corpus->vocabulary, &recorded);
+  facts.recorded = recorded;
   facts.count = count;
   facts.embedding = embedding;
   for (int m = 0; m < model->n_moe && status == SMOE_OK; m++)
     first->ops->prepare(&model->moe[m].router, &model->params, &facts);
   smoe_free(count);
+  smoe_free(recorded);
   smoe_free(embedding);
   return status;
 }

@@ -37,7 +37,7 @@ int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t u
 }
 
 /* Place j of the update's batch stands in micro-batch j / (lanes S), lane j / S % lanes. */
-static void read_micro_batch(smoe_step *step, int64_t update, int64_t micro_batch) {
+void smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch) {
   const smoe_settings *settings = step->settings;
   const smoe_token_shape *tokens = &step->model->tokens;
   const int64_t context = settings->model.context;
@@ -96,6 +96,7 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
       .update = update,
       .stage = smoe_stage(model, settings, update),
       .training = true,
+      .recorded = step->recorded,
       /* Training sequences are whole, so every token has a target. */
       .n_targets = settings->train.batch_sequences * settings->model.context,
   };
@@ -105,7 +106,7 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   for (int64_t micro_batch = 0; micro_batch < settings->train.micro_batches; micro_batch++) {
     context.micro_batch = micro_batch;
     smoe_phase(SMOE_PHASE_DATA);
-    read_micro_batch(step, update, micro_batch);
+    smoe_step_read(step, update, micro_batch);
     smoe_model_forward(model, step->input, step->target, &context);
     if (step->tokens_log) record_tokens(step, micro_batch);
     smoe_model_backward(model, step->input, &context);
@@ -123,6 +124,7 @@ smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *
   smoe_params *params = &step->model->params;
   /* Also after a resume in stage 2, where the switch itself lies behind. */
   if (smoe_stage(step->model, settings, update) == 2) smoe_model_freeze(step->model);
+  smoe_step_place(step, update);
   smoe_step_gradients(step, update, result);
   result->lr = smoe_learning_rate(settings, update);
   result->norm = smoe_gradient_norms(params);

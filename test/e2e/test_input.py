@@ -104,7 +104,7 @@ class Input(p.ProgramTest):
             "assignment": (self.train_with("model.width"), "config", "section.key=value expected"),
             "section": (self.train_with("model=3"), "config", "model is a section: name one of its keys"),
             "evaluate": (["evaluate"], "config", "takes one CHECKPOINT or run directory; see evaluate --help"),
-            "split": (["evaluate", self.run_path, "-s", "tset"], "config", "it is train, valid or test"),
+            "split": (["evaluate", self.run_path, "-s", "tset"], "config", "train, valid or test"),
             "sequences": (["evaluate", self.run_path, "-n", "-1"], "config", "--sequences -1: expected a whole number"),
             "generate": (["generate"], "config", "takes one CHECKPOINT or run directory"),
             "tokens": (["generate", self.run_path, "-n", "0"], "config", "--tokens 0: expected a whole number from 1"),
@@ -145,6 +145,9 @@ class Input(p.ProgramTest):
             "warmup": refused("schedule.warmup 9 is longer than train.updates 2", "schedule.warmup=9"),
             "context": refused("too few for one sequence of model.context = 65000: use more text or a shorter context",
                                "model.context=65000"),
+            "dry-model": (self.train_with("router.method=hash", "router.hash.variant=clustered",
+                                          f"router.hash.model={self.path('nothing.h5')}", more=["--dry-run"]),
+                          "io", "nothing.h5.*No such file"),
             "no-corpus": refused("data.corpus is not set: make one with `stablemoe prepare", "data.corpus="),
         })
 
@@ -166,7 +169,7 @@ class Input(p.ProgramTest):
             return self.train_with(f"data.corpus={self.path(name)}"), kind, pattern
 
         self.check({
-            "missing": corpus("nothing.h5", "io", "cannot open '.*nothing.h5': No such file"),
+            "missing": corpus("nothing.h5", "io", "cannot open '.*nothing.h5': No such file.*stablemoe prepare"),
             "below-file": corpus("text.txt/corpus.h5", "io", "Not a directory"),
             "text": corpus("text.txt", "format", "text.txt' is not an HDF5 file"),
             "empty": corpus("empty", "format", "empty' is not an HDF5 file"),

@@ -71,6 +71,8 @@ class Reproduce(p.ProgramTest):
         for row in MAIN:
             values = [self.result(row, seed)["test"]["perplexity"] for seed in (1, 2)]
             self.assertEqual(figures[row]["test"], values)
+            with open(self.path("out", "small", f"{row}-seed1", "test.json"), encoding="utf-8") as file:
+                self.assertEqual(json.load(file)["perplexity"], values[0])
             self.assertTrue(all(1 < value < 1000 for value in values), f"{row}: {values}")
             self.assertNotEqual(*values, "two seeds, one result")
         # What the table compares at equal parameters and equal cost is equal.

@@ -58,7 +58,7 @@ static void fill(model *m) {
     for (int j = 0; j < params->n_local && param->placement == SMOE_EXPERT; j++)
       for (size_t i = 0; i < param->count; i++) {
         const size_t at = (size_t)j * params->expert_count + param->offset + i;
-        const size_t index = (size_t)(params->expert_first + j) * param->count + i;
+        const size_t index = (size_t)smoe_params_expert_number(params, j) * param->count + i;
         params->expert_m[at] = moment(2 * p, index);
         params->expert_v[at] = moment(2 * p + 1, index);
       }

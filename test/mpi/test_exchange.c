@@ -1,7 +1,8 @@
 /* The token exchange against what one rank would work out alone.
  *
  * Every number is a function of its global index, so each rank knows the whole
- * micro-batch and checks its own part of the exchange bit by bit.
+ * micro-batch and checks its own part of the exchange bit by bit. All shapes go the plain way;
+ * the other ways, nodes and replicas, are tried on some shapes each.
  */
 #include "stablemoe/exchange.h"
 
@@ -35,7 +36,13 @@ typedef struct {
 } world;
 
 static smoe_group group;
-static char label[200];
+static smoe_topology topology;
+static smoe_exchange_way way;
+static char label[400];
+
+static int first_rank(void) {
+  return group.rank - topology.experts.rank;
+}
 
 static smoe_real token_value(int token, size_t c) {
   return (smoe_real)smoe_random_normal(1, SMOE_RANDOM_TEST, 0, (uint64_t)token * WIDTH + c);
@@ -106,15 +113,21 @@ static void make_world(world *w, int n_experts, int n_slots, double factor, choi
     w->kept[s] = -2 - e;
     w->n_dropped++;
   }
-  const int first = smoe_expert_first(n_experts, group.rank, group.n_ranks);
-  const int end = smoe_expert_first(n_experts, group.rank + 1, group.n_ranks);
-  for (int e = first; e < end; e++) {
-    for (int s = 0; s < n_tokens * n_slots; s++)
-      if (w->kept[s] == e) w->row_slot[w->n_rows++] = s;
-    w->offset[e - first + 1] = w->n_rows;
+  const int g = topology.experts.rank, n_ranks = topology.experts.n_ranks;
+  const int first = smoe_expert_first(n_experts, g, n_ranks),
+            end = smoe_expert_first(n_experts, g + 1, n_ranks);
+  const int slot = w->first[first_rank()] * n_slots, slot_end = w->first[first_rank() + n_ranks] * n_slots;
+  for (int place = first; place < end; place++) {
+    for (int s = slot; s < slot_end; s++)
+      if (w->kept[s] == smoe_expert_at(&topology, place)) w->row_slot[w->n_rows++] = s;
+    w->offset[place - first + 1] = w->n_rows;
   }
-  snprintf(label, sizeof label, "rank %d of %d, %d experts, %d slots, factor %g, %s, %s", group.rank,
-           group.n_ranks, n_experts, n_slots, factor, choice_name[choice], layout_name[layout]);
+  snprintf(label, sizeof label,
+           "rank %d of %d (%d, %d nodes), %d experts, %d slots, factor %g, %s, %s, kind %d, alltoallv %d, "
+           "overlap %d, slices %g",
+           group.rank, group.n_ranks, n_ranks, topology.nodes.n_nodes, n_experts, n_slots, factor,
+           choice_name[choice], layout_name[layout], (int)way.kind, (int)way.alltoallv, way.overlap,
+           way.slice_bytes);
 }
 
 static int same(const void *a, const void *b, size_t bytes) {
@@ -196,8 +209,13 @@ static smoe_real *guarded(size_t n) {
 static buffers make_buffers(const smoe_exchange *ex, const world *w) {
   const size_t N = ex->n_tokens, K = (size_t)w->n_slots, M = ex->n_recv;
   const int first = w->first[group.rank];
-  buffers b = {guarded(N * WIDTH), guarded(N * K),     guarded(N * K * WIDTH),           guarded(N * WIDTH),
-               guarded(M * WIDTH), guarded(M * WIDTH), guarded((ex->n_send + M) * WIDTH)};
+  buffers b = {guarded(N * WIDTH),
+               guarded(N * K),
+               guarded(N * K * WIDTH),
+               guarded(N * WIDTH),
+               guarded(M * WIDTH),
+               guarded(M * WIDTH),
+               guarded(smoe_exchange_scratch_rows(ex) * WIDTH)};
   for (size_t i = 0; i < N * WIDTH; i++)
     b.x[i] = b.sums[i] = token_value(first + (int)(i / WIDTH), i % WIDTH);
   for (size_t s = 0; s < N * K; s++) b.scale[s] = scale_value(first * w->n_slots + (int)s);
@@ -207,6 +225,12 @@ static buffers make_buffers(const smoe_exchange *ex, const world *w) {
     b.rows[i] = result_value(w->row_slot[i / WIDTH], i % WIDTH);
   }
   return b;
+}
+
+/* Scratch with nothing in it that a call could take for a row. */
+static smoe_real *fresh(const smoe_exchange *ex, buffers *b) {
+  for (size_t i = 0; i < smoe_exchange_scratch_rows(ex) * WIDTH; i++) b->scratch[i] = NAN;
+  return b->scratch;
 }
 
 static void free_buffers(buffers *b) {
@@ -224,12 +248,12 @@ static void check_adjoint(const smoe_exchange *ex, const world *w, buffers *b) {
   const size_t N = ex->n_tokens, K = (size_t)w->n_slots, M = ex->n_recv;
   smoe_real *dx = guarded(N * WIDTH);
 
-  smoe_dispatch(ex, b->out, b->x, NULL, b->scratch);
-  smoe_combine_add(ex, dx, b->rows, b->scratch);
+  smoe_dispatch(ex, b->out, b->x, NULL, fresh(ex, b));
+  smoe_combine_add(ex, dx, b->rows, fresh(ex, b));
   CHECK_NEAR(dot(b->out, b->rows, M * WIDTH), dot(b->x, dx, N * WIDTH), 1e-5, 1);
 
-  smoe_dispatch(ex, b->out, b->x, b->scale, b->scratch);
-  smoe_combine_rows(ex, b->slots, b->rows, b->scratch);
+  smoe_dispatch(ex, b->out, b->x, b->scale, fresh(ex, b));
+  smoe_combine_rows(ex, b->slots, b->rows, fresh(ex, b));
   for (size_t i = 0; i < N * WIDTH; i++) dx[i] = 0;
   for (size_t i = 0; i < N * K * WIDTH; i++)
     dx[i / (K * WIDTH) * WIDTH + i % WIDTH] += b->scale[i / WIDTH] * b->slots[i];
@@ -241,12 +265,49 @@ static void check_adjoint(const smoe_exchange *ex, const world *w, buffers *b) {
 static void check_round_trip(const smoe_exchange *ex, const world *w, buffers *b) {
   const size_t K = (size_t)w->n_slots;
   const int32_t *kept = w->kept + w->first[group.rank] * w->n_slots;
-  smoe_dispatch(ex, b->out, b->x, NULL, b->scratch);
-  smoe_combine_rows(ex, b->slots, b->out, b->scratch);
+  smoe_dispatch(ex, b->out, b->x, NULL, fresh(ex, b));
+  smoe_combine_rows(ex, b->slots, b->out, fresh(ex, b));
   for (size_t i = 0; i < ex->n_tokens * K * WIDTH; i++) {
     const smoe_real x = b->x[i / (K * WIDTH) * WIDTH + i % WIDTH];
     CHECK(b->slots[i] == (kept[i / WIDTH] < 0 ? 0 : x), "element %zu: %s", i, label);
   }
+}
+
+/* The same by groups: rows of a group are there when it is taken, and results come back by themselves. */
+static void pass_groups(const smoe_exchange *ex, const world *w, buffers *b, const smoe_real *scale) {
+  smoe_exchange_begin(ex, b->x, scale, fresh(ex, b));
+  int next = 0;
+  for (int g = 0; g < ex->n_groups; g++) {
+    int first, end;
+    smoe_exchange_group(ex, g, &first, &end);
+    CHECK(first == next && end >= first, "group %d: %s", g, label);
+    next = end;
+    smoe_exchange_take(ex, b->out, g);
+    for (int64_t i = ex->expert_offset[first]; i < ex->expert_offset[end]; i++)
+      CHECK(b->out[(size_t)i * WIDTH] == b->out[(size_t)i * WIDTH], "row %d of group %d: %s", (int)i, g,
+            label);
+    /* Ranks that give MPI much time, and ranks that give it none. */
+    for (int i = 0; i < 3 * group.rank; i++) smoe_exchange_progress(ex);
+    smoe_exchange_return(ex, b->rows, g);
+    for (int i = 0; i < g; i++) smoe_exchange_progress(ex);
+  }
+  CHECK(next == ex->n_local, "%d of %d experts: %s", next, ex->n_local, label);
+  check_dispatch(ex, w, b->out, scale);
+}
+
+static void check_groups(const smoe_exchange *ex, const world *w, buffers *b) {
+  if (!smoe_exchange_overlap(ex)) return;
+  const int first = w->first[group.rank];
+  for (size_t i = 0; i < ex->n_recv * WIDTH; i++) b->out[i] = NAN;
+  for (size_t i = 0; i < ex->n_tokens * (size_t)w->n_slots * WIDTH; i++) b->slots[i] = NAN;
+  for (size_t i = 0; i < ex->n_tokens * WIDTH; i++)
+    b->sums[i] = token_value(first + (int)(i / WIDTH), i % WIDTH);
+  pass_groups(ex, w, b, NULL);
+  smoe_exchange_end_rows(ex, b->slots);
+  for (size_t i = 0; i < ex->n_recv * WIDTH; i++) b->out[i] = NAN;
+  pass_groups(ex, w, b, b->scale);
+  smoe_exchange_end_add(ex, b->sums);
+  check_combine(ex, w, b->slots, b->sums);
 }
 
 static void test_case(smoe_exchange *ex, const world *w) {
@@ -259,23 +320,24 @@ static void test_case(smoe_exchange *ex, const world *w) {
   if (smoe_group_agree(&group, ex->n_recv == (size_t)w->n_rows ? SMOE_OK : SMOE_ERR_BUG) != SMOE_OK) return;
 
   buffers b = make_buffers(ex, w);
-  smoe_dispatch(ex, b.out, b.x, NULL, b.scratch);
+  smoe_dispatch(ex, b.out, b.x, NULL, fresh(ex, &b));
   check_dispatch(ex, w, b.out, false);
-  smoe_dispatch(ex, b.out, b.x, b.scale, b.scratch);
+  smoe_dispatch(ex, b.out, b.x, b.scale, fresh(ex, &b));
   check_dispatch(ex, w, b.out, true);
-  smoe_combine_rows(ex, b.slots, b.rows, b.scratch);
-  smoe_combine_add(ex, b.sums, b.rows, b.scratch);
+  smoe_combine_rows(ex, b.slots, b.rows, fresh(ex, &b));
+  smoe_combine_add(ex, b.sums, b.rows, fresh(ex, &b));
   check_combine(ex, w, b.slots, b.sums);
   check_adjoint(ex, w, &b);
   check_round_trip(ex, w, &b);
-  CHECK(b.scratch[(ex->n_send + ex->n_recv) * WIDTH] == GUARD, "%s", label);
+  check_groups(ex, w, &b);
+  CHECK(smoe_exchange_scratch_rows(ex) <= smoe_exchange_scratch_max(ex), "%s", label);
+  CHECK(b.scratch[smoe_exchange_scratch_rows(ex) * WIDTH] == GUARD, "%s", label);
   free_buffers(&b);
 }
 
 /* One exchange for all choices and layouts: a plan leaves nothing behind for the next. */
 static void test_shape(int n_experts, int n_slots, double factor) {
-  const smoe_topology topology = smoe_topology_whole(&group);
-  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH, TOKENS, TOKENS, factor, 0};
+  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH, TOKENS, TOKENS, factor, 0, way};
   smoe_arena arena;
   smoe_exchange ex;
   smoe_arena_measure(&arena, "exchange");
@@ -294,13 +356,102 @@ static void test_shape(int n_experts, int n_slots, double factor) {
   smoe_arena_release(&arena);
 }
 
+/* Experts dealt out like cards, ascending within a rank. */
+static void deal(int n_experts) {
+  int32_t *table = smoe_alloc((size_t)n_experts * sizeof *table);
+  const int n_ranks = topology.experts.n_ranks;
+  int *room = smoe_alloc((size_t)n_ranks * sizeof *room);
+  for (int r = 0; r < n_ranks; r++)
+    room[r] = smoe_expert_first(n_experts, r + 1, n_ranks) - smoe_expert_first(n_experts, r, n_ranks);
+  for (int e = 0, r = 0; e < n_experts; e++, r = (r + 1) % n_ranks) {
+    while (room[r] == 0) r = (r + 1) % n_ranks;
+    table[smoe_expert_first(n_experts, r + 1, n_ranks) - room[r]--] = e;
+  }
+  smoe_free(room);
+  smoe_free(topology.expert_at);
+  topology.expert_at = table;
+}
+
+/* A way on two shapes, which together with the other ways' are all. */
+static void test_way(int number, int node_ranks) {
+  if (way.kind == SMOE_EXCHANGE_TWO_LEVEL) smoe_nodes_find(&topology.nodes, &topology.experts, node_ranks);
+  for (int i = 0; i < 2; i++) {
+    const int shape = (i == 0 ? number : 3 * number + 5) % 8, n_experts = shape & 1 ? EXPERTS_MAX : 4;
+    if (number % 3 == 0) deal(n_experts);
+    test_shape(n_experts, shape & 2 ? 2 : 1, shape & 4 ? 0.5 : 0);
+    smoe_free(topology.expert_at);
+    topology.expert_at = NULL;
+  }
+  smoe_nodes_release(&topology.nodes);
+}
+
+static void test_ways(void) {
+  static const int node_ranks[] = {1, 2, 3, 0};
+  static const int overlap[] = {0, 1, 2, 5};
+  int number = 0;
+  for (int slices = 0; slices < 2; slices++)
+    for (size_t o = 0; o < sizeof overlap / sizeof *overlap; o++) {
+      way = (smoe_exchange_way){.overlap = overlap[o],
+                                .slice_bytes = slices ? 2.5 * WIDTH * sizeof(smoe_real) : 0};
+      for (int a = SMOE_ALLTOALLV_AUTO; a <= SMOE_ALLTOALLV_PAIRWISE; a++) {
+        way.alltoallv = (smoe_alltoallv)a;
+        test_way(number++, 0);
+      }
+      way.alltoallv = SMOE_ALLTOALLV_AUTO;
+      way.kind = SMOE_EXCHANGE_TWO_LEVEL;
+      for (size_t n = 0; n < sizeof node_ranks / sizeof *node_ranks; n++) test_way(number++, node_ranks[n]);
+    }
+}
+
+/* Two replicas, or as many as there are ranks. */
+static void test_replicas(void) {
+  for (int expert_ranks = 1; expert_ranks <= 2; expert_ranks++) {
+    if (group.n_ranks % expert_ranks || expert_ranks == group.n_ranks) continue;
+    if (smoe_topology_create(&topology, &group, 4, expert_ranks) != SMOE_OK)
+      SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_report());
+    way = (smoe_exchange_way){0};
+    test_shape(4, 2, 0.5);
+    way = (smoe_exchange_way){.overlap = 2, .alltoallv = SMOE_ALLTOALLV_PAIRWISE};
+    test_shape(4, 1, 0);
+    way = (smoe_exchange_way){.overlap = 2, .kind = SMOE_EXCHANGE_TWO_LEVEL};
+    smoe_nodes_find(&topology.nodes, &topology.experts, 1);
+    test_shape(4, 2, 0.5);
+    smoe_topology_release(&topology);
+  }
+}
+
+static void test_nodes(void) {
+  const int n = group.n_ranks;
+  for (int per_node = 1; per_node <= 3; per_node++) {
+    smoe_nodes nodes;
+    smoe_nodes_find(&nodes, &group, per_node);
+    CHECK(nodes.n_nodes == (n + per_node - 1) / per_node, "%d nodes of %d", nodes.n_nodes, per_node);
+    for (int r = 0; r < n; r++)
+      CHECK(nodes.node[r] == r / per_node && nodes.rank[r] == r, "rank %d, nodes of %d", r, per_node);
+    for (int x = 0; x <= nodes.n_nodes; x++)
+      CHECK(nodes.first[x] == (x * per_node < n ? x * per_node : n), "node %d of %d", x, per_node);
+    smoe_nodes_release(&nodes);
+  }
+  smoe_nodes nodes;
+  smoe_nodes_find(&nodes, &group, 0);
+  CHECK(nodes.first[nodes.n_nodes] == n && nodes.node[0] == 0, "%d nodes", nodes.n_nodes);
+  CHECK(nodes.first[nodes.node[group.rank] + 1] - nodes.first[nodes.node[group.rank]] ==
+            smoe_group_ranks_here(&group),
+        "%d nodes", nodes.n_nodes);
+  smoe_nodes_release(&nodes);
+}
+
 int main(int argc, char **argv) {
   static const int n_experts[] = {1, 2, 3, 4, EXPERTS_MAX};
   static const double factor[] = {0, 0.5, 1, 1.25};
   smoe_group_start(&group, &argc, &argv);
+  topology = smoe_topology_whole(&group);
   for (size_t e = 0; e < sizeof n_experts / sizeof n_experts[0]; e++)
     for (int k = 1; k <= SLOTS_MAX; k++)
       for (size_t f = 0; f < sizeof factor / sizeof factor[0]; f++) test_shape(n_experts[e], k, factor[f]);
+  test_nodes();
+  test_ways();
+  test_replicas();
   smoe_group_end(&group);
   return test_verdict("exchange");
 }

@@ -29,7 +29,7 @@ static void perturb(smoe_params *params, uint64_t seed) {
     const bool expert = param->placement == SMOE_EXPERT;
     for (int j = 0; j < (expert ? params->n_local : 1); j++) {
       smoe_real *value = expert ? smoe_params_expert(params, i, j) : smoe_params_shared(params, i);
-      const uint64_t first = expert ? (uint64_t)(params->expert_first + j) * param->count : 0;
+      const uint64_t first = expert ? (uint64_t)smoe_params_expert_number(params, j) * param->count : 0;
       for (size_t k = 0; k < param->count; k++)
         value[k] += (smoe_real)(NOISE * smoe_random_normal(seed, SMOE_RANDOM_TEST,
                                                            smoe_hash_text(param->name), first + k));
@@ -60,9 +60,9 @@ static smoe_status write_tensor(const dump *d, const char *path, int index, cons
   }
   smoe_status status = SMOE_OK;
   for (int j = 0; j < params->n_local && status == SMOE_OK; j++)
-    status =
-        smoe_h5_write(d->file, path, SMOE_H5_REAL, expert + (size_t)j * params->expert_count + param->offset,
-                      (int64_t)(params->expert_first + j) * (int64_t)param->count, (int64_t)param->count);
+    status = smoe_h5_write(
+        d->file, path, SMOE_H5_REAL, expert + (size_t)j * params->expert_count + param->offset,
+        (int64_t)smoe_params_expert_number(params, j) * (int64_t)param->count, (int64_t)param->count);
   return smoe_group_agree(d->group, status);
 }
 

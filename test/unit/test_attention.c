@@ -54,6 +54,15 @@ static void attention(size_t s, size_t t, size_t h, size_t d) {
   CHECK(scratch[n_scratch] == 42, "wrote beyond the scratch");
   near_check("attention out", out, r.out, n, 1e-5, 1);
   near_check("attention lse", lse, r.lse, s * h * t, 1e-5, 1);
+  smoe_real *row = values_zero(h * t + 1);
+  for (size_t i = 0; i < s * t; i++) {
+    for (size_t j = 0; j < h * d; j++) out[i * h * d + j] = NAN;
+    row[h * (i % t + 1)] = 42;
+    smoe_attention_row(out + i * h * d, qkv + i / t * t * 3 * h * d, row, i % t, h, d);
+    CHECK(row[h * (i % t + 1)] == 42, "wrote beyond the scratch");
+  }
+  near_check("attention row", out, r.out, n, 1e-5, 1);
+  smoe_free(row);
   near_check("attention dqkv", dqkv, r.dqkv, 3 * n, 1e-5, 10);
   smoe_free(qkv), smoe_free(dout), smoe_free(dqkv), smoe_free(out), smoe_free(lse), smoe_free(scratch);
   smoe_free(p), smoe_free(r.out), smoe_free(r.lse), smoe_free(r.dqkv);

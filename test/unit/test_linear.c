@@ -58,6 +58,9 @@ static void linear(size_t n, size_t c, size_t o) {
     }
     smoe_linear_forward(y, x, w, with ? b : NULL, n, c, o);
     near_check("linear forward", y, want, n * o, 1e-5, 1);
+    for (size_t i = 0; i < n * o; i++) y[i] = NAN;
+    smoe_linear_rows(y, x, w, with ? b : NULL, n, c, o);
+    near_check("linear rows", y, want, n * o, 1e-5, 1);
   }
 
   for (size_t j = 0; j < o; j++) want_db[j] = db[j];

@@ -73,7 +73,7 @@ static void test_slices(int n_ranks) {
     smoe_params params;
     smoe_arena arena;
     build(&params, &arena, rank, n_ranks, true);
-    CHECK(params.expert_first == n_experts);
+    CHECK(params.place_first == n_experts);
     n_experts += params.n_local;
     for (int p = 0; p < params.n_params; p++) {
       size_t first;
@@ -104,9 +104,9 @@ static void test_same_on_any_ranks(const smoe_params *whole, int n_ranks) {
     CHECK(memcmp(params.shared, whole->shared, whole->shared_count * sizeof(smoe_real)) == 0);
     for (int j = 0; j < params.n_local; j++)
       CHECK(memcmp(params.expert + (size_t)j * params.expert_count,
-                   whole->expert + (size_t)(params.expert_first + j) * params.expert_count,
+                   whole->expert + (size_t)(params.place_first + j) * params.expert_count,
                    params.expert_count * sizeof(smoe_real)) == 0,
-            "expert %d on rank %d of %d", params.expert_first + j, rank, n_ranks);
+            "expert %d on rank %d of %d", params.place_first + j, rank, n_ranks);
     drop(&params, &arena);
   }
 }

@@ -287,6 +287,7 @@ static const struct {
     {"expert_choice", true, false, "experts choose"},
     {"expert_choice router.expert_choice.evaluation=experts", true, true, "experts choose"},
     {"hash", true, true, "it has no scores"},
+    {"replay", true, true, "the log has chosen"},
 };
 
 static bool is_greedy(const problem *p) {

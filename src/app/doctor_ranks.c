@@ -1,0 +1,213 @@
+/* What `stablemoe doctor` sees in the facts of all ranks. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "app.h"
+#include "doctor.h"
+#include "stablemoe/kernel.h"
+#include "stablemoe/mpi_facts.h"
+#include "stablemoe/timer.h"
+
+static const double MIB = 1 << 20, GIB = 1 << 30;
+
+double smoe_doctor_free(const char *directory) {
+  struct statvfs disk;
+  if (statvfs(directory, &disk) != 0 || disk.f_blocks == 0) return 0;
+  return (double)disk.f_bavail * (double)disk.f_frsize;
+}
+
+smoe_rank_facts smoe_doctor_facts(void) {
+  smoe_rank_facts own = {.threads = smoe_app_threads(0), .free_memory = smoe_free_memory()};
+  own.free_shared = smoe_doctor_free("/dev/shm");
+  gethostname(own.host, sizeof own.host - 1);
+  snprintf(own.core_type, sizeof own.core_type, "%s", smoe_blas_name());
+  if (sched_getaffinity(0, sizeof own.cpus, &own.cpus) != 0) CPU_ZERO(&own.cpus);
+  return own;
+}
+
+static bool same_host(const smoe_doctor *d, int a, int b) {
+  return strcmp(d->rank[a].host, d->rank[b].host) == 0;
+}
+
+/* The first rank of each machine stands for it. */
+static bool is_first(const smoe_doctor *d, int rank) {
+  for (int r = 0; r < rank; r++)
+    if (same_host(d, r, rank)) return false;
+  return true;
+}
+
+static int ranks_beside(const smoe_doctor *d, int rank) {
+  int n = 0;
+  for (int r = 0; r < d->group->n_ranks; r++) n += same_host(d, r, rank);
+  return n;
+}
+
+static void check_launch(smoe_doctor *d, long launched) {
+  const int n = d->group->n_ranks;
+  const char *text = getenv("SLURM_NTASKS");
+  const long tasks = text ? strtol(text, NULL, 10) : 0;
+  if (launched > 0 && launched != n)
+    smoe_doctor_wrong(
+        d, SMOE_ERR_MPI,
+        "the launcher started %ld processes, but MPI sees %d rank%s: mpirun is of another MPI than the "
+        "program (%s); "
+        "use the mpirun that belongs to it",
+        launched, n, n == 1 ? "" : "s", smoe_mpi_name());
+  else if (launched == 0)
+    smoe_doctor_fine(d, "1 rank, without a launcher; `mpirun -n RANKS stablemoe doctor` looks at several");
+  else
+    smoe_doctor_fine(d, "%d rank%s: MPI joins what the launcher started", n, n == 1 ? "" : "s");
+  if (tasks > 0 && tasks != n)
+    smoe_doctor_warning(
+        d,
+        "the Slurm job has %ld tasks, this run has %d: start it with `srun --mpi=pmix`, or mpirun without -n",
+        tasks, n);
+  if (n & (n - 1))
+    smoe_doctor_warning(
+        d,
+        "%d is no power of two: results repeat exactly, but agree with those of other numbers of ranks "
+        "to rounding only; 1, 2, 4, 8, ... ranks give the same bits",
+        n);
+}
+
+static void check_placement(smoe_doctor *d) {
+  const int n = d->group->n_ranks;
+  char text[512] = "";
+  int machines = 0, least = n, most = 0;
+  for (int r = 0; r < n; r++) {
+    if (!is_first(d, r)) continue;
+    const int here = ranks_beside(d, r);
+    const size_t used = strlen(text);
+    if (machines++ < 8)
+      snprintf(text + used, sizeof text - used, "%s%d on %s", used ? ", " : "", here, d->rank[r].host);
+    if (here < least) least = here;
+    if (here > most) most = here;
+  }
+  smoe_doctor_fine(d, "placement: %s%s", text, machines > 8 ? ", ..." : "");
+  if (least != most)
+    smoe_doctor_warning(
+        d,
+        "%d to %d ranks per machine: all wait for the busiest; spread them evenly (mpirun --map-by "
+        "ppr:%d:node, "
+        "srun --ntasks-per-node)",
+        least, most, (n + machines - 1) / machines);
+}
+
+/* Ranks of one machine that may run on some of the same cores, but not on all of the same. */
+static bool overlap(const smoe_doctor *d, int a, int b) {
+  cpu_set_t both;
+  CPU_AND(&both, &d->rank[a].cpus, &d->rank[b].cpus);
+  return same_host(d, a, b) && CPU_COUNT(&both) > 0 &&
+         CPU_COUNT(&d->rank[a].cpus) < (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+static void check_binding(smoe_doctor *d) {
+  for (int r = 0; r < d->group->n_ranks; r++) {
+    const int cpus = CPU_COUNT(&d->rank[r].cpus), threads = d->rank[r].threads;
+    if (cpus > 0 && threads > cpus) {
+      smoe_doctor_warning(
+          d,
+          "rank %d has %d threads and may use %d core%s: mpirun --map-by slot:PE=%d or --bind-to none, srun "
+          "--cpus-per-task=%d, or a smaller OMP_NUM_THREADS",
+          r, threads, cpus, cpus == 1 ? "" : "s", threads, threads);
+      return;
+    }
+  }
+  for (int a = 0; a < d->group->n_ranks; a++)
+    for (int b = a + 1; b < d->group->n_ranks; b++)
+      if (overlap(d, a, b)) {
+        smoe_doctor_warning(
+            d,
+            "ranks %d and %d are bound to the same cores of %s, which slows both: mpirun --bind-to core, or "
+            "--bind-to none where several launchers share a machine",
+            a, b, d->rank[a].host);
+        return;
+      }
+  smoe_doctor_fine(d, "binding: no rank has more threads than cores, or is tied to another one's");
+}
+
+static void check_cores(smoe_doctor *d) {
+  const char *yields = getenv("OMPI_MCA_mpi_yield_when_idle");
+  for (int r = 0; r < d->group->n_ranks; r++) {
+    if (!is_first(d, r)) continue;
+    cpu_set_t all = d->rank[r].cpus;
+    int threads = 0;
+    for (int other = r; other < d->group->n_ranks; other++) {
+      if (!same_host(d, r, other)) continue;
+      CPU_OR(&all, &all, &d->rank[other].cpus);
+      threads += d->rank[other].threads;
+    }
+    const int cores = CPU_COUNT(&all);
+    if (cores == 0 || threads <= cores)
+      smoe_doctor_fine(d, "cores: %d thread%s of all ranks on %d core%s of %s", threads,
+                       threads == 1 ? "" : "s", cores, cores == 1 ? "" : "s", d->rank[r].host);
+    else if (yields && strcmp(yields, "1") == 0)
+      smoe_doctor_fine(
+          d, "cores: %d threads on %d of %s; waiting ranks give way, so this works, at less than full speed",
+          threads, cores, d->rank[r].host);
+    else
+      smoe_doctor_warning(
+          d,
+          "%d threads on %d core%s of %s: waiting ranks take time from working ones; start fewer ranks or "
+          "threads, or export OMPI_MCA_mpi_yield_when_idle=1",
+          threads, cores, cores == 1 ? "" : "s", d->rank[r].host);
+  }
+}
+
+static void check_memory(smoe_doctor *d) {
+  for (int r = 0; r < d->group->n_ranks; r++) {
+    if (!is_first(d, r)) continue;
+    const smoe_rank_facts *own = &d->rank[r];
+    const double each = own->free_memory / ranks_beside(d, r);
+    if (own->free_memory > 0 && each < 0.5 * GIB)
+      smoe_doctor_warning(
+          d, "memory: %.2f GiB free for each rank of %s: check the plan with `stablemoe train --dry-run`",
+          each / GIB, own->host);
+    else if (own->free_memory > 0)
+      smoe_doctor_fine(d, "memory: %.1f GiB free on %s, %.1f for each rank", own->free_memory / GIB,
+                       own->host, each / GIB);
+    if (ranks_beside(d, r) > 1 && own->free_shared > 0 && own->free_shared < 64 * MIB)
+      smoe_doctor_warning(
+          d,
+          "/dev/shm of %s has %.0f MiB free, and ranks of one machine exchange through it: enlarge it "
+          "(docker run "
+          "--shm-size=1g)",
+          own->host, own->free_shared / MIB);
+  }
+}
+
+static void check_blas(smoe_doctor *d) {
+  int threads = 1;
+  for (int r = 0; r < d->group->n_ranks; r++) {
+    if (d->rank[r].threads > threads) threads = d->rank[r].threads;
+    if (strcmp(d->rank[r].core_type, d->rank[0].core_type) == 0) continue;
+    smoe_doctor_warning(
+        d,
+        "BLAS uses core type %s on %s and %s on %s: the same bits are promised on one type only; export "
+        "OPENBLAS_CORETYPE=%s everywhere",
+        d->rank[0].core_type, d->rank[0].host, d->rank[r].core_type, d->rank[r].host, d->rank[0].core_type);
+    return;
+  }
+  const smoe_blas_pool pool = smoe_blas_threading();
+  if (pool == SMOE_BLAS_PTHREADS && threads > 1)
+    smoe_doctor_warning(
+        d, "this OpenBLAS has threads of its own, which fight with those of OpenMP: use the OpenMP build "
+           "(libopenblas-openmp-dev), or OMP_NUM_THREADS=1 and more ranks");
+  else if (pool == SMOE_BLAS_SEQUENTIAL && threads > 1)
+    smoe_doctor_warning(d, "this OpenBLAS has no threads: use more ranks with OMP_NUM_THREADS=1");
+  else
+    smoe_doctor_fine(d, "BLAS: core type %s on all ranks, %d thread%s", d->rank[0].core_type, threads,
+                     threads == 1 ? "" : "s");
+}
+
+void smoe_doctor_ranks(smoe_doctor *d, long launched) {
+  check_launch(d, launched);
+  check_placement(d);
+  check_binding(d);
+  check_cores(d);
+  check_memory(d);
+  check_blas(d);
+}

@@ -1,0 +1,124 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "open_model.h"
+#include "stablemoe/json.h"
+#include "stablemoe/log.h"
+#include "stablemoe/safetensors.h"
+
+typedef struct options {
+  const char *output, *corpus;
+  bool split_experts;
+} options;
+
+static const smoe_option OPTIONS[] = {
+    {'o', "output", SMOE_OPTION_FILE, offsetof(options, output), "FILE",
+     "file to write, NAME.safetensors; NAME.json and NAME.tokenizer stand beside it (default "
+     "model.safetensors)"},
+    {0, "split-experts", SMOE_OPTION_FLAG, offsetof(options, split_experts), NULL,
+     "write each expert to a file of its own, and NAME.safetensors.index.json, which says what is where"},
+    {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
+     "corpus to take the tokenizer from (default: the one it was trained on)"},
+};
+
+static const options DEFAULTS = {.output = "model.safetensors"};
+
+/* What the tensors alone do not say, as a JSON object in memory of the C library. */
+static char *about(const smoe_config *config, const smoe_checkpoint_meta *meta, const smoe_corpus *corpus,
+                   const char *tokenizer) {
+  char *text = NULL;
+  size_t bytes = 0;
+  FILE *out = open_memstream(&text, &bytes);
+  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a description");
+  fprintf(out, "{\"format\": \"stablemoe-export\", \"version\": 1, \"program\": \"stablemoe %s\",\n",
+          SMOE_VERSION);
+  fprintf(out, " \"real\": \"%s\", \"update\": %lld, \"stage\": %d, \"tokens_seen\": %lld,\n", SMOE_REAL_NAME,
+          (long long)meta->update, meta->stage, (long long)meta->n_tokens_seen);
+  fputs(" \"corpus\": ", out);
+  smoe_json_text(out, meta->corpus);
+  fprintf(out,
+          ", \"corpus_fingerprint\": \"%016llx\",\n \"tokenizer\": ", (unsigned long long)meta->fingerprint);
+  smoe_json_text(out, tokenizer);
+  if (tokenizer) fprintf(out, ", \"tokenizer_kind\": \"sentencepiece\", \"end_id\": %d", corpus->end_id);
+  fputs(",\n \"configuration\": ", out);
+  smoe_config_json(config, out);
+  fputs("}\n", out);
+  if (fclose(out) != 0) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a description");
+  return text;
+}
+
+/* The tokenizer is worth a warning, not the export: other programs may have one of their own. */
+static smoe_status find_tokenizer(smoe_corpus *corpus, const options *o, const smoe_checkpoint_meta *meta) {
+  *corpus = (smoe_corpus){0};
+  if (smoe_corpus_open_local(corpus, o->corpus ? o->corpus : meta->corpus) != SMOE_OK) {
+    if (o->corpus) return SMOE_FAIL(SMOE_ERR_IO, "no tokenizer: %s", smoe_report());
+    smoe_warn("no tokenizer is written: %s; name its corpus with --corpus", smoe_report());
+  } else if (!corpus->model) {
+    smoe_warn("no tokenizer is written: '%s' holds none", corpus->path);
+  } else if (!o->corpus && corpus->fingerprint != meta->fingerprint) {
+    smoe_warn("'%s' is not the corpus that the model was trained on: its tokens have changed", corpus->path);
+  }
+  return SMOE_OK;
+}
+
+static smoe_status write_export(const options *o, const char *path, const smoe_config *config,
+                                const smoe_checkpoint_meta *meta, const smoe_corpus *corpus) {
+  const char *slash = strrchr(o->output, '/'), *name = slash ? slash + 1 : o->output;
+  const char *dot = strrchr(name, '.');
+  char *tokenizer = corpus->model
+                        ? smoe_sprintf("%.*s.tokenizer", (int)(dot ? dot - name : (long)strlen(name)), name)
+                        : NULL;
+  char *text = about(config, meta, corpus, tokenizer);
+  const smoe_export export = {.checkpoint = path,
+                              .output = o->output,
+                              .split_experts = o->split_experts,
+                              .about = text,
+                              .tokenizer = corpus->model,
+                              .tokenizer_bytes = corpus->model_bytes};
+  smoe_export_result result;
+  const smoe_status status = smoe_export_write(&export, &result);
+  if (status == SMOE_OK)
+    smoe_note("'%s': %lld tensors, %lld parameters, %.1f MB; %lld files", o->output,
+              (long long)result.n_tensors, (long long)result.n_values, (double)result.n_bytes / 1e6,
+              (long long)result.n_files);
+  free(text); /* memory of the C library */
+  smoe_free(tokenizer);
+  return status;
+}
+
+static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
+  const smoe_group alone = {.comm = MPI_COMM_SELF, .rank = 0, .n_ranks = 1};
+  char path[4096];
+  smoe_checkpoint_meta meta = {0};
+  smoe_corpus corpus = {0};
+  smoe_config *config = smoe_app_config();
+  smoe_app_checkpoint_path(path, sizeof path, arguments->word[0]);
+  smoe_status status = smoe_checkpoint_read_meta(path, &alone, &meta);
+  if (status == SMOE_OK) status = smoe_config_parse(config, meta.configuration, path);
+  if (status == SMOE_OK) status = find_tokenizer(&corpus, values, &meta);
+  if (status == SMOE_OK) status = write_export(values, path, config, &meta, &corpus);
+  smoe_corpus_close(&corpus);
+  smoe_free(meta.configuration);
+  smoe_config_destroy(config);
+  return status;
+}
+
+const smoe_command smoe_command_export = {
+    .name = "export",
+    .arguments = "CHECKPOINT|RUN",
+    .title = "a checkpoint as a safetensors file, for other programs",
+    .text =
+        "Write the parameters of a checkpoint, or of a run's latest one, as a safetensors file; beside it "
+        "its configuration (JSON) and its tokenizer (SentencePiece). doc/using-a-model.md has the names "
+        "and how to read them.",
+    .example = "stablemoe export runs/stable -o stable.safetensors",
+    .serial = true,
+    .takes = "one CHECKPOINT or run directory",
+    .least = 1,
+    .most = 1,
+    .options = OPTIONS,
+    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
+    .values_bytes = sizeof(options),
+    .defaults = &DEFAULTS,
+    .run = run,
+};

@@ -1,0 +1,67 @@
+/* Placement of experts: the loads that are to come, and the move. */
+#include "stablemoe/log.h"
+#include "stablemoe/placement.h"
+#include "stablemoe/step.h"
+
+/* Tokens whose choices are counted: the share of a rank among eight is then known to half a percent. */
+enum { TOKENS = 1 << 18, UPDATES_MAX = 256 };
+
+static int64_t counted_until(const smoe_settings *settings, int64_t update) {
+  const int64_t total = settings->train.updates;
+  int64_t n = TOKENS / (settings->train.batch_sequences * settings->model.context);
+  n = n < 1 ? 1 : n > UPDATES_MAX ? UPDATES_MAX : n;
+  return update < total && update + n > total ? total : update + n;
+}
+
+static smoe_route_context context_of(const smoe_step *step, int64_t update, int64_t micro_batch) {
+  return (smoe_route_context){.seed = (uint64_t)step->settings->run.seed,
+                              .update = update,
+                              .micro_batch = micro_batch,
+                              .stage = smoe_stage(step->model, step->settings, update),
+                              .training = true,
+                              .n_targets = 1};
+}
+
+static bool known_ahead(const smoe_step *step, int64_t update) {
+  const smoe_route_context context = context_of(step, update, 0);
+  for (int m = 0; m < step->model->n_moe; m++)
+    if (!smoe_moe_layer_ahead(&step->model->moe[m], &context)) return false;
+  return true;
+}
+
+/* load [M, E] = choices for the tokens of the coming updates. */
+static void count_loads(smoe_step *step, int64_t update, int64_t *load) {
+  smoe_model *model = step->model;
+  const int n_experts = model->params.n_experts;
+  for (int64_t u = update; u < counted_until(step->settings, update); u++)
+    for (int64_t b = 0; b < step->settings->train.micro_batches; b++) {
+      const smoe_route_context context = context_of(step, u, b);
+      smoe_step_read(step, u, b);
+      for (int m = 0; m < model->n_moe; m++)
+        smoe_moe_layer_count(&model->moe[m], load + (size_t)m * (size_t)n_experts, step->input, &context);
+    }
+  smoe_group_sum_i64(&model->params.group, load, model->n_moe * n_experts);
+}
+
+static void place(smoe_params *params, const int64_t *load, int n_layers) {
+  const int e = params->n_experts, g = params->topology.experts.n_ranks;
+  int32_t *expert_at = smoe_alloc((size_t)e * sizeof *expert_at);
+  smoe_placement_pack(expert_at, load, n_layers, e, g);
+  const double before = smoe_placement_imbalance(params->topology.expert_at, load, n_layers, e, g);
+  const double after = smoe_placement_imbalance(expert_at, load, n_layers, e, g);
+  smoe_params_place(params, expert_at);
+  smoe_note("placement: largest/mean rank load %.2f -> %.2f", before, after);
+  smoe_free(expert_at);
+}
+
+void smoe_step_place(smoe_step *step, int64_t update) {
+  smoe_model *model = step->model;
+  smoe_params *params = &model->params;
+  if (step->placed || model->n_moe == 0 || params->topology.experts.n_ranks == 1) return;
+  if (step->settings->comm.placement != SMOE_PLACE_BY_LOAD || !known_ahead(step, update)) return;
+  int64_t *load = smoe_alloc((size_t)model->n_moe * (size_t)params->n_experts * sizeof *load);
+  count_loads(step, update, load);
+  place(params, load, model->n_moe);
+  step->placed = true;
+  smoe_free(load);
+}

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""`stablemoe doctor`: one line per finding, and a failing exit code where something is wrong."""
+
+import os
+import re
+
+import program as p
+
+LEVELS = ("ok", "warning", "wrong")
+
+
+class Doctor(p.ProgramTest):
+    @classmethod
+    def setUpClass(cls):
+        directory = p.tempfile.TemporaryDirectory(prefix="stablemoe-")
+        cls.addClassCleanup(directory.cleanup)
+        cls.directory = directory.name
+
+    def findings(self, result):
+        """Level -> lines, of all after the versions."""
+        versions, _, rest = result.out.partition("\n\n")
+        self.assertRegex(versions, r"^stablemoe \d+\.\d+\.\d+ .*\n(  .+\n)+  SentencePiece +\S+$", result)
+        lines, _, summary = rest.strip().rpartition("\n\n")
+        found = {level: [] for level in LEVELS}
+        for line in lines.split("\n"):
+            level, _, text = line.partition(" ")
+            self.assertIn(level, LEVELS, result)
+            found[level].append(text.strip())
+        warnings, wrong = re.fullmatch(r"(\d+) warnings?, (\d+) wrong", summary).groups()
+        self.assertEqual((int(warnings), int(wrong)), (len(found["warning"]), len(found["wrong"])), result)
+        return found
+
+    def doctor(self, *args, **how):
+        result = self.program.run("doctor", *args, **how)
+        self.assertEqual(os.listdir(self.directory), [], f"left behind: {result}")
+        return result
+
+    def test_fine(self):
+        for ranks in (1, 2, 4):
+            with self.subTest(ranks=ranks):
+                result = self.doctor(self.directory, ranks=ranks)
+                self.assertFine(result)
+                found = self.findings(result)
+                for what in (f"{ranks} rank", "placement", "binding", "cores", "memory", "BLAS", "exchange", "disk",
+                             "HDF5", "writing"):
+                    self.assertEqual(sum(line.startswith(what) for line in found["ok"]), 1, (what, result))
+                self.assertIn(f"placement: {ranks} on ", result.out)
+                self.assertEqual(found["wrong"], [])
+
+    def test_warnings(self):
+        no_race = {"OMPI_MCA_fs_ufs_lock_algorithm": "3"}
+        cases = {
+            "three": ({"ranks": 3}, r"3 is no power of two"),
+            "threads": ({"ranks": 2, "env": {"OMP_NUM_THREADS": "64", "OMPI_MCA_mpi_yield_when_idle": "0"}},
+                        r"rank 0 has 64 threads and may use \d+ core"),
+            "cores": ({"ranks": 2, "env": {"OMP_NUM_THREADS": "64", "OMPI_MCA_mpi_yield_when_idle": "0"}},
+                      r"128 threads on \d+ cores? of"),
+            "slurm": ({"ranks": 2, "env": {"SLURM_NTASKS": "8"}}, r"the Slurm job has 8 tasks, this run has 2"),
+        }
+        for name, (how, said) in cases.items():
+            with self.subTest(name):
+                env = {**no_race, **how.pop("env", {})}
+                result = self.doctor(self.directory, env=env, **how)
+                self.assertFine(result)
+                self.assertTrue(any(re.search(said, line) for line in self.findings(result)["warning"]), result)
+
+    def test_io_layer(self):
+        for layer, env in (("OMPIO", {"OMPI_MCA_io": "ompio"}), ("ROMIO", {"OMPI_MCA_io": "romio321"})):
+            with self.subTest(layer):
+                result = self.doctor(self.directory, env=env)
+                if "MPI            Open MPI v4" not in result.out:
+                    self.skipTest("names of I/O layers are those of Open MPI 4")
+                self.assertFine(result)
+                self.assertIn(f"files are opened by {layer} of", result.out)
+
+    def test_wrong(self):
+        path = self.path("nothing")
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                result = self.doctor(path, ranks=ranks)
+                self.assertRefused(result, "io", "1 thing is wrong")
+                self.assertRegex(self.findings(result)["wrong"][0], "cannot be reached: No such file")
+        # As many processes that do not know of each other: an mpirun of another MPI.
+        result = self.doctor(self.directory, env={"PMI_SIZE": "4"})
+        self.assertRefused(result, "mpi", "1 thing is wrong")
+        self.assertRegex(self.findings(result)["wrong"][0], "started 4 processes, but MPI sees 1 rank")
+
+    def test_write_fails(self):
+        """A file that cannot be made, or that reads back otherwise, on one rank."""
+        for site in ("probe.create", "probe.verify"):
+            with self.subTest(site):
+                result = self.doctor(self.directory, ranks=2, env={"STABLEMOE_FAULT": f"{site}@1"})
+                self.assertRefused(result, "io", "1 thing is wrong")
+                self.assertIn(f"injected fault at {site}", self.findings(result)["wrong"][0])
+
+    def test_arguments(self):
+        self.assertRefused(self.program.run("doctor", "a", "b"), "config", "at most one DIRECTORY, and got 'b' too")
+
+
+if __name__ == "__main__":
+    p.main()

@@ -1,0 +1,91 @@
+/* Recomputation of activations: the same bits, less memory; and what a lane costs. */
+#include "../model_fixture.h"
+#include "harness.h"
+
+static const char *const SMALL[] = {"train.lanes=4", "train.batch_sequences=8", "train.micro_batches=2",
+                                    "train.recompute=false", NULL};
+static const char *const AGAIN[] = {"train.lanes=4", "train.batch_sequences=8", "train.micro_batches=2",
+                                    "train.recompute=true", NULL};
+
+static void check_bits(const smoe_group *group, const char *method, int stage) {
+  model_fixture kept, again;
+  fixture_open(&kept, group, method, SMALL, stage);
+  fixture_open(&again, group, method, AGAIN, stage);
+  fixture_gradients(&kept);
+  fixture_gradients(&again);
+  const smoe_params *a = &kept.model->params, *b = &again.model->params;
+  CHECK(memcmp(a->lane_grad, b->lane_grad, (size_t)a->lanes.count * a->shared_count * sizeof *a->lane_grad) ==
+            0,
+        "%s, stage %d: gradients of the backbone", method, stage);
+  CHECK(memcmp(a->expert_grad, b->expert_grad,
+               (size_t)a->n_local * a->expert_count * sizeof *a->expert_grad) == 0,
+        "%s, stage %d: gradients of the experts", method, stage);
+  CHECK(fixture_loss_of_sums(&kept) == fixture_loss_of_sums(&again), "%s: loss", method);
+  /* One block's tape of one lane is left of those of all blocks and lanes, but for rounding to 64 bytes. */
+  const smoe_block *block = &kept.model->block[0];
+  const size_t row = 5 * block->width + block->heads + block->inner + 4;
+  const size_t lane = block->lane_tokens * row * sizeof(smoe_real);
+  const size_t spared = ((size_t)(kept.model->n_blocks * a->lanes.count) - 1) * lane - 9 * 64;
+  CHECK(again.model->tape.peak + spared <= kept.model->tape.peak,
+        "%zu bytes of tape, %zu without recomputation", again.model->tape.peak, kept.model->tape.peak);
+  CHECK(again.model->fixed.peak == kept.model->fixed.peak, "the model itself");
+  fixture_close(&kept);
+  fixture_close(&again);
+}
+
+/* Bytes that a model would take: expected, or of one arena. */
+typedef struct plan {
+  double expected;
+  size_t fixed, slab;
+} plan;
+
+static plan plan_of(const smoe_group *group, const char *const *overrides) {
+  smoe_config *config = fixture_config("stable", overrides);
+  const smoe_settings *s = smoe_config_settings(config);
+  const smoe_model_shape shape = {.vocabulary = 8192,
+                                  .n_lanes = (int)s->train.lanes,
+                                  .lane_sequences = (size_t)(s->train.batch_sequences / s->train.lanes),
+                                  .training = true};
+  smoe_model *model = NULL;
+  fixture_try(smoe_model_create(&model, config, group, &shape, true), "plan");
+  const plan p = {smoe_model_expected_bytes(model), model->fixed.peak,
+                  model->params.shared_count * sizeof(smoe_real)};
+  smoe_model_destroy(model);
+  smoe_config_destroy(config);
+  return p;
+}
+
+#define PAPER_LIKE                                                                                           \
+  "model.width=256", "model.blocks=6", "model.heads=8", "model.inner=1024", "moe.experts=8",                 \
+      "moe.inner=1024", "train.batch_sequences=16", "train.lanes=4"
+
+static void check_plan(const smoe_group *group) {
+  const plan kept = plan_of(group, (const char *const[]){PAPER_LIKE, "model.context=256", NULL});
+  const plan twice =
+      plan_of(group, (const char *const[]){PAPER_LIKE, "model.context=512", "train.recompute=true", NULL});
+  printf("context 256: %.1f MiB; context 512 with recomputation: %.1f MiB\n", kept.expected / (1 << 20),
+         twice.expected / (1 << 20));
+  CHECK(twice.expected <= kept.expected, "twice the context takes %.0f bytes, not %.0f", twice.expected,
+        kept.expected);
+  /* Eight lanes for four, the same batch: four gradient slabs more, four lanes' sums, nothing else. */
+  const plan lanes =
+      plan_of(group, (const char *const[]){PAPER_LIKE, "model.context=256", "train.lanes=8", NULL});
+  CHECK(lanes.fixed >= kept.fixed + 4 * kept.slab && lanes.fixed <= kept.fixed + 4 * kept.slab + 1024,
+        "%zu bytes of the model with 8 lanes, %zu with 4, slabs of %zu", lanes.fixed, kept.fixed, kept.slab);
+  CHECK(lanes.expected - kept.expected <= 4.0 * (double)kept.slab + 1024,
+        "a lane costs more than its slab: %g of %zu", (lanes.expected - kept.expected) / 4, kept.slab);
+}
+
+int main(int argc, char **argv) {
+  smoe_group group;
+  smoe_group_start(&group, &argc, &argv);
+  static const char *const methods[] = {"stable", "stable router.stable.features=transformer", "gshard",
+                                        "hash router.hash.variant=bigram", NULL};
+  for (size_t i = 0; methods[i]; i++)
+    for (int stage = 1; stage <= 2; stage++)
+      if (stage == 1 || strncmp(methods[i], "stable", 6) == 0) check_bits(&group, methods[i], stage);
+  check_plan(&group);
+  const int verdict = test_verdict("recompute");
+  smoe_group_end(&group);
+  return verdict;
+}
