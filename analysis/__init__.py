@@ -17,10 +17,10 @@ DEBIAN_PACKAGES = "python3-numpy python3-h5py python3-matplotlib"
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 
-def missing_modules() -> list[str]:
+def missing_modules(modules: tuple[str, ...] = MODULES) -> list[str]:
     """Modules this package needs and the present interpreter cannot import."""
     missing = []
-    for name in MODULES:
+    for name in modules:
         try:
             importlib.import_module(name)
         except ImportError:
@@ -28,15 +28,15 @@ def missing_modules() -> list[str]:
     return missing
 
 
-def _imports_all(python: str) -> bool:
+def _imports_all(python: str, modules: tuple[str, ...]) -> bool:
     try:
-        return subprocess.run([python, "-c", "import " + ", ".join(MODULES)], stdout=subprocess.DEVNULL,
+        return subprocess.run([python, "-c", "import " + ", ".join(modules)], stdout=subprocess.DEVNULL,
                               stderr=subprocess.DEVNULL, check=False).returncode == 0
     except OSError:
         return False
 
 
-def ensure_modules(command: list[str]) -> str | None:
+def ensure_modules(command: list[str], modules: tuple[str, ...] = MODULES) -> str | None:
     """Make sure that the needed modules can be imported, with another interpreter if need be.
 
     The first python3 on the PATH is often not the one that has the system's
@@ -44,21 +44,23 @@ def ensure_modules(command: list[str]) -> str | None:
     the system's python3, if that one can import everything.
 
     command: arguments after the interpreter, e.g. ["-m", "analysis", "runs/tiny"].
+    modules: those that the command needs.
     Returns None where all is there, else the message to print. Does not return
     where another interpreter takes over.
     """
-    missing = missing_modules()
+    missing = missing_modules(modules)
     if not missing:
         return None
     override = os.environ.get("STABLEMOE_PYTHON", "")
     other = override or SYSTEM_PYTHON
-    if _imports_all(other):
+    if _imports_all(other, modules):
         root = str(Path(__file__).resolve().parent.parent)
         path = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = root + (os.pathsep + path if path else "")
         sys.stdout.flush()
         os.execv(other, [other, *command])
     tried = f"STABLEMOE_PYTHON={override}" if override else SYSTEM_PYTHON
-    return (f"analysis: {sys.executable} cannot import {', '.join(missing)}, and {tried} does not have all "
-            f"of {', '.join(MODULES)} either: install the Debian packages {DEBIAN_PACKAGES}, or set "
+    return (f"analysis: {sys.executable} cannot import {', '.join(missing)}, and {tried} does not have "
+            f"all of {', '.join(modules)} either: install the Debian packages "
+            f"{' '.join('python3-' + name for name in modules)}, or set "
             "STABLEMOE_PYTHON to an interpreter that has them")

@@ -1,8 +1,12 @@
-"""`python3 -m analysis RUN`: figures and a short summary of a run directory."""
+"""`python3 -m analysis RUN`: figures and a short summary of a run directory.
+
+`python3 -m analysis <command> ...` goes to the module of COMMANDS.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +15,10 @@ import analysis
 
 if TYPE_CHECKING:
     from analysis.run import Run
+
+COMMANDS = {"report": ("analysis.report", "one page in HTML on one run, or on several beside each other"),
+            "scaling": ("analysis.scaling", "cost model of a scaling study, and a forecast for more ranks")}
+"""First argument -> module with main(arguments), which uses the standard library alone, and what it makes."""
 
 HELP = """\
 Reads RUN/metrics.csv, RUN/routing/step-*.h5, RUN/used.yml and the corpus it names, and writes
@@ -31,7 +39,8 @@ PATH does not have them."""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python3 -m analysis", epilog=HELP,
+    others = "\n".join(f"  python3 -m analysis {name} --help   {what}" for name, (_, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(prog="python3 -m analysis", epilog=f"{HELP}\n\nOther commands:\n{others}",
                                      description="Figures and a short summary of a StableMoE run.",
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
@@ -141,6 +150,8 @@ def summary(run: Run) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit status."""
+    if arguments and arguments[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
     options = _parser().parse_args(arguments)
     if not options.run.is_dir():
         print(f"analysis: no run directory '{options.run}'", file=sys.stderr)

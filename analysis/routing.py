@@ -18,6 +18,16 @@ os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 import h5py
 import numpy as np
 
+from analysis.counts import (Information, LayerCounts, Records, Special, Tick, count_flow, count_layer,
+                             first_choice, information, mutual_information, probe_counts, probe_flow, records,
+                             settled, specialisation)
+
+__all__ = ["Balance", "Information", "LayerCounts", "LogError", "Records", "RoutingLog", "Special", "agreement",
+           "agreement_counts", "balance", "count_flow", "count_layer", "first_choice", "fluctuation_counts",
+           "fluctuation_curve", "information", "last_fluctuation", "latest_rows", "layer_last_fluctuation",
+           "load_log", "load_share", "mutual_information", "probe_agreement", "probe_counts", "probe_flow",
+           "records", "settled", "share_after", "specialisation", "still_changing"]
+
 KIND = "stablemoe-routing"
 """What the attribute "format" of a routing file begins with."""
 
@@ -71,12 +81,27 @@ class RoutingLog:
     def n_probe(self) -> int:
         return len(self.probe_token)
 
-    def probe_blocks(self, names: tuple[str, ...], layer: int,
-                     rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+    def probe_part(self, name: str, layer: int, rows: np.ndarray, first: int, end: int) -> np.ndarray:
+        """Choices of one MoE layer for the probe tokens first to end - 1, padding among them.
+
+        name: "expert", "learned" or "distilled". rows: [q] probes wanted, increasing.
+        Returns [q, end - first] int32; -1 where there is no such choice.
+        """
+        out = np.full((len(rows), max(0, min(end, self.n_probe) - first)), -1, np.int32)
+        for number in np.unique(self.probe_place[rows, 0]):
+            with h5py.File(self.files[number], "r") as file:
+                data = file.get(f"probe/{name}")
+                for i in np.flatnonzero(self.probe_place[rows, 0] == number) if data is not None else ():
+                    out[i] = data[self.probe_place[rows[i], 1], layer, first:end]
+        return out
+
+    def probe_blocks(self, names: tuple[str, ...], layer: int, rows: np.ndarray | None = None,
+                     tick: Tick | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """Probe choices of one MoE layer in blocks of tokens, padding left out.
 
         names: of "expert", "learned", "distilled".
         rows:  [q] probes wanted, increasing; None: all.
+        tick:  told of the choices read.
         Yields one array [q, p] int32 per name; p is bounded by BLOCK_BYTES. -1 where there is no such choice.
         """
         rows = np.arange(len(self.probe_step)) if rows is None else np.asarray(rows)
@@ -85,15 +110,10 @@ class RoutingLog:
         width = max(1, BLOCK_BYTES // (4 * len(rows) * len(names)))
         for first in range(0, self.n_probe, width):
             real = self.probe_token[first:first + width] >= 0
-            block = [np.full((len(rows), len(real)), -1, np.int32) for _ in names]
-            for number in np.unique(self.probe_place[rows, 0]):
-                mine = np.flatnonzero(self.probe_place[rows, 0] == number)
-                with h5py.File(self.files[number], "r") as file:
-                    for out, name in zip(block, names):
-                        data = file.get(f"probe/{name}")
-                        for i in mine if data is not None else ():
-                            out[i] = data[self.probe_place[rows[i], 1], layer, first:first + width]
+            block = [self.probe_part(name, layer, rows, first, first + width) for name in names]
             yield tuple(out[:, real] for out in block)
+            if tick is not None:
+                tick(len(rows) * len(names) * len(real))
 
 
 def latest_rows(step: np.ndarray) -> np.ndarray:
@@ -140,6 +160,7 @@ class _Stretch(NamedTuple):
     probe_token: np.ndarray
     probe_step: np.ndarray
     probe_stage: np.ndarray
+    n_records: int
 
 
 def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
@@ -161,7 +182,8 @@ def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
                         read("load", np.zeros((len(step), layers, experts), np.int64)),
                         {name: read(name, missing).astype(np.float64) for name in LAYER_TERMS},
                         token, probe_step if len(token) else none,
-                        read("probe/stage", np.zeros(len(probe_step), np.int64)) if len(token) else none)
+                        read("probe/stage", np.zeros(len(probe_step), np.int64)) if len(token) else none,
+                        len(read("tokens/step", none)))
 
 
 def load_log(run: Path | str) -> RoutingLog:
@@ -185,6 +207,8 @@ def load_log(run: Path | str) -> RoutingLog:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             log.notes.append(f"{path.name} cannot be read: {error}")
             continue
+        if not len(part.step) + len(part.probe_step) + part.n_records:
+            log.notes.append(f"{path.name} has no rows: nothing was recorded in that stretch")
         parts.append(part)
         log.files.append(path)
         log.method = log.method or part.method
@@ -268,6 +292,26 @@ def fluctuation_curve(last: np.ndarray, step: np.ndarray, total: int) -> tuple[n
     return np.concatenate([[0.0], np.asarray(step) / total]), np.cumsum(counts) / max(1, counts.sum())
 
 
+def fluctuation_counts(log: RoutingLog, layer: int, tick: Tick | None = None) -> np.ndarray:
+    """How many of the real probe tokens of a layer have which last fluctuation step, in bounded memory.
+
+    Returns [Q + 1] int64: first those that never fluctuate, then by probe; all 0 where there are fewer
+    than two probes or no choice.
+    """
+    counts = np.zeros(len(log.probe_step) + 1, np.int64)
+    if len(log.probe_step) >= 2:
+        for (expert,) in log.probe_blocks(("expert",), layer, tick=tick):
+            last = last_fluctuation(expert[:, (expert >= 0).any(0)])
+            counts += np.bincount(last + 1, minlength=len(counts))
+    return counts
+
+
+def share_after(counts: np.ndarray, step: np.ndarray, total: int, percent: int) -> float:
+    """still_changing, of fluctuation_counts. counts: [Q + 1]."""
+    late = np.concatenate([[False], np.asarray(step) * 100 > percent * total])
+    return float(counts[late].sum() / counts.sum()) if counts.sum() else float("nan")
+
+
 def still_changing(last: np.ndarray, step: np.ndarray, total: int, percent: int) -> float:
     """Share of tokens whose last fluctuation step exceeds that per cent of the training.
 
@@ -312,14 +356,15 @@ def agreement(learned: np.ndarray, distilled: np.ndarray) -> np.ndarray:
     return np.divide(agree, known, out=np.full(known.shape, np.nan), where=known > 0)
 
 
-def probe_agreement(log: RoutingLog, layer: int, rows: np.ndarray | None = None) -> np.ndarray:
+def probe_agreement(log: RoutingLog, layer: int, rows: np.ndarray | None = None,
+                    tick: Tick | None = None) -> np.ndarray:
     """agreement of the probes of a layer, read in blocks.
 
     rows: [q] probes wanted; None: all. Returns [q] float64, NaN where no token has both choices.
     """
     n_rows = len(log.probe_step) if rows is None else len(rows)
     known, agree = np.zeros(n_rows, np.int64), np.zeros(n_rows, np.int64)
-    for learned, distilled in log.probe_blocks(("learned", "distilled"), layer, rows):
+    for learned, distilled in log.probe_blocks(("learned", "distilled"), layer, rows, tick):
         block_known, block_agree = agreement_counts(learned, distilled)
         known += block_known
         agree += block_agree

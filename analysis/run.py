@@ -68,6 +68,8 @@ class Run:
     log: routing.RoutingLog | None
     baselines: Baselines | None
     notes: list[str]
+    corpus: Path | None = None
+    """The corpus that used.yml names, where it was found."""
 
     @property
     def n_layers(self) -> int:
@@ -223,22 +225,35 @@ def read_baselines(path: Path) -> Baselines | None:
     return None
 
 
-def _find_baselines(run: Path, settings: dict[str, Scalar], notes: list[str]) -> Baselines | None:
+def find_corpus(run: Path, settings: dict[str, Scalar]) -> Path | None:
+    """The corpus of a run: as used.yml names it, from here or from the run; else corpus.h5 in the run."""
     named = str(settings.get("data.corpus", ""))
     candidates = [Path(named), run / named, run.parent / named] if named else []
-    for path in [*candidates, run / "corpus.h5"]:
-        if not path.is_file():
-            continue
-        try:
-            baselines = read_baselines(path)
-        except OSError as error:
-            notes.append(f"{path}: cannot be read: {error}")
-            continue
-        if baselines is None:
-            notes.append(f"{path}: has no unigram and bigram loss")
-        return baselines
-    notes.append(f"corpus {named or 'corpus.h5'} not found: no unigram and bigram lines")
-    return None
+    return next((path for path in [*candidates, run / "corpus.h5"] if path.is_file()), None)
+
+
+def trained_on(run: Path) -> int:
+    """Fingerprint of the corpus that the newest checkpoint was trained on; 0 where there is none to be read."""
+    try:
+        with h5py.File(run / "checkpoints/latest", "r") as file:
+            return int(np.uint64(file["meta"].attrs["fingerprint"]))
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return 0
+
+
+def _baselines_of(corpus: Path | None, settings: dict[str, Scalar], notes: list[str]) -> Baselines | None:
+    if corpus is None:
+        named = str(settings.get("data.corpus", ""))
+        notes.append(f"corpus {named or 'corpus.h5'} not found: no unigram and bigram lines")
+        return None
+    try:
+        baselines = read_baselines(corpus)
+    except OSError as error:
+        notes.append(f"{corpus}: cannot be read: {error}")
+        return None
+    if baselines is None:
+        notes.append(f"{corpus}: has no unigram and bigram loss")
+    return baselines
 
 
 def open_run(path: Path) -> Run:
@@ -265,5 +280,6 @@ def open_run(path: Path) -> Run:
         notes.append(str(error))
     log = routing.load_log(path)
     notes += log.notes
+    corpus = find_corpus(path, settings)
     return Run(path, settings, metrics, log if log.files else None,
-               _find_baselines(path, settings, notes), notes)
+               _baselines_of(corpus, settings, notes), notes, corpus)

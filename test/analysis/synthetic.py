@@ -88,6 +88,39 @@ def write_routing(run: Path, shape: Shape, version: int = 1) -> None:
                 file[f"probe/{name}"] = values[of_file].astype(np.int32)
 
 
+def zipf_tokens(rng: np.random.Generator, n: int, vocabulary: int) -> np.ndarray:
+    """[n] int32 token ids of which few are frequent and many rare."""
+    return np.minimum(vocabulary - 1, (vocabulary + 1) ** rng.random(n) - 1).astype(np.int32)
+
+
+def write_tokens(run: Path, experts: int = 16, layers: int = 2, records: int = 10, tokens: int = 4096,
+                 vocabulary: int = 1000, slots: int = 1, dropped: float = 0.0) -> None:
+    """RUN/routing/step-<records>.h5 with records of every token and nothing else.
+
+    Layer 0: expert = id modulo experts, layer 1 and on: one more than in the layer before, so that every
+    figure is known; a second slot has the expert of the first, plus one. Gates are (expert + 1) / (experts + 1).
+    dropped: share of assignments that are stored as without room.
+    """
+    rng = np.random.default_rng(5)
+    (run / "routing").mkdir(parents=True, exist_ok=True)
+    with h5py.File(run / "routing" / f"step-{records:09d}.h5", "w") as file:
+        file.attrs["format"], file.attrs["version"] = np.bytes_(b"stablemoe-routing"), np.int64(1)
+        file.attrs["method"] = np.bytes_(b"hash")
+        file.attrs["n_layers"], file.attrs["n_experts"] = np.int64(layers), np.int64(experts)
+        file["tokens/step"] = np.arange(1, records + 1)
+        file["tokens/place"] = np.arange(tokens)
+        ids = file.create_dataset("tokens/id", (records, tokens), "<i4")
+        expert = file.create_dataset("tokens/expert", (records, layers, tokens, slots), "<i4")
+        gate = file.create_dataset("tokens/gate", (records, layers, tokens, slots), "<f4")
+        for z in range(records):
+            ids[z] = token = zipf_tokens(rng, tokens, vocabulary)
+            for m in range(layers):
+                choice = (token[:, None] + m + np.arange(slots)) % experts
+                gate[z, m] = (choice + 1) / (experts + 1)
+                full = rng.random(choice.shape) < dropped
+                expert[z, m] = np.where(full, -2 - choice, choice)
+
+
 def write_metrics(run: Path, shape: Shape) -> None:
     """RUN/metrics.csv, one row per update, validation every twentieth of the run."""
     rng = np.random.default_rng(shape.seed)
@@ -116,12 +149,31 @@ def write_metrics(run: Path, shape: Shape) -> None:
     (run / "metrics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def pieces(vocabulary: int) -> list[str]:
+    """A vocabulary of made-up words, with what could break a page among them."""
+    odd = ["\u2581", "<0x0A>", "</script>", "<!--", "\u2581\u00fcber", '"', "\u2581it's", "&amp;", ",", "\u2581\U0001f600"]
+    syllables = ["ka", "lo", "mi", "nu", "re", "sa", "ti", "vo", "we", "zo"]
+    words = [("\u2581" if i % 3 else "") + syllables[i % 10] + syllables[i // 10 % 10] + syllables[i // 100 % 10]
+             for i in range(len(odd), vocabulary)]
+    return odd + words
+
+
+def write_corpus(path: Path, vocabulary: int = 1000, fingerprint: int = 7) -> None:
+    """A corpus as far as reports read it: reference losses, fingerprint, pieces and their counts."""
+    texts = [piece.encode() for piece in pieces(vocabulary)]
+    with h5py.File(path, "w") as file:
+        file.attrs["unigram_nats"], file.attrs["bigram_nats"] = 6.42, 4.87
+        file.attrs["fingerprint"] = np.uint64(fingerprint)
+        file["tokenizer/piece"] = np.frombuffer(b"".join(texts), np.uint8)
+        file["tokenizer/piece_offset"] = np.cumsum([0] + [len(text) for text in texts])
+        file["count"] = np.arange(vocabulary, 0, -1)
+
+
 def write_run(run: Path, shape: Shape) -> None:
     """All files of a finished run, with a corpus beside them."""
     write_metrics(run, shape)
     write_routing(run, shape)
-    with h5py.File(run / "corpus.h5", "w") as file:
-        file.attrs["unigram_nats"], file.attrs["bigram_nats"] = 6.42, 4.87
+    write_corpus(run / "corpus.h5")
     (run / "used.yml").write_text(f"""\
 # what this run used
 run:
