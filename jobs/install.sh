@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# usage: jobs/install.sh [--test]
+# usage: jobs/install.sh [--test] [--slurm]
 #
 # Make sure that everything StableMoE is built with and runs on is there. What is missing is installed from
 # Debian's packages where this user may do that (root, or sudo without a password); elsewhere the packages
 # and cluster modules to load are named, and the exit status is 2. Where nothing is missing, nothing is done
 # and no network is needed.
-#   --test   also what only tests use (clang-format), if it can be had; without it those tests are skipped
+#   --test   also what only tests use (clang-format; chromium with its driver and python3-selenium;
+#            python3-xarray, -h5netcdf and -pandas), if it can be had; without it those tests are skipped
+#            (with --slurm's)
+#   --slurm  also what jobs/cluster.sh makes a cluster of (Slurm, munge, iproute2); no daemon is started
 set -euo pipefail
 
-with_test=no
-case "${1:-}" in
-  "") ;;
-  --test) with_test=yes ;;
-  -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-  *) echo "install.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
-esac
+with_test=no with_slurm=no
+for argument in "$@"; do
+  case "$argument" in
+    --test) with_test=yes with_slurm=yes ;;
+    --slurm) with_slurm=yes ;;
+    -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    *) echo "install.sh: unknown argument '$argument'; see --help" >&2; exit 2 ;;
+  esac
+done
 
 command_there() { command -v "$1" >/dev/null 2>&1; }
 package_there() { # any of these pkg-config names
@@ -84,7 +89,19 @@ may_install() {
 
 check
 wished=()
-if [ "$with_test" = yes ] && ! command_there clang-format; then wished=(clang-format); fi
+if [ "$with_test" = yes ]; then
+  command_there clang-format || wished+=(clang-format)
+  # the report in a browser, and the log in xarray and pandas
+  command_there chromium || wished+=(chromium)
+  command_there chromedriver || wished+=(chromium-driver)
+  for module in selenium xarray h5netcdf pandas; do python_has "$module" || wished+=("python3-$module"); done
+fi
+if [ "$with_slurm" = yes ]; then
+  PATH=$PATH:/usr/sbin:/sbin
+  for command in slurmctld slurmd sinfo:slurm-client munged:munge ip:iproute2; do
+    command_there "${command%:*}" || wished+=("${command#*:}")
+  done
+fi
 if [ ${#missing[@]} = 0 ] && [ ${#wished[@]} = 0 ]; then
   echo "install: everything is there"
   exit 0
@@ -93,6 +110,12 @@ fi
 if may_install; then
   log=$(mktemp)
   trap 'rm -f "$log"' EXIT
+  # A daemon that a package brings shall not start here: a virtual cluster starts its own.
+  if [ "$with_slurm" = yes ] && [ "$(id -u)" = 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+    trap 'rm -f "$log" /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod +x /usr/sbin/policy-rc.d
+  fi
   if [ ${#missing[@]} -gt 0 ]; then
     echo "install: from Debian's packages: ${missing[*]}"
     if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
@@ -104,8 +127,12 @@ if may_install; then
     apt update >"$log" 2>&1 || true
   fi
   if [ ${#wished[@]} -gt 0 ]; then
+    # One that cannot be had must not keep the others away.
     apt install -y --no-install-recommends "${wished[@]}" >"$log" 2>&1 ||
-      echo "install: ${wished[*]} cannot be had here; tests that need it are skipped"
+      for package in "${wished[@]}"; do
+        apt install -y --no-install-recommends "$package" >"$log" 2>&1 ||
+          echo "install: $package cannot be had here; tests that need it are skipped"
+      done
   fi
   hash -r
   check

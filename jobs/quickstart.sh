@@ -94,7 +94,7 @@ esac
 
 say "Evaluating on text it has not seen"
 number() { sed -n "s/.*\"$1\": \([-+0-9.e]*\).*/\1/p"; } # of the JSON on standard input
-evaluate() { mpirun -n "$ranks" $stablemoe evaluate "$run" --split "$1" --json; }
+evaluate() { mpirun -n "$ranks" $stablemoe evaluate "$run" --split "$1" --json | tee "$run/$1.json"; }
 valid=$(evaluate valid | number perplexity)
 result=$(evaluate test)
 test=$(number perplexity <<<"$result") bits=$(number bits_per_byte <<<"$result")
@@ -103,8 +103,9 @@ bigram=$($stablemoe info "$corpus" | sed -n 's/.*bigram \([0-9.]*\) nats.*/\1/p'
 say "A sample of what it writes${sample[1]:+, after '${sample[1]}'}"
 $stablemoe generate "$run" ${sample[@]:+"${sample[@]}"} --temperature 0.6 | tee "$run/sample.txt"
 
-say "Drawing the figures"
+say "Drawing the figures, and a page of everything that was recorded"
 python3 -m analysis "$run"
+python3 -m analysis report "$run" -o "$run/report.html" --quiet
 
 say "Done"
 awk -v valid="$valid" -v test="$test" -v bits="$bits" -v bigram="$bigram" 'BEGIN {
@@ -113,7 +114,7 @@ awk -v valid="$valid" -v test="$test" -v bits="$bits" -v bigram="$bigram" 'BEGIN
 }'
 cat <<END
   the run                $run  (log.txt, metrics.csv, checkpoints/, routing/, used.yml)
-  look at                $run/figures/*.png  (losses, load of the experts, routing fluctuation, agreement)
+  look at                $run/report.html in a browser  (or $run/figures/*.png)
   read about them        doc/analysis.md
   go on                  source jobs/environment.sh
                          mpirun -n $ranks $stablemoe generate $run --prompt 'Your words'
