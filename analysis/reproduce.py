@@ -140,7 +140,7 @@ class Runner:
             result[split] = json.loads(text)
             # Where the report looks for it.
             (job.directory / f"{split}.json").write_text(text, encoding="utf-8")
-        result["parameters"] = parameters(job.directory / "log.txt")
+        result["parameters"] = parameters(log)
         part = job.directory / (RESULT + ".part")
         part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         part.rename(job.directory / RESULT)
@@ -148,9 +148,11 @@ class Runner:
 
 
 def parameters(log: Path) -> tuple[int, int]:
-    """Shared parameters and those in experts, as the run's log says."""
+    """Shared parameters and those in experts, as the run itself says."""
     found = re.findall(r"parameters: (\d+) shared, (\d+) in experts", log.read_text(encoding="utf-8"))
-    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+    if not found:
+        raise ValueError(f"'{log}' does not say how many parameters the model has")
+    return int(found[-1][0]), int(found[-1][1])
 
 
 def read_settings(path: Path, overrides: tuple[str, ...] = ()) -> Settings:

@@ -82,6 +82,8 @@ class Reproduce(p.ProgramTest):
         self.assertLess(costs["stable-25"], min(costs["deeper"], costs["wider"]))
         sizes = {row: figures[row]["experts"] for row in MAIN}
         self.assertEqual(sizes["standard"], 0)
+        self.assertGreater(sizes["stable-25"], 1000)
+        self.assertGreater(figures["standard"]["shared"], 1000)
         self.assertEqual(sizes["deeper"], sizes["stable-25"])
         self.assertTrue(math.isclose(sizes["wider"], sizes["stable-25"], rel_tol=0.15), sizes)
         with open(self.path("out", "small", "main.md"), encoding="utf-8") as file:
