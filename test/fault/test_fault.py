@@ -22,6 +22,9 @@ TIME_LIMIT = 30
 # Sites that training does not pass, but `stablemoe prepare`.
 PREPARE = {"corpus.write"}
 
+# Sites of the file by which `stablemoe doctor` tries a directory.
+DOCTOR = "probe."
+
 # Sites that only rank 0 passes: on another rank the run must not be touched.
 ONLY_RANK_0 = {"run.directory"} | PREPARE
 
@@ -105,7 +108,7 @@ class Fault(p.ProgramTest):
         self.assertGreaterEqual(len(found), 20, found)
         wishes = [f"{site}@{rank}" for site in found for rank in (0, self.ranks - 1)]
         wishes += [wish.format(last=self.ranks - 1) for wish in LATER]
-        wishes = [wish for wish in wishes if wish.split("@")[0] not in PREPARE]
+        wishes = [wish for wish in wishes if wish.split("@")[0] not in PREPARE and not wish.startswith(DOCTOR)]
         names = {wish: f"fault-{i}" for i, wish in enumerate(wishes)}
         jobs = {wish: lambda w=wish: self.resume_with(w, names[w]) for wish in wishes}
         for wish, result in p.several(jobs):
@@ -133,6 +136,22 @@ class Fault(p.ProgramTest):
                             continue
                         self.assertRefused(result, "io", rf"on rank 0 of {self.ranks}: .*injected fault")
                         self.check_corpus(output, old)
+
+    def test_doctor(self):
+        """A directory that a file cannot be made in is said to be wrong, with the reason, and nothing is left in it."""
+        found = [site for site in sites(self.program.source) if site.startswith(DOCTOR)]
+        self.assertGreaterEqual(len(found), 5, found)
+        directory = self.path("doctor")
+        os.mkdir(directory)
+        for site in found:
+            for rank in (0, self.ranks - 1):
+                with self.subTest(site, ranks=self.ranks, rank=rank):
+                    result = self.program.run("doctor", directory, ranks=self.ranks, timeout=TIME_LIMIT,
+                                              env={"STABLEMOE_FAULT": f"{site}@{rank}"})
+                    self.assertRefused(result, "io", "wrong here")
+                    self.assertRegex(result.out + result.err,
+                                     rf"(?m)^wrong +writing: .*on rank {rank} of {self.ranks}: injected fault at {site}")
+                    self.assertEqual(os.listdir(directory), [])
 
     def check_corpus(self, output, old):
         name = os.path.basename(output)
