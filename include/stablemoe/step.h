@@ -70,4 +70,7 @@ void smoe_step_place(smoe_step *step, int64_t update);
  */
 smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *result);
 
+/** Mean seconds of the ranks in each phase (phase.h) since smoe_phase_reset, [SMOE_PHASES]. Collective over group. */
+void smoe_step_phases(const smoe_group *group, double *seconds);
+
 #endif

@@ -177,9 +177,8 @@ static smoe_status measure(smoe_step *step, const smoe_bench_options *options, i
   stage->loss = result.loss;
   stage->tokens_per_s = result.n_targets / stage->seconds;
   stage->load_max_over_mean = step->model->n_moe ? rank_imbalance(step->model) : NAN;
-  const smoe_lanes ranks = smoe_lanes_of_rank(group->n_ranks, group->rank, group->n_ranks);
-  smoe_lanes_sum(group, &ranks, stage->phase, smoe_phase_seconds(), SMOE_PHASES);
-  for (int p = 0; p < SMOE_PHASES; p++) stage->phase[p] /= (double)group->n_ranks * options->updates;
+  smoe_step_phases(group, stage->phase);
+  for (int p = 0; p < SMOE_PHASES; p++) stage->phase[p] /= options->updates;
   return SMOE_OK;
 }
 

@@ -262,13 +262,6 @@ static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid) {
   return SMOE_OK;
 }
 
-/* Mean seconds of the ranks in each phase since smoe_phase_reset. */
-static void mean_phases(const smoe_group *group, double *phase) {
-  const smoe_lanes ranks = smoe_lanes_of_rank(group->n_ranks, group->rank, group->n_ranks);
-  smoe_lanes_sum(group, &ranks, phase, smoe_phase_seconds(), SMOE_PHASES);
-  for (int p = 0; p < SMOE_PHASES; p++) phase[p] /= group->n_ranks;
-}
-
 static smoe_status one_update(run *r, int64_t update) {
   const smoe_settings *settings = r->settings;
   const int64_t done = update + 1;
@@ -285,7 +278,7 @@ static smoe_status one_update(run *r, int64_t update) {
   smoe_phase_reset();
   SMOE_TRY(smoe_step_update(&r->step, update, &result));
   const double seconds = smoe_seconds() - before;
-  mean_phases(r->group, phase);
+  smoe_step_phases(r->group, phase);
   smoe_progress_report(&r->progress, done, &result, seconds);
   record(r, done, &result);
 

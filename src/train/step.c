@@ -140,3 +140,9 @@ smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *
   smoe_phase(SMOE_PHASE_OTHER);
   return SMOE_OK;
 }
+
+void smoe_step_phases(const smoe_group *group, double *seconds) {
+  const smoe_lanes ranks = smoe_lanes_of_rank(group->n_ranks, group->rank, group->n_ranks);
+  smoe_lanes_sum(group, &ranks, seconds, smoe_phase_seconds(), SMOE_PHASES);
+  for (int p = 0; p < SMOE_PHASES; p++) seconds[p] /= group->n_ranks;
+}
