@@ -17,21 +17,26 @@
 
 #include "stablemoe/real.h"
 
-/* ---- linear.c: everything that calls BLAS ---- */
+/* ---- gemm.c: everything that calls BLAS ---- */
 
 /** Set the number of threads of BLAS and OpenMP on this rank; once, before memory is planned. */
 void smoe_threads_set(int n);
 
-/** Name of the BLAS core type in use ("SkylakeX", ...); for reports. */
+/** Name of the library's code path for this processor ("SkylakeX", "oneDNN AVX2", ...); bits are promised
+ *  among ranks that have the same one. For reports.
+ */
 const char *smoe_blas_name(void);
+
+/** Environment variable, with its value, that pins what smoe_blas_name gives ("OPENBLAS_CORETYPE=SkylakeX"). */
+const char *smoe_blas_pin(void);
 
 /** Where BLAS takes its threads from. */
 typedef enum smoe_blas_pool { SMOE_BLAS_SEQUENTIAL, SMOE_BLAS_PTHREADS, SMOE_BLAS_OPENMP } smoe_blas_pool;
 
-/** How the BLAS in use was built. */
+/** How the OpenBLAS in use was built. */
 smoe_blas_pool smoe_blas_threading(void);
 
-/** BLAS in a line: version, core type, threads; for reports. */
+/** BLAS in a line: version, code path, threads; for reports. */
 const char *smoe_blas_description(void);
 
 /** c = alpha op(a) op(b) + beta c; op transposes where the flag says so.
@@ -39,7 +44,7 @@ const char *smoe_blas_description(void);
  *  c  inout  [m, n], leading dimension ldc
  *  a  in     op(a) is [m, k];  b: op(b) is [k, n]
  *
- *  beta 0 does not read c. k = 0 scales c by beta.
+ *  beta 0 does not read c. k = 0 scales c by beta. Panics where oneDNN fails (out of memory).
  *
  *  The bits follow from the sizes and from the number of threads: with
  *  several threads OpenBLAS (0.3.21, AVX-512) cuts sums of k > 320 at other places
@@ -48,6 +53,12 @@ const char *smoe_blas_description(void);
 void smoe_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k, smoe_real alpha,
                const smoe_real *a, size_t lda, const smoe_real *b, size_t ldb, smoe_real beta, smoe_real *c,
                size_t ldc);
+
+/** y [m] = a [m, n] x [n] + beta y; a has leading dimension lda. beta 0 does not read y. */
+void smoe_gemv(size_t m, size_t n, const smoe_real *a, size_t lda, const smoe_real *x, smoe_real beta,
+               smoe_real *y);
+
+/* ---- linear.c ---- */
 
 /** y [N, O] = x [N, C] w^T + b;  w [O, C], b [O] or NULL. */
 void smoe_linear_forward(smoe_real *y, const smoe_real *x, const smoe_real *w, const smoe_real *b, size_t n,

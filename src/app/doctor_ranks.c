@@ -187,8 +187,8 @@ static void check_blas(smoe_doctor *d) {
     smoe_doctor_warning(
         d,
         "BLAS uses core type %s on %s and %s on %s: the same bits are promised on one type only; export "
-        "OPENBLAS_CORETYPE=%s everywhere",
-        d->rank[0].core_type, d->rank[0].host, d->rank[r].core_type, d->rank[r].host, d->rank[0].core_type);
+        "%s everywhere",
+        d->rank[0].core_type, d->rank[0].host, d->rank[r].core_type, d->rank[r].host, smoe_blas_pin());
     return;
   }
   const smoe_blas_pool pool = smoe_blas_threading();

@@ -17,7 +17,7 @@ CLEAN = {
     "src/base/arena.c": "void smoe_free(void *memory) {\n  free(memory);\n}\n",
     "src/comm/group.c": '#include "stablemoe/status.h"\n\nvoid smoe_sum(void) {\n  MPI_Barrier(comm);\n}\n',
     "src/io/h5.c": "void smoe_close(void) {\n  H5Fclose(file);\n}\n",
-    "src/kernel/linear.c": "void smoe_gemm(void) {\n  cblas_sgemm(0);\n}\n",
+    "src/kernel/gemm.c": "void smoe_gemm(void) {\n  cblas_sgemm(0);\n}\n",
     "src/data/walk.c": "void smoe_walk(void) {\n  free(entry); /* memory of the C library */\n}\n",
     "src/moe/expert.c": "/* free(this) and exit(1) in prose are fine */\n",
     "include/stablemoe/status.h": "/** Errors. */\n\n/** End. Local. */\nvoid smoe_end(int code);\n",

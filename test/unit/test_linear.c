@@ -38,6 +38,29 @@ static void gemm_all(void) {
   gemm(true, false, 130, 300, 200, 1, 1);
 }
 
+/* Where an expert's rows lie in memory follows from the number of ranks; the bits must not. */
+static void gemm_place(bool ta, bool tb, size_t m, size_t n, size_t k) {
+  enum { SHIFTS = 16 };
+  const size_t lda = ta ? m : k, ldb = tb ? k : n;
+  smoe_real *a = values_uniform(m * k + SHIFTS, 1), *b = values_uniform(n * k + SHIFTS, 2);
+  smoe_real *c = values_uniform(m * n + SHIFTS, 3), *want = values_zero(m * n);
+  smoe_gemm(ta, tb, m, n, k, 1, a, lda, b, ldb, 0, want, n);
+  for (size_t shift = 1; shift < SHIFTS; shift++) {
+    memmove(a + shift, a + shift - 1, m * k * sizeof *a);
+    memmove(b + shift, b + shift - 1, n * k * sizeof *b);
+    smoe_gemm(ta, tb, m, n, k, 1, a + shift, lda, b + shift, ldb, 0, c + SHIFTS - shift, n);
+    near_same_bits("gemm elsewhere in memory", c + SHIFTS - shift, want, m * n);
+  }
+  smoe_free(a), smoe_free(b), smoe_free(c), smoe_free(want);
+}
+
+static void gemm_places(void) {
+  const size_t size[][3] = {{1, 7, 19}, {3, 64, 33}, {37, 20, 80}, {64, 256, 32}, {130, 67, 400}};
+  for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+    for (int flags = 0; flags < 4; flags++)
+      gemm_place(flags & 1, flags & 2, size[i][0], size[i][1], size[i][2]);
+}
+
 /* y = x w^T + b */
 static double linear_want(const smoe_real *x, const smoe_real *w, const smoe_real *b, size_t c, size_t i,
                           size_t j) {
@@ -93,7 +116,9 @@ static void linear(size_t n, size_t c, size_t o) {
 
 int main(void) {
   CHECK(smoe_blas_name() && smoe_blas_name()[0], "BLAS has no name");
+  CHECK(smoe_blas_pin() && strchr(smoe_blas_pin(), '='), "BLAS cannot be pinned");
   gemm_all();
+  gemm_places();
   const size_t size[] = {0, 1, 3, 33};
   for (size_t i = 0; i < 4; i++)
     for (size_t j = 0; j < 4; j++)
