@@ -81,6 +81,26 @@ static void causal(void) {
   smoe_free(qkv), smoe_free(scratch), smoe_free(a), smoe_free(b), smoe_free(lse);
 }
 
+/* A key whose every score is -infinity counts as if it were not there; a query that sees nothing else gets NaN, and
+ * does not pass it on. */
+static void hidden_key(void) {
+  enum { T = 40, D = 6, C = D };
+  smoe_real *qkv = values_uniform(T * 3 * C, 1), *scratch = values_zero(smoe_attention_scratch(T, D));
+  smoe_real *all = values_zero(T * C), *rest = values_zero(T * C), *lse = values_zero(T),
+            *lse_rest = values_zero(T);
+  for (size_t i = 0; i < T; i++) qkv[i * 3 * C] = 1;
+  qkv[C] = -(smoe_real)INFINITY;
+  smoe_attention_forward(all, lse, qkv, scratch, 1, T, 1, D);
+  smoe_attention_forward(rest, lse_rest, qkv + 3 * C, scratch, 1, T - 1, 1, D);
+  CHECK(isnan(all[0]) && isnan(lse[0]), "a query without a key: %g, lse %g", (double)all[0], (double)lse[0]);
+  for (size_t i = 0; i < (T - 1) * C; i++)
+    CHECK(fabs((double)(all[C + i] - rest[i])) <= 1e-5, "a hidden key counts at %zu: %g, not %g", i,
+          (double)all[C + i], (double)rest[i]);
+  for (size_t i = 0; i + 1 < T; i++)
+    CHECK(fabs((double)(lse[1 + i] - lse_rest[i])) <= 1e-5, "a hidden key counts in lse %zu", i);
+  smoe_free(qkv), smoe_free(scratch), smoe_free(all), smoe_free(rest), smoe_free(lse), smoe_free(lse_rest);
+}
+
 int main(void) {
   attention(0, 4, 2, 2);
   attention(2, 0, 2, 2);
@@ -90,6 +110,10 @@ int main(void) {
   attention(2, 64, 2, 32);
   attention(1, 65, 2, 8);
   attention(1, 200, 2, 16);
+  attention(1, 33, 2, 20);
+  attention(2, 49, 1, 40);
+  attention(1, 7, 1, 64);
   causal();
+  hidden_key();
   return test_verdict("attention");
 }
