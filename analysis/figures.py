@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from analysis import routing
-from analysis.run import Run
+from analysis.run import Metrics, Run
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 LAYER_COLOURS = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)
@@ -177,6 +177,58 @@ def _stage_breaks(stage: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(stage) != 0) + 1
 
 
+def _loss_terms(metrics: Metrics) -> list[tuple[np.ndarray, str, str]]:
+    """Values, title and colour of each loss term that is not zero throughout."""
+    stage = metrics.column("stage")
+    terms = []
+    for name, title, colour in (("balance", "Balance loss", GREEN), ("distill", "Distillation loss", PINK)):
+        values = metrics.column(name)
+        values = np.where((stage == 2) & (values == 0), np.nan, values)  # the terms end with stage 1
+        if np.any(values[np.isfinite(values)] != 0):
+            terms.append((values, title, colour))
+    return terms
+
+
+def _draw_task_loss(ax: Axes, run: Run, smoothed: np.ndarray) -> list[tuple[float, str, str]]:
+    """Training and validation loss, and what counting reaches; returns the labels for the right margin."""
+    update, task = run.metrics.columns["update"], run.metrics.column("loss")
+    _draw_mean(ax, update, task, smoothed, BLUE)
+    end = smoothed[np.isfinite(smoothed)][-1]
+    labels = [(float(end), f"training {end:.3f}", BLUE)]
+    shown = [task[np.isfinite(task)]]
+    valid = run.metrics.column("valid_loss")
+    rows = np.flatnonzero(np.isfinite(valid))
+    if len(rows):
+        ax.plot(update[rows], valid[rows], color=VERMILION, linewidth=1.2, marker="o", markersize=4,
+                markerfacecolor="white", markeredgewidth=1.3)
+        last = valid[rows[-1]]
+        labels.append((float(last), f"validation {last:.3f}\n(perplexity {np.exp(last):.1f})", VERMILION))
+        shown.append(valid[rows])
+    for name in ("unigram", "bigram") if run.baselines is not None else ():
+        value = getattr(run.baselines, name)
+        ax.axhline(value, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)))
+        labels.append((value, f"{name} counts {value:.3f}", GREY))
+        shown.append(np.array([value]))
+    everything = np.concatenate(shown)
+    _pad_limits(ax, float(everything.min()), float(everything.max()))
+    return labels
+
+
+def _draw_term(ax: Axes, update: np.ndarray, values: np.ndarray, line: np.ndarray, title: str, colour: str) -> None:
+    """One loss term, with the last value of its running mean."""
+    _draw_mean(ax, update, values, line, colour)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    ax.set_ylim(min(0.0, float(np.nanmin(values))), float(np.nanmax(values)) * 1.08)
+    ax.set_ylabel("nats per token" if title.startswith("Dist") else "per token")
+    ax.set_title(title, fontsize=10)
+    last = np.flatnonzero(np.isfinite(line))[-1]
+    ends_early = last + 1 < len(line)
+    text = f"{line[last]:.3g}" + (f" at update {int(update[last]):,}" if ends_early else "")
+    ax.annotate(text, (update[last], line[last]), xytext=(6, 4 if ends_early else 0), color=colour,
+                textcoords="offset points", fontsize=LABEL_POINTS, annotation_clip=False,
+                va="bottom" if ends_early else "center")
+
+
 def losses(run: Run, path: Path) -> None:
     """Task and validation loss over updates; balance and distillation loss below."""
     if run.metrics is None:
@@ -184,55 +236,18 @@ def losses(run: Run, path: Path) -> None:
     update, task = run.metrics.columns["update"], run.metrics.column("loss")
     if not np.isfinite(task).any():
         raise NothingToShow("the metrics have no loss")
-    stage = run.metrics.column("stage")
-    breaks = _stage_breaks(stage)
+    breaks = _stage_breaks(run.metrics.column("stage"))
     window = smoothing_window(len(update))
-    terms = []
-    for name, title, colour in (("balance", "Balance loss", GREEN), ("distill", "Distillation loss", PINK)):
-        values = run.metrics.column(name)
-        values = np.where((stage == 2) & (values == 0), np.nan, values)  # the terms end with stage 1
-        if np.any(values[np.isfinite(values)] != 0):
-            terms.append((values, title, colour))
-
+    terms = _loss_terms(run.metrics)
     figure, axes = plt.subplots(1 + len(terms), 1, figsize=(9, 4.6 + 1.5 * len(terms)), sharex=True,
                                 squeeze=False, layout="constrained", height_ratios=[3.2] + [1.2] * len(terms))
     top, *lower = axes[:, 0]
-    smoothed = smooth(task, window, breaks)
-    _draw_mean(top, update, task, smoothed, BLUE)
-    end = smoothed[np.isfinite(smoothed)][-1]
-    labels = [(float(end), f"training {end:.3f}", BLUE)]
-    shown = [task[np.isfinite(task)]]
-    valid = run.metrics.column("valid_loss")
-    rows = np.flatnonzero(np.isfinite(valid))
-    if len(rows):
-        top.plot(update[rows], valid[rows], color=VERMILION, linewidth=1.2, marker="o", markersize=4,
-                 markerfacecolor="white", markeredgewidth=1.3)
-        last = valid[rows[-1]]
-        labels.append((float(last), f"validation {last:.3f}\n(perplexity {np.exp(last):.1f})", VERMILION))
-        shown.append(valid[rows])
-    for name in ("unigram", "bigram") if run.baselines is not None else ():
-        value = getattr(run.baselines, name)
-        top.axhline(value, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)))
-        labels.append((value, f"{name} counts {value:.3f}", GREY))
-        shown.append(np.array([value]))
-    everything = np.concatenate(shown)
-    _pad_limits(top, float(everything.min()), float(everything.max()))
+    labels = _draw_task_loss(top, run, smooth(task, window, breaks))
     top.set_xlim(min(1, update[0]) - 0.5, update[-1] + 0.5)
     top.set_ylabel("cross entropy (nats per token)")
     _title(top, "Loss", run)
     for ax, (values, title, colour) in zip(lower, terms):
-        line = smooth(values, window, breaks)
-        _draw_mean(ax, update, values, line, colour)
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        ax.set_ylim(min(0.0, float(np.nanmin(values))), float(np.nanmax(values)) * 1.08)
-        ax.set_ylabel("nats per token" if title.startswith("Dist") else "per token")
-        ax.set_title(title, fontsize=10)
-        last = np.flatnonzero(np.isfinite(line))[-1]
-        ends_early = last + 1 < len(line)
-        text = f"{line[last]:.3g}" + (f" at update {int(update[last]):,}" if ends_early else "")
-        ax.annotate(text, (update[last], line[last]), xytext=(6, 4 if ends_early else 0), color=colour,
-                    textcoords="offset points", fontsize=LABEL_POINTS, annotation_clip=False,
-                    va="bottom" if ends_early else "center")
+        _draw_term(ax, update, values, smooth(values, window, breaks), title, colour)
     axes[-1, 0].set_xlabel(f"update (lines: mean over {window} updates; light: every update)")
     _updates_axis(axes[-1, 0])
     _mark_switch(list(axes[:, 0]), run.switch)
@@ -253,6 +268,27 @@ def _load_lines(run: Run, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     raise NothingToShow("neither the routing log nor the metrics have loads of this layer")
 
 
+def _draw_heat(ax: Axes, update: np.ndarray, log: routing.RoutingLog, layer: int) -> None:
+    """Load of every expert relative to an even one, over the updates."""
+    n_experts = log.n_experts
+    edges, relative = heat_columns(update, routing.load_share(log.load[:, layer]) * n_experts)
+    highest = max(2.0, float(np.nanquantile(relative, 0.999)))
+    mesh = ax.pcolormesh(edges, np.arange(n_experts + 1) - 0.5, relative.T, cmap="PuOr_r",
+                         norm=TwoSlopeNorm(1.0, 0.0, highest))
+    ax.grid(False)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+    ax.invert_yaxis()
+    ax.set_ylabel("expert")
+    bar = ax.figure.colorbar(mesh, ax=ax, pad=0.015, aspect=22)
+    middle = 1 + (highest - 1) / 2
+    beyond = " or more" if np.nanmax(relative) > highest else ""
+    bar.set_ticks([0, 0.5, 1, middle, highest],
+                  labels=["0: none", "0.5", f"1: even ({100 / n_experts:.3g} %)", f"{middle:.2g}",
+                          f"{highest:.2g}{beyond}"])
+    bar.set_label("load / mean load")
+    bar.outline.set_visible(False)
+
+
 def load(run: Run, layer: int, path: Path) -> None:
     """Load per expert of one MoE layer: heat map, max/mean and coefficient of variation."""
     update, stage, fullest, cv = _load_lines(run, layer)
@@ -262,23 +298,7 @@ def load(run: Run, layer: int, path: Path) -> None:
     figure, axes = plt.subplots(2 + heat, 1, figsize=(9, 4.2 + 2.8 * heat), sharex=True, layout="constrained",
                                 height_ratios=[2.6] * heat + [1, 1])
     if heat:
-        n_experts = run.log.n_experts
-        edges, relative = heat_columns(update, routing.load_share(run.log.load[:, layer]) * n_experts)
-        highest = max(2.0, float(np.nanquantile(relative, 0.999)))
-        mesh = axes[0].pcolormesh(edges, np.arange(n_experts + 1) - 0.5, relative.T, cmap="PuOr_r",
-                                  norm=TwoSlopeNorm(1.0, 0.0, highest))
-        axes[0].grid(False)
-        axes[0].yaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
-        axes[0].invert_yaxis()
-        axes[0].set_ylabel("expert")
-        bar = figure.colorbar(mesh, ax=axes[0], pad=0.015, aspect=22)
-        middle = 1 + (highest - 1) / 2
-        beyond = " or more" if np.nanmax(relative) > highest else ""
-        bar.set_ticks([0, 0.5, 1, middle, highest],
-                      labels=["0: none", "0.5", f"1: even ({100 / n_experts:.3g} %)", f"{middle:.2g}",
-                              f"{highest:.2g}{beyond}"])
-        bar.set_label("load / mean load")
-        bar.outline.set_visible(False)
+        _draw_heat(axes[0], update, run.log, layer)
     window = smoothing_window(len(update))
     breaks = _stage_breaks(stage)
     labels = []

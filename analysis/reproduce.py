@@ -24,9 +24,12 @@ from pathlib import Path
 
 from analysis import reproduce_print
 from analysis.paper_tables import SIZES, TABLES, Row, Settings, Size
+from analysis.settings import parse_settings
 
 STOPPED = 75
-"""Exit status of stablemoe train that was asked to stop, after a checkpoint."""
+"""Exit status of stablemoe train, and of this program, after a signal or at the time limit."""
+STOPPED_BY_HAND = 76
+"""Exit status of stablemoe train that a person stopped, by a file `stop` or Ctrl-C."""
 RESULT = "evaluation.json"
 
 
@@ -111,7 +114,7 @@ class Runner:
             output, _ = process.communicate()
             self.running.discard(process)
             errors.write(output)
-        if process.returncode == STOPPED or (process.returncode and self.stopping):
+        if process.returncode in (STOPPED, STOPPED_BY_HAND) or (process.returncode and self.stopping):
             raise Stopped("stopped on request; the same command goes on")
         if process.returncode:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -157,10 +160,7 @@ def parameters(log: Path) -> tuple[int, int]:
 
 def read_settings(path: Path, overrides: tuple[str, ...] = ()) -> Settings:
     """Keys that a configuration sets, under overrides 'key=value'."""
-    from analysis.run import parse_settings
-
-    text = path.read_text(encoding="utf-8")
-    settings = parse_settings(re.sub(r"\s#.*$", "", text, flags=re.M))
+    settings = parse_settings(path.read_text(encoding="utf-8"))
     for override in overrides:
         key, _, value = override.partition("=")
         settings[key] = int(value) if value.isdigit() else value

@@ -16,13 +16,7 @@ import h5py
 import numpy as np
 
 from analysis import routing
-
-Scalar = bool | int | float | str
-
-SETTING = re.compile(r"""([ ]*)([A-Za-z_]\w*):
-                         (?:[ ]+("(?:[^"\\]|\\.)*" | '(?:[^']|'')*' | [^#\s][^#]*?))?
-                         [ ]*(?:[ ][#].*)?$""", re.VERBOSE)
-"""A line "key: value  # comment": indentation, key and value, which a section's heading does not have."""
+from analysis.settings import Scalar, parse_settings
 
 
 @dataclass
@@ -142,43 +136,6 @@ class Run:
             if key in self.settings:
                 parts.append(form.format(self.settings[key]))
         return self.path.resolve().name + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _scalar(text: str) -> Scalar:
-    if len(text) >= 2 and text[0] == text[-1] == '"':
-        return re.sub(r"\\(.)", r"\1", text[1:-1])
-    if len(text) >= 2 and text[0] == text[-1] == "'":
-        return text[1:-1].replace("''", "'")
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
-
-
-def parse_settings(text: str) -> dict[str, Scalar]:
-    """The mappings of scalars that used.yml consists of, by dotted key ("train.updates").
-
-    Not a YAML reader: lists and text over several lines do not occur there, and such
-    lines are passed over.
-    """
-    settings: dict[str, Scalar] = {}
-    sections: list[tuple[int, str]] = []
-    for line in text.splitlines():
-        match = SETTING.match(line)
-        if not match:
-            continue
-        indent, key, value = len(match.group(1)), match.group(2), match.group(3)
-        while sections and sections[-1][0] >= indent:
-            sections.pop()
-        if value is None:
-            sections.append((indent, key))
-        else:
-            settings[".".join([name for _, name in sections] + [key])] = _scalar(value)
-    return settings
 
 
 def _number(text: str) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from analysis.scaling_study import FORMAT, Study, StudyError, check_losses, load, point_file, save, text_table, write_json
+from analysis.settings import parse_scalar, parse_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SAME_STUDY = ("format", "config", "config_sha256", "mode", "keys", "bench")
@@ -19,59 +19,21 @@ SAME_STUDY = ("format", "config", "config_sha256", "mode", "keys", "bench")
 # ---- configurations ----
 
 
-def _scalar(text: str) -> Any:
-    text = text.strip()
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text.strip("\"'")
-
-
-def read_config(text: str) -> dict[str, Any]:
-    """Keys of a configuration by dotted name: nested sections, and sections in one line in braces.
-
-    Not a YAML reader: it knows what the files in configs/ consist of.
-    """
-    settings: dict[str, Any] = {}
-    sections: list[tuple[int, str]] = []
-    for line in text.splitlines():
-        match = re.match(r"( *)([A-Za-z_]\w*):(?: +(.*))?$", re.sub(r"(^|\s)#.*$", "", line).rstrip())
-        if not match:
-            continue
-        indent, key, value = len(match.group(1)), match.group(2), (match.group(3) or "").strip()
-        while sections and sections[-1][0] >= indent:
-            sections.pop()
-        name = ".".join([section for _, section in sections] + [key])
-        if not value:
-            sections.append((indent, key))
-        elif value.startswith("{"):
-            for part in value.strip("{} ").split(","):
-                inner, _, inner_value = part.partition(":")
-                settings[f"{name}.{inner.strip()}"] = _scalar(inner_value)
-        else:
-            settings[name] = _scalar(value)
-    return settings
-
-
 def resolved_config(path: Path, keys: list[str]) -> dict[str, Any]:
     """A configuration file over the defaults of configs/reference.yml, and KEY=VALUE over both.
 
     Raises StudyError where the file cannot be read.
     """
-    settings = read_config((ROOT / "configs" / "reference.yml").read_text("utf-8"))
+    settings = parse_settings((ROOT / "configs" / "reference.yml").read_text("utf-8"))
     try:
-        settings.update(read_config(path.read_text("utf-8")))
+        settings.update(parse_settings(path.read_text("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"cannot read the configuration '{path}': {error}") from error
     for assignment in keys:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise StudyError(f"-P {assignment}: write KEY=VALUE")
-        settings[name] = _scalar(value)
+        settings[name] = parse_scalar(value)
     for name in ("model.inner", "moe.inner"):
         settings[name] = settings[name] or 4 * settings["model.width"]
     return settings

@@ -18,40 +18,16 @@
 #   -o DIR             figures of the runs (default runs/network)
 set -uo pipefail
 
-die() { echo "network: $*" >&2; exit 2; }
-config='' nodes=4 per_node=2 bandwidths=10gbit,1gbit,200mbit exchanges=direct,two_level overlaps=0,2 repeat=3 updates=3
-out='' keys=()
-while [ $# -gt 0 ]; do
-  case "$1" in
-    -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-    --nodes | --per-node | --bandwidth | --exchange | --overlap | --repeat | --updates | -P | -o)
-      [ $# -ge 2 ] || die "$1 needs a value; see --help"
-      case "$1" in
-        --nodes) nodes=$2 ;;
-        --per-node) per_node=$2 ;;
-        --bandwidth) bandwidths=$2 ;;
-        --exchange) exchanges=$2 ;;
-        --overlap) overlaps=$2 ;;
-        --repeat) repeat=$2 ;;
-        --updates) updates=$2 ;;
-        -P) keys+=(-P "$2") ;;
-        -o) out=$2 ;;
-      esac
-      shift 2 ;;
-    -*) die "unknown option '$1'; see --help" ;;
-    *)
-      [ -z "$config" ] || die "one CONFIG only, not '$config' and '$1'"
-      config=$1
-      shift ;;
-  esac
-done
+# shellcheck source=jobs/arguments.sh
+. "$(dirname "$0")/arguments.sh"
+nodes=4 per_node=2 bandwidth=10gbit,1gbit,200mbit exchange=direct,two_level overlap=0,2 repeat=3 updates=3
+read_arguments "nodes per-node bandwidth exchange overlap repeat updates" "$@"
+bandwidths=$bandwidth exchanges=$exchange overlaps=$overlap # lists, of which the loops below take one after the other
 here=$(cd "$(dirname "$0")/.." && pwd)
 config=$(realpath "${config:-$here/configs/bench/width256.yml}")
 out=$(realpath -m "${out:-$here/runs/network}")
 [ -f "$config" ] || die "there is no configuration '$config'"
-for number in "$nodes" "$per_node" "$repeat" "$updates"; do
-  [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number of nodes, ranks, repeats or updates"
-done
+want_numbers "nodes, ranks, repeats or updates" "$nodes" "$per_node" "$repeat" "$updates"
 [ "$(id -u)" = 0 ] || die "virtual nodes with shaped links need root"
 cd "$here" || exit 2
 stablemoe=$(realpath "${STABLEMOE:-build/stablemoe}")

@@ -9,9 +9,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# The system's interpreter where there is one: Debian's packages belong to it.
+python=${STABLEMOE_PYTHON:-/usr/bin/python3}
+[ -x "$python" ] || python=python3
 corpus=yes
 for argument; do
-  case "$argument" in --corpus | --corpus=* | -h | --help) corpus= ;; esac
+  case "$argument" in
+    -h | --help) exec "$python" -m analysis.reproduce --help ;; # which needs no program, and builds none
+    --corpus | --corpus=*) corpus= ;;
+  esac
 done
 # shellcheck source=jobs/environment.sh
 . jobs/environment.sh
@@ -20,9 +26,6 @@ if [ ! -x build/stablemoe ]; then
   [ -f build/build.ninja ] || meson setup build
   ninja -C build stablemoe
 fi
-# The system's interpreter where there is one: Debian's packages belong to it.
-python=${STABLEMOE_PYTHON:-/usr/bin/python3}
-[ -x "$python" ] || python=python3
 if [ -n "$corpus" ]; then
   corpus=runs/reproduce/python.h5
   mkdir -p runs/reproduce

@@ -23,45 +23,21 @@
 # Exit status: 0; 1 where a run failed or losses differ; 2 where what was asked for cannot be.
 set -uo pipefail
 
-die() { echo "scaling: $*" >&2; exit 2; }
-config='' study='' mode=strong ranks=1,2,4,8 repeat=3 updates=5 vocab=8192 cores='' per_node='' keys=() sets=() point=''
-while [ $# -gt 0 ]; do
-  case "$1" in
-    -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-    --ranks | --mode | --repeat | --updates | --vocab | --cores | --per-node | --point | -P | -o)
-      [ $# -ge 2 ] || die "$1 needs a value; see --help"
-      case "$1" in
-        --ranks) ranks=$2 ;;
-        --mode) mode=$2 ;;
-        --repeat) repeat=$2 ;;
-        --updates) updates=$2 ;;
-        --vocab) vocab=$2 ;;
-        --cores) cores=$2 ;;
-        --per-node) per_node=$2 ;;
-        --point) point=$2 ;; # what the jobs of a study call: one run, "RANKS REPEAT KEY=VALUE ..."
-        -P) keys+=(-P "$2") ;;
-        -o) study=$2 ;;
-      esac
-      shift 2 ;;
-    -*) die "unknown option '$1'; see --help" ;;
-    *)
-      [ -z "$config" ] || die "one CONFIG only, not '$config' and '$1'"
-      config=$1
-      shift ;;
-  esac
-done
+# shellcheck source=jobs/arguments.sh
+. "$(dirname "$0")/arguments.sh"
+mode=strong ranks=1,2,4,8 repeat=3 updates=5 vocab=8192 cores='' per_node='' sets=()
+point='' # what the jobs of a study call: one run, "RANKS REPEAT KEY=VALUE ..."
+read_arguments "ranks mode repeat updates vocab cores per-node point" "$@"
 [ -n "$config" ] || die "no CONFIG; see --help"
 [ -f "$config" ] || die "there is no configuration '$config'"
 case $mode in strong | weak) ;; *) die "--mode is strong or weak, not '$mode'" ;; esac
-for number in "$repeat" "$updates" "$vocab"; do
-  [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number' is no number of repeats, updates or pieces"
-done
+want_numbers "repeats, updates or pieces" "$repeat" "$updates" "$vocab"
 config=$(realpath "$config")
-[ -z "$study" ] || study=$(realpath -m "$study")
+[ -z "$out" ] || out=$(realpath -m "$out")
 here=$(cd "$(dirname "$0")/.." && pwd)
 cd "$here" || exit 2
 config=${config#"$here"/}
-study=${study:-$here/runs/scaling/$(basename "$config" .yml)-$mode}
+study=${out:-$here/runs/scaling/$(basename "$config" .yml)-$mode}
 stablemoe=${STABLEMOE:-build/stablemoe}
 [ -x "$stablemoe" ] || die "no program '$stablemoe': build it (meson setup build && ninja -C build), or set STABLEMOE"
 stablemoe=$(realpath "$stablemoe")
@@ -114,7 +90,6 @@ if [ -n "$point" ]; then
   run_point "$point"
   exit
 fi
-[ $((repeat * updates)) -gt 0 ] || die "nothing to measure"
 # shellcheck disable=SC2086
 open_runs=$(studies plan "$study" "$config" --mode "$mode" --ranks "$ranks" --repeat "$repeat" \
   --bench "-n $updates -w 1 --vocab $vocab" ${cores:+--cores $cores} ${keys[@]:+"${keys[@]}"}) || exit 2

@@ -56,14 +56,19 @@ plan=$(env -u SLURM_JOB_ID mpirun --quiet --oversubscribe --bind-to none -n "$tr
 case "$code $plan" in
   0\ * | 5\ *) ;; # 5: this machine has too little memory, which is not where it will run
   *"data.corpus is not set"*) fail "data.corpus is not set: -P data.corpus=FILE" ;;
+  *" ranks for train.lanes = "*)
+    lanes=$(sed -n 's/.* ranks for train.lanes = \([0-9]*\).*/\1/p' <<<"$plan" | head -n 1) ;;
   *) echo "$plan" >&2; exit "$code" ;;
 esac
+lanes=${lanes:-$(sed -n 's/^work: .* tokens in \([0-9]*\) lanes.*/\1/p' <<<"$plan")}
+[ "$ranks" -le "${lanes:-$ranks}" ] || fail "$ranks ranks for train.lanes = $lanes of '$config': every rank needs a lane. Fewer ranks, or" \
+  "-P train.lanes=$ranks (for a new run: lanes order its sums; train.batch_sequences is a multiple of them)"
 mib=$(sed -n 's/.*memory per rank[^:]*: \([0-9.]*\) MiB.*/\1/p' <<<"$plan" | head -n 1)
-work=$(sed -n 's/^work: \([0-9]*\) updates of .* tokens, \([-+.e0-9]*\) GFLOP each.*/\1 \2/p' <<<"$plan")
+work=$(sed -n 's/^work: \([0-9]*\) updates of .* lanes, \([-+.e0-9]*\) GFLOP each.*/\1 \2/p' <<<"$plan")
 [ -n "$mib" ] && [ -n "$work" ] || { echo "$plan" >&2; fail "the dry run does not say what the run needs"; }
 
 if [ -z "$per_node" ]; then
-  cpus=$(sinfo -h -o '%P %c' 2>/dev/null | awk '$1 ~ /\*$/ {n = $2 + 0; if (!m || n < m) m = n} END {print m + 0}')
+  cpus=$({ sinfo -h -o '%P %c' 2>/dev/null || true; } | awk '$1 ~ /\*$/ {n = $2 + 0; if (!m || n < m) m = n} END {print m + 0}')
   per_node=$((cpus / threads > 0 ? cpus / threads : 1))
   [ "$cpus" != 0 ] || per_node=$ranks
 fi

@@ -54,8 +54,9 @@ def names_of(paths: list[Path]) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Under its final name only what is complete."""
+    """Under its final name only what is complete; the directory is made where it is missing."""
     part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)

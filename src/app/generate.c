@@ -263,9 +263,7 @@ const smoe_command smoe_command_generate = {
     .takes = "one CHECKPOINT or run directory",
     .least = 1,
     .most = 1,
-    .options = OPTIONS,
-    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
-    .values_bytes = sizeof(options),
+    SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .run = run,
 };

@@ -1,6 +1,7 @@
 #include <stdio.h>
 
 #include "app.h"
+#include "open_model.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/corpus.h"
 #include "stablemoe/inspect.h"
@@ -48,21 +49,21 @@ static smoe_status info(const char *path, bool verify) {
 }
 
 static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
-  return info(arguments->word[0], ((const options *)values)->verify);
+  char path[4096];
+  smoe_app_checkpoint_path(path, sizeof path, arguments->word[0]);
+  return info(path, ((const options *)values)->verify);
 }
 
 const smoe_command smoe_command_info = {
     .name = "info",
-    .arguments = "FILE",
+    .arguments = "FILE|RUN",
     .title = "what a checkpoint, corpus or routing log holds",
-    .text = "What a checkpoint, a corpus or a routing log holds.",
+    .text = "What a checkpoint, a corpus or a routing log holds; of a run directory, its latest checkpoint.",
     .example = "stablemoe info runs/stable/checkpoints/latest --verify",
     .serial = true,
-    .takes = "one FILE",
+    .takes = "one FILE or run directory",
     .least = 1,
     .most = 1,
-    .options = OPTIONS,
-    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
-    .values_bytes = sizeof(options),
+    SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .run = run,
 };

@@ -278,8 +278,6 @@ const smoe_command smoe_command_route = {
     .takes = "one CHECKPOINT or run directory and one TEXT",
     .least = 2,
     .most = 2,
-    .options = OPTIONS,
-    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
-    .values_bytes = sizeof(options),
+    SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .run = run,
 };

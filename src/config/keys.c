@@ -69,7 +69,9 @@ static const smoe_key keys[] = {
     BOOL(moe.identical_experts, "true",
          "Start all experts of a layer from the same values, so that only the tokens make them differ."),
 
-    TEXT(router.method, "stable", "Method that chooses the experts of a token."),
+    TEXT(router.method, "stable",
+         "Method that chooses the experts of a token; `stablemoe train --help` lists all, doc/methods.md and "
+         "doc/methods/ have their equations."),
     INT(router.stage1_updates, "-1", -1, MANY, "updates",
         "Updates of stage 1, which learns the routing; stage 2 then freezes it (methods with two stages "
         "only); -1: a tenth of train.updates."),

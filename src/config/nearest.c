@@ -50,6 +50,11 @@ smoe_status smoe_config_unknown(const smoe_config *config, const char *name, boo
     best_same = same;
   }
   const char *what = section ? "section" : "key";
-  return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: there is no %s '%.128s'; the nearest is '%.*s' (--help lists all)",
+  /* What shares less than half of its letters is no slip of the fingers, and a guess would mislead. */
+  if (!best_same && 2 * best_distance > strlen(name))
+    return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: there is no %s '%.128s'; `stablemoe train --help` lists all",
+                     where, what, name);
+  return SMOE_FAIL(SMOE_ERR_CONFIG,
+                   "%s: there is no %s '%.128s'; the nearest is '%.*s' (`stablemoe train --help` lists all)",
                    where, what, name, (int)best_length, best);
 }

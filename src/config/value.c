@@ -191,6 +191,10 @@ smoe_status smoe_config_set(const smoe_config_entry *entry, const smoe_config_sc
 /* The fewest digits that read back as the same number. With a point always, since YAML 1.1 readers take
  * 6e-4 for a text. */
 static void print_real(FILE *out, double v) {
+  if (v == floor(v) && fabs(v) < 1e6) { /* 300.0 is as exact as 3.0e+2, and what people write */
+    fprintf(out, "%.1f", v);
+    return;
+  }
   char s[40];
   for (int digits = 1; digits <= 17; digits++) {
     snprintf(s, sizeof s, "%.*g", digits, v);

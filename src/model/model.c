@@ -10,7 +10,7 @@
 
 static const double MIB = 1 << 20;
 
-/* Order of the pass: MoE layer i stands after after(i) blocks. */
+/* MoE layer i stands after so many blocks. */
 static int64_t blocks_before_moe(const smoe_settings *settings, int i) {
   const int64_t blocks = settings->model.blocks;
   switch ((smoe_position)settings->moe.position) {
@@ -119,15 +119,10 @@ static int64_t replica_tokens(const smoe_topology *topology, int n_lanes, size_t
   return n * (int64_t)lane_tokens;
 }
 
-smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const smoe_group *group,
-                              const smoe_model_shape *shape, bool plan_only) {
-  const smoe_settings *settings = smoe_config_settings(config);
-  smoe_model *model = smoe_alloc(sizeof *model);
-  *out = model;
-  model->library_bytes = smoe_resident_memory();
-  const smoe_lanes lanes = smoe_lanes_of_rank(shape->n_lanes, group->rank, group->n_ranks);
+/* Sizes, and the tables of layers that go by them. */
+static void set_shape(smoe_model *model, const smoe_settings *settings, const smoe_lanes *lanes,
+                      const smoe_model_shape *shape) {
   const size_t context = (size_t)settings->model.context, lane_tokens = shape->lane_sequences * context;
-  model->config = config;
   model->training = shape->training;
   model->recompute = shape->training && settings->train.recompute;
   model->width = (size_t)settings->model.width;
@@ -135,23 +130,34 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   model->n_blocks = (int)settings->model.blocks;
   model->n_moe = (int)settings->moe.layers;
   model->n_layers = model->n_blocks + model->n_moe;
-  model->tokens = (smoe_token_shape){.n_lanes = lanes.count,
+  model->tokens = (smoe_token_shape){.n_lanes = lanes->count,
                                      .lane_sequences = shape->lane_sequences,
                                      .context = context,
                                      .lane_tokens = lane_tokens,
-                                     .n_tokens = (size_t)lanes.count * lane_tokens,
-                                     .first_token = (int64_t)lanes.first * (int64_t)lane_tokens,
+                                     .n_tokens = (size_t)lanes->count * lane_tokens,
+                                     .first_token = (int64_t)lanes->first * (int64_t)lane_tokens,
                                      .n_global = (int64_t)shape->n_lanes * (int64_t)lane_tokens};
   model->n_sums = (int)smoe_model_route_sums(model->n_moe);
   model->block = smoe_alloc((size_t)model->n_blocks * sizeof *model->block);
   model->moe = smoe_alloc((size_t)model->n_moe * sizeof *model->moe);
   model->x = smoe_alloc((size_t)(model->n_layers + 1) * sizeof *model->x);
   order_layers(model, settings);
+}
+
+smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const smoe_group *group,
+                              const smoe_model_shape *shape, bool plan_only) {
+  const smoe_settings *settings = smoe_config_settings(config);
+  smoe_model *model = smoe_alloc(sizeof *model);
+  *out = model;
+  model->library_bytes = smoe_resident_memory();
+  const smoe_lanes lanes = smoe_lanes_of_rank(shape->n_lanes, group->rank, group->n_ranks);
+  model->config = config;
+  set_shape(model, settings, &lanes, shape);
   const int n_experts = model->n_moe ? (int)settings->moe.experts : 0;
   SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
   if (settings->comm.exchange == SMOE_EXCHANGE_TWO_LEVEL && n_experts > 0)
     smoe_nodes_find(&model->topology.nodes, &model->topology.experts, settings->comm.node_ranks);
-  model->tokens.n_replica = replica_tokens(&model->topology, lanes.n_lanes, lane_tokens);
+  model->tokens.n_replica = replica_tokens(&model->topology, lanes.n_lanes, model->tokens.lane_tokens);
   smoe_params_begin(&model->params, group, &lanes, n_experts);
   smoe_params_spread(&model->params, &model->topology);
   declare(model, settings);

@@ -208,8 +208,14 @@ class Report(unittest.TestCase):
             self.assertIn(f"'{path}' is no run directory: {what}", err)
         self.assertFalse(self.page.exists())
 
+    def test_output_in_a_new_directory(self) -> None:
+        self.page = self.root / "new/below/page.html"
+        self.assertEqual(self.call(self.run_a, "-q")[0], 0)
+        self.assertTrue(self.page.is_file())
+
     def test_output_that_cannot_be_written(self) -> None:
-        self.page = self.root / "absent/page.html"
+        (self.root / "file").touch()
+        self.page = self.root / "file/page.html"
         status, _, err = self.call(self.run_a, "-q")
         self.assertEqual((status, err.count("\n")), (3, 1))
         self.assertIn("cannot write the report", err)

@@ -31,6 +31,7 @@ import numpy as np
 
 from analysis import scaling, scaling_forecast, scaling_model, scaling_network, scaling_plan, scaling_report, scaling_study
 from analysis.scaling_model import Batch, Costs, Network, Place, Shape
+from analysis.settings import parse_settings
 
 SHAPE = Shape(width=256, blocks=6, heads=8, inner=1024, context=256, vocabulary=8192, moe_layers=1, experts=8,
               slots=1, sublayers=2, moe_inner=1024)
@@ -99,7 +100,7 @@ class StudyFiles(Temporary):
 
     def test_config(self) -> None:
         text = "a: {b: 1, c: two} # note\nd:\n  e: true\n  f:\n    g: 6e-4 # x\n  h: 3\n"
-        self.assertEqual(scaling_plan.read_config(text),
+        self.assertEqual(parse_settings(text),
                          {"a.b": 1, "a.c": "two", "d.e": True, "d.f.g": 6e-4, "d.h": 3})
         settings = scaling_plan.resolved_config(ROOT / "configs" / "bench" / "width256.yml", ["train.lanes=2"])
         self.assertEqual([settings[k] for k in ("model.width", "model.inner", "train.lanes", "moe.experts")],

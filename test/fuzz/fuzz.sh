@@ -8,6 +8,7 @@
 # 1 something found, 77 there is no clang with libFuzzer here (CLANG names one).
 set -eu
 
+[ $# -ge 2 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 2; }
 directory=$1
 seconds=$2
 shift 2
@@ -64,7 +65,7 @@ want() { # object, compiler, file
 }
 {
   for file in "$source"/src/base/*.c "$source"/src/config/*.c "$source"/src/comm/*.c "$source"/src/data/*.c \
-    "$source"/src/io/*.c "$source"/src/model/params.c "$source"/src/train/metrics.c; do
+    "$source"/src/io/*.c "$source"/src/model/params.c "$source"/src/train/metrics*.c; do
     folder=$(basename "$(dirname "$file")")
     want "lib_${folder}_$(basename "$file" .c).o" "$clang" "$file"
   done

@@ -70,6 +70,20 @@ def headers(root: Path, build: Path) -> list[str]:
     return found
 
 
+def examples(root: Path, build: Path) -> list[str]:
+    """What doc/adding-a-method.md shows, put together, is a file that compiles."""
+    command, directory = _compile_command(build)
+    page = root / "doc" / "adding-a-method.md"
+    blocks = re.findall(r"^```c\n((?:static|const) .*?)^```", page.read_text("utf-8"), re.S | re.M)
+    blocks.sort(key=lambda block: block.startswith("const"))  # the table names the functions
+    text = "\n".join([f'#include "{root.resolve()}/include/stablemoe/router.h"', *blocks])
+    result = subprocess.run([*command, "-Werror", "-fsyntax-only", "-x", "c", "-"], input=text, cwd=directory,
+                            capture_output=True, text=True, check=False)
+    if len(blocks) < 2:
+        return [f"{page.name}: shows no method"]
+    return [f"{page.name}: {result.stderr.strip()}"] if result.returncode else []
+
+
 def symbols(root: Path, build: Path) -> list[str]:
     """Every external symbol of the libraries begins with smoe_."""
     found, n = [], 0
@@ -88,7 +102,7 @@ def symbols(root: Path, build: Path) -> list[str]:
 
 TREE_RULES = (rules.mpi, rules.hdf5, rules.blas, rules.ends, rules.memory, rules.arrows, rules.length, rules.blanks,
               rules.unfinished, rules.nan, rules.docstrings, rules.shell)
-BUILD_RULES = (clang_format, headers, symbols)
+BUILD_RULES = (clang_format, headers, examples, symbols)
 
 
 def main(arguments: list[str]) -> int:

@@ -107,6 +107,21 @@ def check_format(build: Path) -> list[str]:
         return [] if len(found) == 1 and found[0].startswith("src/bad.c") else [f"clang_format said {found}"]
 
 
+def check_examples(build: Path) -> list[str]:
+    """A table without its function does not pass, and neither does a page without a method."""
+    function, table = "static int one(void) {\n  return 1;\n}\n", "const smoe_ops smoe_router_x = {.one = one};\n"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        plant(root, {"include/stablemoe/router.h": "typedef struct smoe_ops { int (*one)(void); } smoe_ops;\n"})
+        wrong = []
+        for blocks, expected in (((table, function), 0), ((table, function.replace("one", "two")), 1), ((), 1)):
+            plant(root, {"doc/adding-a-method.md": "\n".join(f"```c\n{block}```" for block in blocks)})
+            found = lint.examples(root, build)
+            if len(found) != expected:
+                wrong.append(f"examples said {found} of {blocks}")
+    return wrong
+
+
 def check_symbols() -> list[str]:
     """A symbol of another name does not pass, and neither does an empty library."""
     wrong = []
@@ -126,7 +141,7 @@ def check_symbols() -> list[str]:
 def main() -> int:
     """Run all; exit status 1 where a rule did not do what it is for."""
     build = Path(sys.argv[1])
-    wrong = check_tree_rules() + check_headers(build) + check_format(build) + check_symbols()
+    wrong = check_tree_rules() + check_headers(build) + check_examples(build) + check_format(build) + check_symbols()
     print("\n".join(wrong) if wrong else f"{len(OFFENCES)} offences seen, nothing sound complained about")
     return 1 if wrong else 0
 

@@ -214,6 +214,7 @@ static void test_override(void) {
   refuse_override("=1", "section.key=value expected");
   refuse_override("run=1", "run is a section");
   refuse_override("run.sed=1", "the nearest is 'run.seed'");
+  refuse_override("foo=1", "no key 'foo'; `stablemoe train --help` lists all");
   refuse_override("run.seed=", "option -P: run.seed: no value");
   refuse_override("run.seed=a", "option -P: run.seed: 'a' is not an integer");
   refuse_override("run.directory=\xc3(", "UTF-8");
