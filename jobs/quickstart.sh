@@ -88,8 +88,11 @@ mpirun --quiet -n "$ranks" $stablemoe train configs/quickstart.yml --overwrite -
   -P run.directory="$run" -P run.max_minutes="$minutes" ${keys[@]:+"${keys[@]}"} || status=$?
 case $status in
   0) ;;
-  75) say "Stopped before its last update: on a quieter machine it learns more; --resume goes on (below)" ;;
-  *) exit $status ;;
+  75 | 76) say "Stopped before its last update: on a quieter machine it learns more; --resume goes on (below)" ;;
+  *)
+    # mpirun --quiet says nothing of a rank that was killed, for want of memory for one.
+    [ $status -le 128 ] || echo "quickstart: a rank was ended by signal $((status - 128)) ($(kill -l $((status - 128))))" >&2
+    exit $status ;;
 esac
 
 say "Evaluating on text it has not seen"

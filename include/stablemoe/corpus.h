@@ -47,6 +47,17 @@ void smoe_corpus_synthetic_read(const smoe_corpus *corpus, int64_t first, size_t
  */
 smoe_status smoe_corpus_verify(const char *path);
 
+/** Tokens of a corpus up to which a run compares all of them with their fingerprint before it begins: a second. */
+enum { SMOE_CORPUS_CHECKED = 1 << 27 };
+
+/** Compare an open corpus of up to SMOE_CORPUS_CHECKED tokens with its fingerprint, before a run builds on it.
+ *
+ *  Collective over group. The first rank of each node reads, since nodes may have copies of their own. A file
+ *  that another program made is let pass: what its fingerprint is of, it alone knows.
+ *  Errors:  as smoe_corpus_verify, agreed on all ranks.
+ */
+smoe_status smoe_corpus_check(const smoe_corpus *corpus, const smoe_group *group);
+
 /** Close it; fine for a zeroed or already closed one. Local. */
 void smoe_corpus_close(smoe_corpus *corpus);
 

@@ -29,7 +29,7 @@ void smoe_group_end(smoe_group *group);
 /** Agree on the worst status of all ranks.
  *
  *  Collective. Returns the same code on all ranks: the largest one, but any
- *  error before SMOE_STOPPED. On return every rank's report is that of the
+ *  error before SMOE_STOPPED and SMOE_STOPPED_BY_HAND. On return every rank's report is that of the
  *  lowest rank with that code, prefixed "on rank r of R: " where R > 1 and it
  *  does not have such a prefix already. One Allreduce when all is well.
  */

@@ -40,6 +40,9 @@ smoe_status smoe_h5_open_unsealed(hid_t *file, const char *path);
 /** Compute the seal of a closed file anew and write it. Local. Reads all but the large values. */
 smoe_status smoe_h5_seal(const char *path);
 
+/** Whether a file begins with a seal, right or wrong: it is one of ours, as it was written. Local. */
+bool smoe_h5_is_sealed(const char *path);
+
 /** Check the seal of a file. Local. Errors: as smoe_h5_open. */
 smoe_status smoe_h5_check_seal(const char *path);
 

@@ -23,6 +23,9 @@ void smoe_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /** One line about something the user should look at. Local. */
 void smoe_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/** One line to the file alone: what the terminal is told in another way. Local. */
+void smoe_log_only(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 /** A line that replaces itself on a terminal (progress); nothing where standard
  *  error is no terminal. The next note or warning starts on a fresh line. Local.
  */

@@ -24,7 +24,9 @@ typedef struct smoe_balance {
 smoe_balance smoe_balance_of(const int64_t *load, int n_experts);
 
 /** Open <directory>/metrics.csv: new with its header, or after a resume with every line
- *  beyond `update` cut off, so that no update stands there twice. Local (rank 0).
+ *  beyond `update` cut off, so that no update stands there twice. Where another version of the
+ *  program began it, with other columns, it is written anew with those of this one: what is not
+ *  there is empty, and what would be lost stays beside as metrics-<n>.csv. Local (rank 0).
  */
 smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, const smoe_model *model,
                               int64_t update);

@@ -42,7 +42,8 @@ const char *smoe_phase_name(smoe_phase_kind phase);
 
 /** Also write every phase as an event of Chrome's trace format (Perfetto opens it too).
  *
- *  Local. Each rank writes a file of its own, <path>.<rank>, which smoe_phase_trace_end completes.
+ *  Local. Each rank writes a file of its own, <path>.<rank>, which smoe_phase_trace_end completes; its
+ *  directory is made where it is missing.
  *  Errors:  SMOE_ERR_IO.
  */
 smoe_status smoe_phase_trace_begin(const char *path, int rank);

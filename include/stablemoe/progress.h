@@ -37,6 +37,9 @@ void smoe_progress_end(smoe_progress *progress);
  */
 bool smoe_collapsed(smoe_collapse kind, const smoe_routing_load *layer, int n_experts);
 
+/** Write seconds as people say them: "3m07s", "2h15m". Local. */
+void smoe_progress_duration(char *out, size_t bytes, double seconds);
+
 /** Say how update `done` went: in the log every run.log_every updates, else on a terminal's last line.
  *
  *  Local. Balance figures are those of the MoE layer with the largest max/mean load. A collapse that has

@@ -22,7 +22,10 @@ typedef enum smoe_status {
   SMOE_ERR_NUMERIC = 6, /**< a loss or gradient is not finite */
   SMOE_ERR_MPI = 7,     /**< MPI failed, or ranks disagree */
   SMOE_ERR_BUG = 8,     /**< a broken invariant */
-  SMOE_STOPPED = 75     /**< stopped on request after a checkpoint: requeue */
+  SMOE_STOPPED =
+      75, /**< a signal or the time limit stopped it after a checkpoint: start again with --resume */
+  SMOE_STOPPED_BY_HAND =
+      76 /**< so did a person (a file `stop`, Ctrl-C), who does not want it back by itself */
 } smoe_status;
 
 /** Longest error report, in bytes with the final NUL. */

@@ -15,8 +15,9 @@ typedef struct smoe_train_options {
 /** Train as the configuration says.
  *
  *  Collective over group.
- *  Errors:  agreed on all ranks. SMOE_STOPPED where a signal (SIGTERM, SIGUSR1) or a file
- *           named `stop` in the run directory ended it, after a checkpoint.
+ *  Errors:  agreed on all ranks. After a checkpoint SMOE_STOPPED where a signal (SIGTERM, SIGUSR1) or
+ *           run.max_minutes ended it, SMOE_STOPPED_BY_HAND where Ctrl-C or a file named `stop` in the
+ *           run directory did; that also where such a file was there before it went on.
  */
 smoe_status smoe_train(const smoe_config *config, const smoe_group *group, const smoe_train_options *options);
 

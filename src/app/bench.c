@@ -23,7 +23,7 @@ static const smoe_option OPTIONS[] = {
     {'v', "vocab", SMOE_OPTION_INT, offsetof(options, vocabulary), "N",
      "vocabulary of the random tokens (default 8192)", 2, 1 << 24},
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL, "one JSON object instead of a table"},
-    {0, "trace", SMOE_OPTION_FILE, offsetof(options, trace), "FILE",
+    {0, "trace", SMOE_OPTION_OUTPUT, offsetof(options, trace), "FILE",
      "also write FILE.<rank>, for Perfetto or Chrome's trace viewer"},
 };
 
@@ -71,9 +71,7 @@ const smoe_command smoe_command_bench = {
     .takes = "one CONFIG",
     .least = 1,
     .most = 1,
-    .options = OPTIONS,
-    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
-    .values_bytes = sizeof(options),
+    SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .run = run,
 };

@@ -10,7 +10,7 @@ static const char *const SHELLS[] = {"bash", "zsh", "fish", NULL};
 /* ---- what all shells need ---- */
 
 static bool takes_file(const smoe_option *o) {
-  return o->kind == SMOE_OPTION_FILE;
+  return o->kind == SMOE_OPTION_FILE || o->kind == SMOE_OPTION_OUTPUT;
 }
 
 /* Keys whose text is a path: their values are completed with files. */

@@ -12,7 +12,7 @@ typedef struct options {
 } options;
 
 static const smoe_option OPTIONS[] = {
-    {'o', "output", SMOE_OPTION_FILE, offsetof(options, output), "FILE",
+    {'o', "output", SMOE_OPTION_OUTPUT, offsetof(options, output), "FILE",
      "file to write, NAME.safetensors; NAME.json and NAME.tokenizer stand beside it (default "
      "model.safetensors)"},
     {0, "split-experts", SMOE_OPTION_FLAG, offsetof(options, split_experts), NULL,
@@ -116,9 +116,7 @@ const smoe_command smoe_command_export = {
     .takes = "one CHECKPOINT or run directory",
     .least = 1,
     .most = 1,
-    .options = OPTIONS,
-    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
-    .values_bytes = sizeof(options),
+    SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .run = run,
 };

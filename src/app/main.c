@@ -52,6 +52,9 @@ static smoe_status run_invocation(const smoe_group *group, const smoe_command *c
     if (group->rank == 0) smoe_command_help(command, stdout);
     return SMOE_OK;
   }
+  /* Before hours of work, not after them. */
+  SMOE_TRY(smoe_group_agree(group,
+                            group->rank == 0 ? smoe_command_make_directories(command, invocation) : SMOE_OK));
   if (!command->serial && !command->bare)
     return command->run(group, invocation->values, &invocation->arguments);
   const smoe_status status =
@@ -92,14 +95,12 @@ static smoe_status run(const smoe_group *group, int argc, char **argv) {
 }
 
 static void print_end(const smoe_group *group, smoe_status status) {
-  const char *report = smoe_report(), *where = strrchr(report, '[');
-  if (status == SMOE_STOPPED) {
-    /* No fault of the program: where in its source it ended is of no use. */
-    smoe_note("%.*s", where ? (int)(where - report) : (int)strlen(report), report);
-  } else if (status != SMOE_OK && group->rank == 0) {
-    const bool ranked = strncmp(report, "on rank ", 8) == 0;
-    fprintf(stderr, "stablemoe: error (%s)%s %s\n", smoe_status_name(status), ranked ? "" : ":", report);
-  }
+  /* Of a stop on request, which is no error, the run has told itself. */
+  if (status == SMOE_OK || status == SMOE_STOPPED || status == SMOE_STOPPED_BY_HAND || group->rank != 0)
+    return;
+  const char *report = smoe_report();
+  const bool ranked = strncmp(report, "on rank ", 8) == 0;
+  fprintf(stderr, "stablemoe: error (%s)%s %s\n", smoe_status_name(status), ranked ? "" : ":", report);
 }
 
 /* The first of these variables that is there; -1: none is. */

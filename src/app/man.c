@@ -150,7 +150,8 @@ static const char *const FILES[][2] = {
     {"log.txt, metrics.csv", "what the run said, and a line of figures for every update."},
     {"checkpoints/step-<update>.h5, checkpoints/latest", "checkpoints (HDF5), and the newest."},
     {"routing/step-<update>.h5", "routing logs (HDF5): where tokens went."},
-    {"stop", "made by you, ends the run after the update in progress, with a checkpoint."},
+    {"stop",
+     "made by you in the run directory, ends the run after the update in progress, with a checkpoint."},
     {NULL, NULL},
 };
 
@@ -169,7 +170,9 @@ static const char *const EXITS[][2] = {
     {"6", "a loss or gradient is not finite"},
     {"7", "MPI failed, or ranks disagree"},
     {"8", "a bug"},
-    {"75", "stopped on request after a checkpoint: start again with --resume"},
+    {"75", "stopped by a signal or run.max_minutes, after a checkpoint: start again with --resume"},
+    {"76",
+     "stopped by hand (a file stop, Ctrl-C), after a checkpoint: --resume goes on, when you want it to"},
     {NULL, NULL},
 };
 

@@ -8,6 +8,7 @@
 
 #include "app.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/directory.h"
 
 extern const smoe_command smoe_command_prepare;
 extern const smoe_command smoe_command_train;
@@ -42,6 +43,7 @@ static int code_of(const smoe_command *command, size_t i) {
 
 /* The two tables that getopt_long wants; text and longs have room for all options and help. */
 static void getopt_tables(const smoe_command *command, char *text, struct option *longs) {
+  *text++ = ':'; /* tell what is unknown from what lacks its value */
   for (size_t i = 0; i < command->n_options; i++) {
     const smoe_option *o = &command->options[i];
     const bool takes = o->kind != SMOE_OPTION_FLAG;
@@ -105,6 +107,7 @@ static smoe_status set_value(const smoe_option *o, void *values, const char *tex
     return set_choice(o, text, at);
   case SMOE_OPTION_TEXT:
   case SMOE_OPTION_FILE:
+  case SMOE_OPTION_OUTPUT:
     *(const char **)at = text;
     break;
   case SMOE_OPTION_WORDS:
@@ -129,6 +132,20 @@ static smoe_status check_arguments(const smoe_command *command, const smoe_argum
   return SMOE_OK;
 }
 
+/* What getopt_long returned no option for. word: the one it stands behind now, which of letters in a row
+ * ("-nx") may be the one before; those it names in optopt.
+ */
+static smoe_status refuse_option(const char *name, int code, const char *word) {
+  if (code == ':')
+    return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: option '%s' lacks its value; see %s --help", name, word, name);
+  const bool is_long = optopt == 0 || optopt >= FIRST_LONG || strchr(word, '=');
+  if (is_long && optopt)
+    return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: option '%s' takes no value; see %s --help", name, word, name);
+  const char letter[] = {'-', (char)optopt, '\0'};
+  return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: option '%s' is unknown; see %s --help", name,
+                   is_long ? word : letter, name);
+}
+
 static smoe_status parse_options(const smoe_command *command, int argc, char **argv, const char *text,
                                  const struct option *longs, smoe_invocation *out) {
   optind = 1;
@@ -138,9 +155,7 @@ static smoe_status parse_options(const smoe_command *command, int argc, char **a
     if (out->help) return SMOE_OK;
     size_t i = 0;
     while (i < command->n_options && code_of(command, i) != c) i++;
-    SMOE_CHECK(i < command->n_options, SMOE_ERR_CONFIG,
-               "%s: option '%s' is unknown or lacks its value; see %s --help", command->name,
-               argv[optind - 1], command->name);
+    if (i == command->n_options) return refuse_option(command->name, c, argv[optind - 1]);
     SMOE_TRY(set_value(&command->options[i], out->values, optarg, argc));
   }
   out->arguments = (smoe_arguments){(const char *const *)(argv + optind), argc - optind};
@@ -151,13 +166,23 @@ static smoe_status parse_options(const smoe_command *command, int argc, char **a
 smoe_status smoe_command_parse(const smoe_command *command, int argc, char **argv, smoe_invocation *out) {
   *out = (smoe_invocation){.values = smoe_alloc(command->values_bytes + 1)};
   if (command->defaults) memcpy(out->values, command->defaults, command->values_bytes);
-  char *text = smoe_alloc(2 * command->n_options + 2);
+  char *text = smoe_alloc(2 * command->n_options + 3);
   struct option *longs = smoe_alloc((command->n_options + 2) * sizeof *longs);
   getopt_tables(command, text, longs);
   const smoe_status status = parse_options(command, argc, argv, text, longs, out);
   smoe_free(text);
   smoe_free(longs);
   return status;
+}
+
+smoe_status smoe_command_make_directories(const smoe_command *command, const smoe_invocation *invocation) {
+  for (size_t i = 0; i < command->n_options; i++) {
+    const smoe_option *o = &command->options[i];
+    if (o->kind != SMOE_OPTION_OUTPUT) continue;
+    const char *file = *(const char *const *)(const void *)((const char *)invocation->values + o->offset);
+    if (file && *file) SMOE_TRY(smoe_directory_make_for(file));
+  }
+  return SMOE_OK;
 }
 
 void smoe_invocation_release(const smoe_command *command, smoe_invocation *invocation) {

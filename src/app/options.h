@@ -22,6 +22,7 @@ typedef enum smoe_option_kind {
   SMOE_OPTION_CHOICE, /**< int: index into choices */
   SMOE_OPTION_TEXT,   /**< const char * into argv */
   SMOE_OPTION_FILE,   /**< the same; shells complete it with files */
+  SMOE_OPTION_OUTPUT, /**< the same, of a file to be written: its directory is made before anything is done */
   SMOE_OPTION_WORDS,  /**< smoe_words: may be given several times */
   SMOE_OPTION_KEYS    /**< smoe_words of KEY=VALUE; shells complete it with configuration keys */
 } smoe_option_kind;
@@ -90,6 +91,10 @@ typedef struct smoe_command {
   smoe_status (*run)(const smoe_group *group, const void *values, const smoe_arguments *arguments);
 } smoe_command;
 
+/** What a smoe_command says of its options: their table, and the type of the struct that they fill. */
+#define SMOE_COMMAND_OPTIONS(table, type)                                                                    \
+  .options = (table), .n_options = sizeof(table) / sizeof *(table), .values_bytes = sizeof(type)
+
 /** All subcommands, in the order of help; NULL-terminated. */
 extern const smoe_command *const smoe_commands[];
 
@@ -109,6 +114,12 @@ typedef struct smoe_invocation {
  *  Errors:  SMOE_ERR_CONFIG naming option or argument, and what is expected.
  */
 smoe_status smoe_command_parse(const smoe_command *command, int argc, char **argv, smoe_invocation *out);
+
+/** Make the directories of the files that are to be written (SMOE_OPTION_OUTPUT), where they are missing.
+ *
+ *  Local. Errors:  SMOE_ERR_IO where one cannot be made, or cannot be written to.
+ */
+smoe_status smoe_command_make_directories(const smoe_command *command, const smoe_invocation *invocation);
 
 /** Give back what parsing took; fine after a failed one. Local. */
 void smoe_invocation_release(const smoe_command *command, smoe_invocation *invocation);

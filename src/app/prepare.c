@@ -20,7 +20,7 @@ static const char *const KINDS[] = {"bpe", "unigram", NULL}; /* in the order of 
 static const options DEFAULTS = {.seed = 1, .valid_share = 0.05, .test_share = 0.05, .kind = SMOE_BPE};
 
 static const smoe_option OPTIONS[] = {
-    {'o', "output", SMOE_OPTION_FILE, offsetof(options, output), "FILE",
+    {'o', "output", SMOE_OPTION_OUTPUT, offsetof(options, output), "FILE",
      "the corpus; a file of that name is replaced once the new one is whole"},
     {0, "vocab", SMOE_OPTION_INT, offsetof(options, vocabulary), "N",
      "pieces of the vocabulary (default 8192)", 1, INT32_MAX},
@@ -110,9 +110,7 @@ const smoe_command smoe_command_prepare = {
     .missing = "no text is named",
     .least = 1,
     .most = -1,
-    .options = OPTIONS,
-    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
-    .values_bytes = sizeof(options),
+    SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .check = check,
     .run = run,

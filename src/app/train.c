@@ -19,14 +19,14 @@ static const smoe_option OPTIONS[] = {
      "start anew where run.directory holds a run already"},
     {0, "dry-run", SMOE_OPTION_FLAG, offsetof(options, train.dry_run), NULL,
      "check configuration, corpus and memory, print the plan, and stop"},
-    {0, "trace", SMOE_OPTION_FILE, offsetof(options, train.trace), "FILE",
+    {0, "trace", SMOE_OPTION_OUTPUT, offsetof(options, train.trace), "FILE",
      "also write FILE.<rank>, for Perfetto or Chrome's trace viewer"},
 };
 
 static void more_help(FILE *out) {
   fputs("Routing methods (router.method):\n", out);
   for (size_t i = 0; smoe_router_methods[i]; i++)
-    fprintf(out, "  %-12s %s\n", smoe_router_methods[i]->name, smoe_router_methods[i]->title);
+    fprintf(out, "  %-13s %s\n", smoe_router_methods[i]->name, smoe_router_methods[i]->title);
   fputs("\nConfiguration keys, with their defaults:\n\n", out);
   smoe_config *config = smoe_app_config();
   smoe_config_help(config, out);
@@ -67,17 +67,18 @@ const smoe_command smoe_command_train = {
     .arguments = "CONFIG",
     .title = "train a model",
     .text = "Train a model as CONFIG (YAML) says, on any number of ranks up to train.lanes.",
-    .after = "SIGTERM, SIGUSR1 or a file named `stop` in run.directory end the run after the update in "
-             "progress, with a checkpoint and exit code 75.",
+    .after =
+        "SIGTERM, SIGUSR1 and run.max_minutes end the run after the update in progress, with a checkpoint "
+        "and exit code 75: start it again with --resume. So do Ctrl-C and a file named `stop` in "
+        "run.directory, with exit code 76, for who wants it to rest; batch scripts do not start it again "
+        "then.",
     .example = "mpirun -n 4 stablemoe train configs/stable.yml -P data.corpus=corpus.h5 -P "
                "run.directory=runs/stable",
     .takes = "one CONFIG",
     .missing = "CONFIG is missing",
     .least = 1,
     .most = 1,
-    .options = OPTIONS,
-    .n_options = sizeof OPTIONS / sizeof *OPTIONS,
-    .values_bytes = sizeof(options),
+    SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .more_help = more_help,
     .check = check,
     .run = run,

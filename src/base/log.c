@@ -28,17 +28,20 @@ bool smoe_log_is_terminal(void) {
   return isatty(STDERR_FILENO) == 1;
 }
 
+static void line_to_file(const char *prefix, const char *format, va_list args) {
+  if (state.rank != 0 || !state.file) return;
+  va_list copy;
+  va_copy(copy, args);
+  fputs(prefix, state.file);
+  vfprintf(state.file, format, copy);
+  fputc('\n', state.file);
+  fflush(state.file);
+  va_end(copy);
+}
+
 static void line(const char *prefix, const char *format, va_list args) {
   if (state.rank != 0) return;
-  if (state.file) {
-    va_list copy;
-    va_copy(copy, args);
-    fputs(prefix, state.file);
-    vfprintf(state.file, format, copy);
-    fputc('\n', state.file);
-    fflush(state.file);
-    va_end(copy);
-  }
+  line_to_file(prefix, format, args);
   if (state.quiet) return;
   if (state.live) fputs("\r\033[K", stderr);
   state.live = false;
@@ -58,6 +61,13 @@ void smoe_warn(const char *format, ...) {
   va_list args;
   va_start(args, format);
   line("warning: ", format, args);
+  va_end(args);
+}
+
+void smoe_log_only(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  line_to_file("", format, args);
   va_end(args);
 }
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "stablemoe/directory.h"
 #include "stablemoe/timer.h"
 
 static const char *const names[SMOE_PHASES] = {"other",     "data",    "embedding", "norm",      "linear",
@@ -57,6 +58,7 @@ const char *smoe_phase_name(smoe_phase_kind phase) {
 smoe_status smoe_phase_trace_begin(const char *path, int rank) {
   char name[4096];
   snprintf(name, sizeof name, "%s.%d", path, rank);
+  SMOE_TRY(smoe_directory_make_for(name));
   trace.file = fopen(name, "w");
   SMOE_CHECK(trace.file, SMOE_ERR_IO, "cannot write the trace '%s': %s", name, strerror(errno));
   trace.rank = rank;

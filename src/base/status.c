@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "stablemoe/log.h"
+
 static char report[SMOE_REPORT_MAX];
 
 static struct {
@@ -66,6 +68,7 @@ const char *smoe_status_name(smoe_status code) {
   case SMOE_ERR_BUG:
     return "bug";
   case SMOE_STOPPED:
+  case SMOE_STOPPED_BY_HAND:
     return "stopped";
   }
   return "unknown";
@@ -83,13 +86,12 @@ void smoe_panic_at(const char *file, int line, smoe_status code, const char *for
   va_start(args, format);
   format_report(text, file, line, format, args);
   va_end(args);
+  char where[64] = "";
+  if (panic.n_ranks > 1) snprintf(where, sizeof where, " on rank %d of %d", panic.rank, panic.n_ranks);
   fflush(stdout);
-  if (panic.n_ranks > 1)
-    fprintf(stderr, "stablemoe: error (%s) on rank %d of %d: %s\n", smoe_status_name(code), panic.rank,
-            panic.n_ranks, text);
-  else
-    fprintf(stderr, "stablemoe: error (%s): %s\n", smoe_status_name(code), text);
+  fprintf(stderr, "stablemoe: error (%s)%s: %s\n", smoe_status_name(code), where, text);
   fflush(stderr);
+  smoe_log_only("error (%s)%s: %s", smoe_status_name(code), where, text);
   if (panic.end) panic.end((int)code);
   exit((int)code);
 }

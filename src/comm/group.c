@@ -70,7 +70,15 @@ void smoe_group_end(smoe_group *group) {
 
 /* A stop on request is no error: any error outranks it, though its exit code is larger. */
 static int severity(smoe_status status) {
-  return status == SMOE_STOPPED ? 1 : (int)status;
+  if (status == SMOE_STOPPED) return 1;
+  if (status == SMOE_STOPPED_BY_HAND) return 2;
+  return 2 * (int)status;
+}
+
+static smoe_status of_severity(int severity) {
+  if (severity == 1) return SMOE_STOPPED;
+  if (severity == 2) return SMOE_STOPPED_BY_HAND;
+  return (smoe_status)(severity / 2);
 }
 
 smoe_status smoe_group_agree(const smoe_group *group, smoe_status mine) {
@@ -94,7 +102,7 @@ smoe_status smoe_group_agree(const smoe_group *group, smoe_status mine) {
   }
   SMOE_MPI(MPI_Bcast(text, SMOE_REPORT_MAX, MPI_CHAR, worst.rank, group->comm));
   smoe_report_set(text);
-  return worst.code == severity(SMOE_STOPPED) ? SMOE_STOPPED : (smoe_status)worst.code;
+  return of_severity(worst.code);
 }
 
 smoe_status smoe_group_same(const smoe_group *group, int64_t value, const char *what) {

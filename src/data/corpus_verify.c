@@ -5,6 +5,8 @@
 #include "stablemoe/arena.h"
 #include "stablemoe/corpus.h"
 #include "stablemoe/h5.h"
+#include "stablemoe/log.h"
+#include "stablemoe/nodes.h"
 
 /* Tokens per transfer. */
 enum { BLOCK = 1 << 20 };
@@ -32,19 +34,47 @@ static smoe_status verify(const smoe_corpus *corpus, XXH64_state_t *hash, int32_
   XXH64_reset(hash, 0);
   for (int s = 0; s < SMOE_SPLITS; s++) SMOE_TRY(hash_split(corpus, s, hash, block));
   SMOE_CHECK(XXH64_digest(hash) == corpus->fingerprint, SMOE_ERR_FORMAT,
-             "the corpus '%s' is damaged: its tokens are not those of its fingerprint", corpus->path);
+             "the corpus '%s' is damaged: its tokens are not those of its fingerprint; take a sound copy, or "
+             "prepare it again",
+             corpus->path);
   return SMOE_OK;
+}
+
+static smoe_status verify_open(const smoe_corpus *corpus) {
+  if (!corpus->file) return SMOE_OK; /* made up while it is read: there is no file to be damaged */
+  int32_t *block = smoe_alloc(BLOCK * sizeof *block);
+  XXH64_state_t *hash = XXH64_createState();
+  const smoe_status status = verify(corpus, hash, block);
+  XXH64_freeState(hash);
+  smoe_free(block);
+  return status;
 }
 
 smoe_status smoe_corpus_verify(const char *path) {
   smoe_corpus corpus;
   SMOE_TRY(smoe_corpus_open_local(&corpus, path));
-  if (!corpus.file) return SMOE_OK; /* made up while it is read: there is no file to be damaged */
-  int32_t *block = smoe_alloc(BLOCK * sizeof *block);
-  XXH64_state_t *hash = XXH64_createState();
-  const smoe_status status = verify(&corpus, hash, block);
-  XXH64_freeState(hash);
-  smoe_free(block);
+  const smoe_status status = verify_open(&corpus);
   smoe_corpus_close(&corpus);
   return status;
+}
+
+static bool is_first_of_node(const smoe_group *group) {
+  smoe_nodes nodes;
+  smoe_nodes_find(&nodes, group, 0);
+  const bool first = nodes.rank[nodes.first[nodes.node[group->rank]]] == group->rank;
+  smoe_nodes_release(&nodes);
+  return first;
+}
+
+smoe_status smoe_corpus_check(const smoe_corpus *corpus, const smoe_group *group) {
+  int64_t n = 0;
+  for (int s = 0; s < SMOE_SPLITS; s++) n += corpus->n_tokens[s];
+  if (n > SMOE_CORPUS_CHECKED) {
+    smoe_note(
+        "'%s' is large: its tokens are not compared with their fingerprint; `stablemoe info --verify` does",
+        corpus->path);
+    return SMOE_OK;
+  }
+  const bool mine = is_first_of_node(group) && smoe_h5_is_sealed(corpus->path);
+  return smoe_group_agree(group, mine ? verify_open(corpus) : SMOE_OK);
 }

@@ -266,6 +266,15 @@ static smoe_status check_open(int descriptor, const char *path) {
   return SMOE_OK;
 }
 
+bool smoe_h5_is_sealed(const char *path) {
+  char front[sizeof TITLE - 1];
+  const int descriptor = open(path, O_RDONLY);
+  const bool sealed = descriptor >= 0 && read_at(descriptor, front, sizeof front, 0) &&
+                      memcmp(front, TITLE, sizeof front) == 0;
+  if (descriptor >= 0) close(descriptor);
+  return sealed;
+}
+
 smoe_status smoe_h5_check_seal(const char *path) {
   const int descriptor = open(path, O_RDONLY);
   SMOE_CHECK(descriptor >= 0, SMOE_ERR_IO, "cannot open '%s': %s", path, strerror(errno));

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "stablemoe/arena.h"
+#include "stablemoe/directory.h"
 
 /* Bytes that a comparison holds at a time. */
 enum { BUFFER_BYTES = 1 << 22 };
@@ -18,23 +19,6 @@ smoe_status smoe_part_fault(const smoe_part_file *part, const char *place) {
   char site[64];
   snprintf(site, sizeof site, "%s.%s", part->kind, place);
   SMOE_CHECK(!smoe_fault(site), SMOE_ERR_IO, "injected fault at %s", site);
-  return SMOE_OK;
-}
-
-/** Make a directory and those above it. */
-static smoe_status make_directory(const char *directory) {
-  char *path = smoe_strdup(directory);
-  for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-    *slash = '\0';
-    mkdir(path, 0777); /* what matters is whether the last one is there */
-    *slash = '/';
-  }
-  smoe_free(path);
-  if (mkdir(directory, 0777) == 0) return SMOE_OK;
-  const int error = errno;
-  struct stat there;
-  SMOE_CHECK(error == EEXIST && stat(directory, &there) == 0 && S_ISDIR(there.st_mode), SMOE_ERR_IO,
-             "cannot make the directory '%s': %s", directory, strerror(error));
   return SMOE_OK;
 }
 
@@ -83,7 +67,7 @@ static smoe_status take_space(const smoe_part_file *part, int64_t bytes) {
 static smoe_status make_alone(smoe_part_file *part, const char *directory, int64_t bytes,
                               smoe_status (*make)(const smoe_part_file *part, const void *context),
                               const void *context) {
-  SMOE_TRY(make_directory(directory));
+  SMOE_TRY(smoe_directory_make(directory));
   smoe_part_sweep(directory);
   SMOE_TRY(check_space(directory, bytes));
   SMOE_TRY(take_space(part, bytes));

@@ -1,9 +1,9 @@
 #include "stablemoe/train.h"
 
 #include <math.h>
-#include <signal.h>
 #include <string.h>
 
+#include "ending.h"
 #include "replay.h"
 #include "stablemoe/bench.h"
 #include "stablemoe/checkpoint.h"
@@ -30,19 +30,8 @@ typedef struct run {
   smoe_progress progress;
   char *checkpoints, *routing; /* directories */
   double launched;             /* seconds when the run was set up: run.max_minutes counts from here */
+  int64_t done, saved; /* updates: of the model as it is, if one was begun here; of the newest checkpoint */
 } run;
-
-static volatile sig_atomic_t stop_signal;
-
-static void on_signal(int number) {
-  stop_signal = number;
-}
-
-static void catch_signals(void) {
-  struct sigaction action = {.sa_handler = on_signal};
-  sigaction(SIGTERM, &action, NULL);
-  sigaction(SIGUSR1, &action, NULL);
-}
 
 /* ---- setting up ---- */
 
@@ -74,15 +63,17 @@ static smoe_status check_ranks(const smoe_settings *settings, const smoe_group *
 static void print_work(const run *r) {
   const smoe_settings *settings = r->settings;
   smoe_note("run directory: %s", settings->run.directory);
-  smoe_note("work: %lld updates of %lld tokens, %.4g GFLOP each", (long long)settings->train.updates,
+  smoe_note("work: %lld updates of %lld tokens in %lld lanes, %.4g GFLOP each",
+            (long long)settings->train.updates,
             (long long)(settings->train.batch_sequences * settings->model.context),
-            smoe_bench_flops(r->model) / 1e9);
+            (long long)settings->train.lanes, smoe_bench_flops(r->model) / 1e9);
 }
 
 static smoe_status build(run *r, bool plan_only) {
   const smoe_settings *settings = r->settings;
   SMOE_TRY(check_ranks(settings, r->group));
   SMOE_TRY(smoe_corpus_open(&r->corpus, r->group, settings->data.corpus));
+  SMOE_TRY(smoe_corpus_check(&r->corpus, r->group));
   const smoe_model_shape shape = shape_of(r);
   SMOE_TRY(smoe_model_create(&r->model, r->config, r->group, &shape, plan_only));
   if (plan_only) print_work(r);
@@ -223,6 +214,7 @@ static smoe_status save(run *r, int64_t done) {
   if (status == SMOE_OK) status = smoe_checkpoint_save(r->checkpoints, &r->model->params, &meta);
   smoe_free(meta.configuration);
   SMOE_TRY(status);
+  r->saved = done;
   return smoe_checkpoint_prune(r->checkpoints, r->group, settings->train.keep_last,
                                settings->train.keep_every);
 }
@@ -242,16 +234,6 @@ static void record(run *r, int64_t done, const smoe_step_result *result) {
   if (due(settings->log.load_every, done)) smoe_routing_log_load(r->log, done, result->stage, result->layer);
   if (due(settings->log.probe_every, done) && smoe_probe_tokens(&r->corpus, settings) > 0)
     smoe_probe(r->model, &r->corpus, settings, r->log, done, smoe_stage(r->model, settings, done));
-}
-
-/* Whether any rank was asked to stop, or the time is up; the same answer on all ranks. */
-static bool asked_to_stop(const run *r) {
-  double stop = stop_signal != 0;
-  const double limit = r->settings->run.max_minutes;
-  if (limit > 0 && smoe_seconds() - r->launched >= 60 * limit) stop = 1;
-  if (r->group->rank == 0 && smoe_run_directory_stop(r->settings->run.directory)) stop = 1;
-  smoe_group_max_f64(r->group, &stop, 1);
-  return stop > 0;
 }
 
 static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid) {
@@ -289,14 +271,24 @@ static smoe_status one_update(run *r, int64_t update) {
   SMOE_TRY_ALL(r->group, smoe_metrics_write(&r->metrics, done, tokens, &result, evaluated ? &valid : NULL,
                                             seconds, phase));
 
-  const bool stop = !last && asked_to_stop(r);
+  r->done = done;
+  /* Asked after the last one too: a wish that came late must not stop the run that somebody goes on with. */
+  const smoe_stop asked = smoe_ending_asked(r->group, settings, r->launched);
+  const bool stop = asked != SMOE_STOP_NOT && !last;
   if (due(settings->train.checkpoint_every, done) || last || stop)
     SMOE_TRY(save_as_asked(r, done, last || stop));
-  if (stop)
-    return SMOE_FAIL(SMOE_STOPPED,
-                     "stopped on request after update %lld; a checkpoint is saved, --resume goes on",
-                     (long long)done);
-  return SMOE_OK;
+  return stop ? smoe_ending_stopped(asked, settings, done) : SMOE_OK;
+}
+
+/* A file `stop` that is there before a run goes on was made while nothing ran, or while a batch system was about to
+ * start it again: who made it does not want it to run. A new run knows of no such wish.
+ */
+static smoe_status check_unasked(const run *r, const smoe_train_options *options, int64_t update) {
+  if (!smoe_ending_unasked(r->group, r->settings) || !options->resume) return SMOE_OK;
+  smoe_note(
+      "not started: a file 'stop' was in '%s', and is removed now; the same command goes on from update %lld",
+      r->settings->run.directory, (long long)update);
+  return SMOE_STOPPED_BY_HAND;
 }
 
 static smoe_status train(run *r, const smoe_train_options *options) {
@@ -313,14 +305,19 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   int64_t update;
   SMOE_TRY(begin(r, options, &update));
   if (update >= settings->train.updates) {
-    smoe_note("all %lld updates are done already", (long long)settings->train.updates);
+    smoe_note("all %lld updates are done already: a larger train.updates goes on",
+              (long long)settings->train.updates);
     return SMOE_OK;
   }
+  r->saved = update;
+  SMOE_TRY(check_unasked(r, options, update));
   smoe_watchdog_start(r->group, settings->comm.watchdog_s, settings->comm.watchdog_end);
-  catch_signals();
+  smoe_ending_watch(r->group);
   if (options->trace) SMOE_TRY_ALL(r->group, smoe_phase_trace_begin(options->trace, r->group->rank));
   smoe_progress_begin(&r->progress, r->model, settings, update);
+  const double began = smoe_seconds();
   for (; update < settings->train.updates; update++) SMOE_TRY(one_update(r, update));
+  smoe_ending_done(settings, smoe_seconds() - began);
   return SMOE_OK;
 }
 
@@ -343,6 +340,7 @@ smoe_status smoe_train(const smoe_config *config, const smoe_group *group,
   smoe_step_destroy(&r.step);
   smoe_model_destroy(r.model);
   smoe_corpus_close(&r.corpus);
+  smoe_ending_failed(status, settings, r.done, r.saved);
   smoe_log_file(NULL);
   smoe_free(r.checkpoints);
   smoe_free(r.routing);

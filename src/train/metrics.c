@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "metrics_adopt.h"
 #include "stablemoe/phase.h"
 
 smoe_balance smoe_balance_of(const int64_t *load, int n_experts) {
@@ -29,58 +29,48 @@ smoe_balance smoe_balance_of(const int64_t *load, int n_experts) {
                         .dead = dead};
 }
 
-static void write_header(const smoe_metrics *metrics) {
+static void write_header(const smoe_metrics *metrics, FILE *out) {
   fputs("update,stage,tokens,loss,balance,distill,lr,grad_norm,grad_norm_shared,grad_norm_expert,clip,"
         "valid_loss,valid_perplexity",
-        metrics->file);
+        out);
   for (int m = 0; m < metrics->n_layers; m++)
-    fprintf(metrics->file,
+    fprintf(out,
             ",moe%d_max_over_mean,moe%d_cv,moe%d_entropy,moe%d_dead,moe%d_drop_rate,moe%d_gate_mean,"
             "moe%d_agreement",
             m, m, m, m, m, m, m);
   /* Times come last: what stands before them is the same on any number of ranks. */
-  fputs(",seconds,tokens_per_s", metrics->file);
-  for (int p = 0; p < SMOE_PHASES; p++)
-    fprintf(metrics->file, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
-  fputc('\n', metrics->file);
+  fputs(",seconds,tokens_per_s", out);
+  for (int p = 0; p < SMOE_PHASES; p++) fprintf(out, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
+  fputc('\n', out);
 }
 
-/* Length of the file up to the last whole line of an update <= update; -1 on error. A machine that
- * fell may leave zeros, or the end of something else: lines count as long as their updates go up.
- */
-static long length_until(const char *path, int64_t update) {
-  FILE *file = fopen(path, "r");
-  if (!file) return errno == ENOENT ? 0 : -1;
-  char *line = NULL;
-  size_t capacity = 0;
-  long keep = 0;
-  int64_t before = 0;
-  ssize_t n;
-  for (bool header = true; (n = getline(&line, &capacity, file)) > 0; header = false) {
-    if (line[n - 1] != '\n' || memchr(line, '\0', (size_t)n)) break;
-    const int64_t number = strtoll(line, NULL, 10);
-    const bool fits = header ? strncmp(line, "update,", 7) == 0 : number > before && number <= update;
-    if (!fits) break;
-    before = number;
-    keep += n;
-  }
-  smoe_free(line); /* of getline */ /* memory of the C library */
-  fclose(file);
-  return keep;
+/* The header as text, in memory of the C library. */
+static char *header_text(const smoe_metrics *metrics) {
+  char *text = NULL;
+  size_t bytes = 0;
+  FILE *out = open_memstream(&text, &bytes);
+  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a header");
+  write_header(metrics, out);
+  if (fclose(out) != 0) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a header");
+  return text;
+}
+
+static smoe_status open_file(smoe_metrics *metrics, const char *path, const char *header, int64_t update) {
+  bool kept = false;
+  if (update > 0) SMOE_TRY(smoe_metrics_adopt(path, header, update, &kept));
+  metrics->file = fopen(path, kept ? "a" : "w");
+  SMOE_CHECK(metrics->file, SMOE_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
+  if (!kept) fputs(header, metrics->file);
+  return SMOE_OK;
 }
 
 smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, const smoe_model *model,
                               int64_t update) {
   *metrics = (smoe_metrics){.n_layers = model->n_moe, .n_experts = model->params.n_experts};
   if (model->params.group.rank != 0) return SMOE_OK;
-  char *path = smoe_sprintf("%s/metrics.csv", directory);
-  const long keep = update > 0 ? length_until(path, update) : 0;
-  smoe_status status = SMOE_OK;
-  if (keep < 0 || (keep > 0 && truncate(path, keep) != 0) ||
-      !(metrics->file = fopen(path, keep > 0 ? "a" : "w")))
-    status = SMOE_FAIL(SMOE_ERR_IO, "cannot write '%s': %s", path, strerror(errno));
-  else if (keep == 0)
-    write_header(metrics);
+  char *path = smoe_sprintf("%s/metrics.csv", directory), *header = header_text(metrics);
+  const smoe_status status = open_file(metrics, path, header, update);
+  free(header); /* memory of the C library */
   smoe_free(path);
   return status;
 }

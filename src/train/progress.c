@@ -55,7 +55,7 @@ static void watch_routing(smoe_progress *progress, int64_t done, const smoe_step
 
 /* ---- the line ---- */
 
-static void format_duration(char *out, size_t bytes, double seconds) {
+void smoe_progress_duration(char *out, size_t bytes, double seconds) {
   const long s = (long)seconds;
   if (s >= 3600)
     snprintf(out, bytes, "%ldh%02ldm", s / 3600, s / 60 % 60);
@@ -92,7 +92,7 @@ void smoe_progress_report(smoe_progress *progress, int64_t done, const smoe_step
   const int64_t total = progress->settings->train.updates, every = progress->settings->run.log_every;
   const double each = (smoe_seconds() - progress->began) / (double)(done - progress->start);
   char left[32], text[640], routing[256];
-  format_duration(left, sizeof left, each * (double)(total - done));
+  smoe_progress_duration(left, sizeof left, each * (double)(total - done));
   format_routing(progress, result, routing, sizeof routing);
   snprintf(text, sizeof text,
            "update %lld/%lld, stage %d: loss %.4f%s, norm %.3f, lr %.2e, %.0f tokens/s, %s left",

@@ -4,42 +4,39 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "stablemoe/arena.h"
+#include "stablemoe/directory.h"
 #include "stablemoe/log.h"
 
-/* mkdir -p */
-static smoe_status make_path(const char *path) {
-  char *part = smoe_strdup(path);
-  smoe_status status = SMOE_OK;
-  for (char *at = part + 1; status == SMOE_OK; at++) {
-    const char end = *at;
-    if (end != '/' && end != '\0') continue;
-    *at = '\0';
-    if (mkdir(part, 0777) != 0 && errno != EEXIST)
-      status = SMOE_FAIL(SMOE_ERR_IO, "cannot make the directory '%s': %s", part, strerror(errno));
-    *at = end;
-    if (end == '\0') break;
-  }
-  smoe_free(part);
-  return status;
+static void delete_file(const char *directory, const char *name) {
+  char *path = smoe_sprintf("%s/%s", directory, name);
+  unlink(path);
+  smoe_free(path);
 }
 
-/* Delete the files of a directory whose names end in suffix. */
-static void delete_files(const char *directory, const char *name, const char *suffix) {
-  char *path = smoe_sprintf("%s/%s", directory, name);
+/* Delete step-<update>.h5 in a part of the run; other files there are somebody's own. */
+static void delete_steps(const char *directory, const char *part) {
+  char *path = smoe_sprintf("%s/%s", directory, part);
   DIR *dir = opendir(path);
   for (struct dirent *entry; dir && (entry = readdir(dir));) {
-    const size_t n = strlen(entry->d_name), k = strlen(suffix);
-    if (n < k || strcmp(entry->d_name + n - k, suffix) != 0) continue;
-    char *file = smoe_sprintf("%s/%s", path, entry->d_name);
-    unlink(file);
-    smoe_free(file);
+    const char *end = strrchr(entry->d_name, '.');
+    if (strncmp(entry->d_name, "step-", 5) == 0 && end && strcmp(end, ".h5") == 0)
+      delete_file(path, entry->d_name);
   }
   if (dir) closedir(dir);
   smoe_free(path);
+}
+
+/* metrics-1.csv, ...: of a run that several versions of the program went on with (metrics.h). */
+static void delete_kept_metrics(const char *directory) {
+  bool there = true;
+  for (int i = 1; there; i++) {
+    char *file = smoe_sprintf("%s/metrics-%d.csv", directory, i);
+    there = unlink(file) == 0;
+    smoe_free(file);
+  }
 }
 
 static smoe_status write_text(const char *path, const char *text) {
@@ -80,21 +77,22 @@ static smoe_status open_on_root(const smoe_config *config, bool resume, bool ove
              "anew, or choose another directory with -P run.directory=...",
              directory);
   SMOE_CHECK(!smoe_fault("run.directory"), SMOE_ERR_IO, "injected fault at run.directory");
-  SMOE_TRY(make_path(directory));
+  SMOE_TRY(smoe_directory_make(directory));
   static const char *const parts[] = {"checkpoints", "routing"};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
     char *path = smoe_sprintf("%s/%s", directory, parts[i]);
-    const smoe_status status = make_path(path);
+    const smoe_status status = smoe_directory_make(path);
     smoe_free(path);
     SMOE_TRY(status);
     if (exists && !resume) {
-      delete_files(directory, parts[i], ".h5");
-      delete_files(directory, parts[i], "latest");
+      delete_steps(directory, parts[i]);
     }
   }
   if (exists && !resume) {
-    delete_files(directory, ".", "metrics.csv");
-    delete_files(directory, ".", "log.txt");
+    delete_file(directory, "checkpoints/latest");
+    delete_file(directory, "metrics.csv");
+    delete_file(directory, "log.txt");
+    delete_kept_metrics(directory);
   }
   return open_files(directory, config);
 }

@@ -26,6 +26,7 @@ except ImportError as error:
 # Exit codes by the word in a report.
 CODES = {"config": 2, "io": 3, "format": 4, "memory": 5, "numeric": 6, "mpi": 7, "bug": 8}
 STOPPED = 75
+STOPPED_BY_HAND = 76
 
 # No case here takes more than a few seconds; more is a hang.
 TIME_LIMIT = 60

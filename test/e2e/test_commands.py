@@ -4,6 +4,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import program as p
 
@@ -72,6 +73,7 @@ class Commands(p.ProgramTest):
 
     def test_info(self):
         for name, path, said in (("checkpoint", self.early, "update +10"), ("corpus", self.corpus, "vocabulary 300"),
+                                 ("run", self.path("run"), "update +40"),
                                  ("routing", self.path("run", "routing", "step-000000040.h5"), "method stable")):
             with self.subTest(name):
                 self.assertRegex(self.on_ranks("info", path, ranks=(1, 2)), said)
@@ -107,10 +109,16 @@ class Commands(p.ProgramTest):
         self.assertSameRun(self.path("again"), self.run_path, (10, 20, 30, 40))
 
     def test_overwrite(self):
-        """A new run in an old one's place leaves nothing of the old one."""
+        """A new run in an old one's place leaves nothing of the old one, and what is no run's own."""
         self.copy("run", "place")
+        own = [self.path("place", "mylog.txt"), self.path("place", "checkpoints", "best.h5")]
+        for path in own:
+            Path(path).write_text("mine", encoding="utf-8")
         settings = ["train.updates=10", "train.checkpoint_every=5"]
         self.assertFine(self.program.run(*self.train_args("place", settings), "--overwrite", ranks=2))
+        for path in own:
+            self.assertEqual(Path(path).read_text(encoding="utf-8"), "mine")
+        Path(own[1]).unlink()
         self.assertEqual(p.files_of(self.path("place"), "checkpoints"), [f"step-{u:09d}.h5" for u in (5, 10)])
         self.assertEqual(p.files_of(self.path("place"), "routing"), [f"step-{u:09d}.h5" for u in (5, 10)])
         self.assertEqual(len(p.metrics(self.path("place"))), 11)

@@ -5,6 +5,7 @@ exit code of its kind, without a hang and without leaving anything, on one rank 
 
 import os
 import shutil
+import subprocess
 
 import h5py
 import numpy as np
@@ -100,7 +101,9 @@ class Input(p.ProgramTest):
             "two-configs": (self.train_with(more=["again.yml"]), "config", "one CONFIG, and got"),
             "option": (self.train_with(more=["--resmue"]), "config", "'--resmue' is unknown.*see train --help"),
             "both": (self.train_with(more=["--resume", "--overwrite"]), "config", "exclude each other"),
-            "no-value": (["train", self.program.config, "-P"], "config", "lacks its value"),
+            "letters": (self.train_with(more=["-zq"]), "config", "option '-z' is unknown"),
+            "no-value": (["train", self.program.config, "-P"], "config", "option '-P' lacks its value"),
+            "value": (self.train_with(more=["--resume=3"]), "config", "option '--resume=3' takes no value"),
             "assignment": (self.train_with("model.width"), "config", "section.key=value expected"),
             "section": (self.train_with("model=3"), "config", "model is a section: name one of its keys"),
             "evaluate": (["evaluate"], "config", "takes one CHECKPOINT or run directory; see evaluate --help"),
@@ -109,7 +112,7 @@ class Input(p.ProgramTest):
             "generate": (["generate"], "config", "takes one CHECKPOINT or run directory"),
             "tokens": (["generate", self.run_path, "-n", "0"], "config", "--tokens 0: expected a whole number from 1"),
             "cold": (["generate", self.run_path, "-t", "warm"], "config", "--temperature warm: expected a number"),
-            "info": (["info"], "config", "takes one FILE; see info --help"),
+            "info": (["info"], "config", "takes one FILE or run directory; see info --help"),
         })
 
     def test_configuration(self):
@@ -176,6 +179,7 @@ class Input(p.ProgramTest):
             "truncated": corpus("truncated.h5", "format", "truncated"),
             "stump": corpus("stump.h5", "format", "truncated|damaged"),
             "flipped": corpus("flipped.h5", "format", "is damaged"),
+            "tokens": corpus("tokens.h5", "format", "tokens.h5' is damaged: its tokens are not those of its fingerprint"),
             "checkpoint": (self.train_with(f"data.corpus={self.checkpoint}"), "format", "no corpus: make one with"),
             "routing": (self.train_with(f"data.corpus={self.log}"), "format", "no corpus: make one with"),
             "foreign": corpus("foreign.h5", "format", "no corpus: make one with .stablemoe prepare"),
@@ -250,7 +254,6 @@ class Input(p.ProgramTest):
             "missing": prepare("io", "cannot read .*nothing.txt.*No such file", self.path("nothing.txt"), *output),
             "empty": prepare("config", "there is no text in", self.path("empty"), *output),
             "binary": prepare("format", "is not UTF-8 text", self.path("binary.txt"), *output),
-            "no-directory": prepare("io", "cannot write.*No such file", text, "-o", self.path("nowhere", "made.h5")),
             "below-file": prepare("io", "cannot write.*Not a directory", text, "-o", f"{text}/made.h5"),
             "directory": prepare("config", "exists and is no regular file", text, "-o", self.directory),
             "itself": prepare("config", "is one of the texts, and would replace it", text, "-o", text),
@@ -262,6 +265,25 @@ class Input(p.ProgramTest):
             "model": prepare("format", "is no SentencePiece model|text.txt", text, *output, "--model", text),
             "share": prepare("config", "should be in", text, *output, "--valid", "0.9"),
         })
+
+    def test_submit(self):
+        """jobs/submit.sh where no Slurm answers, and with more ranks than lanes, few and many."""
+        os.mkdir(self.path("slurm"))
+        self.write(os.path.join("slurm", "sinfo"), b"#!/bin/sh\necho 'no cluster here' >&2\nexit 1\n")
+        os.chmod(self.path("slurm", "sinfo"), 0o755)
+        env = {**p.environment(), "STABLEMOE": self.program.path,
+               "PATH": self.path("slurm") + os.pathsep + os.environ["PATH"]}
+        for ranks, lanes, code, said in ((2, 4, 0, "--ntasks-per-node=2 "),
+                                         (6, 4, 2, "6 ranks for train.lanes = 4 .* -P train.lanes=6"),
+                                         (17, 16, 2, "17 ranks for train.lanes = 16 ")):
+            with self.subTest(ranks=ranks):
+                settings = (f"train.lanes={lanes}", f"train.batch_sequences={lanes}")
+                words = [*self.train_args("asked", settings)[1:], "--ranks", str(ranks), "--print"]
+                result = subprocess.run(["bash", os.path.join(self.program.source, "jobs", "submit.sh"), *words],
+                                        env=env, cwd=self.directory, capture_output=True, text=True, check=False,
+                                        timeout=p.TIME_LIMIT)
+                self.assertEqual(result.returncode, code, result)
+                self.assertRegex(result.stdout + result.stderr, said)
 
 
 if __name__ == "__main__":

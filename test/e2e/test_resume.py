@@ -101,14 +101,14 @@ class Resume(p.ProgramTest):
     def test_time_limit(self):
         result = self.train("timed", ["run.max_minutes=0.0001"], ranks=2)
         self.assertEqual((result.code, result.reports), (p.STOPPED, []), result)
-        self.assertIn("stopped on request after update 1; a checkpoint is saved", result.err)
+        self.assertIn("stopped on request (run.max_minutes) after update 1 of 60; a checkpoint is saved", result.err)
         self.check_resumed("timed", 2)
 
-    def check_stopped(self, run, ranks, process, then):
+    def check_stopped(self, run, process, then, code=p.STOPPED):
         result = self.ended(process)
-        self.assertEqual((result.code, result.reports), (p.STOPPED, []), result)
+        self.assertEqual((result.code, result.reports), (code, []), result)
         self.check_interrupted(run)
-        stopped = re.search(r"stopped on request after update (\d+); a checkpoint is saved", result.err)
+        stopped = re.search(r"stopped on request \(.*\) after update (\d+) of 60; a checkpoint is saved", result.err)
         self.assertTrue(stopped, result)
         update = int(stopped[1])
         self.assertEqual(p.last_update(self.path(run)), update)
@@ -123,13 +123,13 @@ class Resume(p.ProgramTest):
                 run = f"signal-{number.name}"
                 process = self.begin(run, ranks, until)
                 os.kill(process.rank_pid(rank), number)
-                self.check_stopped(run, ranks, process, then)
+                self.check_stopped(run, process, then)
 
     def test_stop_file(self):
         process = self.begin("stopped", 2, 21)
         with open(self.path("stopped", "stop"), "w"):
             pass
-        self.check_stopped("stopped", 2, process, 3)
+        self.check_stopped("stopped", process, 3, p.STOPPED_BY_HAND)
 
     def damage(self, run, change):
         """Damage the newest checkpoint, of update 20 after two; the run was at 20 of 60."""

@@ -49,7 +49,10 @@ static void test_agree(void) {
   /* ... but a stop on request hides no error, though its code is larger. */
   smoe_report_set(group.rank == last ? "worse" : "stopped");
   check_agreed(group.rank == last ? SMOE_ERR_IO : SMOE_STOPPED, SMOE_ERR_IO, last, "worse");
+  check_agreed(group.rank == last ? SMOE_ERR_CONFIG : SMOE_STOPPED_BY_HAND, SMOE_ERR_CONFIG, last, "worse");
   CHECK(smoe_group_agree(&group, group.rank == last ? SMOE_STOPPED : SMOE_OK) == SMOE_STOPPED);
+  CHECK(smoe_group_agree(&group, group.rank == last ? SMOE_STOPPED_BY_HAND : SMOE_STOPPED) ==
+        SMOE_STOPPED_BY_HAND);
 }
 
 static smoe_status try_all(smoe_status mine) {

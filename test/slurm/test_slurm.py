@@ -145,6 +145,12 @@ class Slurm(p.ProgramTest):
     def assertEnded(self, job, state="COMPLETED"):
         self.assertEqual(job.wait(), state, job.text())
 
+    def assertStoppedByHand(self, job):
+        self.assertEnded(job, "FAILED")
+        self.assertEqual((job.show("ExitCode"), job.show("Restarts")), ("76:0", "0"), job.text())
+        self.assertIn("stopped by hand: not back into the queue; sbatch again goes on", job.text())
+        self.assertFalse(os.path.exists(self.path("cancelled", "stop")))
+
     def assertSameBits(self, run):
         self.assertSameRun(self.path(run), self.reference, SAVED)
 
@@ -154,9 +160,32 @@ class Slurm(p.ProgramTest):
             self.assertLess(time.monotonic(), limit, job.text())
             time.sleep(0.02)
 
-    def test_cancelled(self):
-        job = self.submit("cancelled", "--nodes=2", "--mincpus=1", settings=["train.updates=20000"])
+    def test_stopped_by_hand_and_cancelled(self):
+        """Nobody wants such a job back: it ends, and goes on when it is submitted again."""
+        words = ("cancelled", "--nodes=2", "--mincpus=1")
+        settings = ["train.updates=20000"]
+        stop = self.path("cancelled", "stop")
+        job = self.submit(*words, settings=settings)
         self.wait_for_update(job, "cancelled", 5)
+        with open(stop, "w"):
+            pass
+        self.assertStoppedByHand(job)
+        self.assertRegex(job.text(), r"stopped on request \(the file 'stop'\) after update \d+ of 20000")
+        done = p.last_update(self.path("cancelled"))
+        # The same where the ranks die before they can see it.
+        job = self.submit(*words, settings=settings)
+        self.wait_for_update(job, "cancelled", done + 5)
+        held = list(job.nodes())
+        for pid in held:
+            os.kill(pid, signal.SIGSTOP)
+        with open(stop, "w"):
+            pass
+        for pid in held:
+            os.kill(pid, signal.SIGKILL)
+        self.assertStoppedByHand(job)
+        self.assertRegex(job.text(), f"resumed from '.*': {done} updates done")
+        job = self.submit(*words, settings=settings)
+        self.wait_for_update(job, "cancelled", done + 5)
         self.cluster.command("run", "scancel", job.id)
         self.assertEnded(job, "CANCELLED")
         self.assertNotIn("back into the queue", job.text())
@@ -195,7 +224,7 @@ class Slurm(p.ProgramTest):
                                       "--output=/dev/null", "--wrap=true", cwd=self.directory)
         self.assertEqual(result.returncode, 0, result.stdout)
         self.assertEnded(job)
-        self.assertRegex(job.text(), r"stopped on request after update \d+; a checkpoint is saved")
+        self.assertRegex(job.text(), r"stopped on request \(SIG\w+\) after update \d+ of \d+; a checkpoint is saved")
         self.assertIn("attempt 2: 2 ranks", job.text())
         self.assertSameBits("preempted")
 
@@ -260,7 +289,7 @@ class Slurm(p.ProgramTest):
     def test_time_limit(self):
         self.assertEnded(self.limited)
         text = self.limited.text()
-        self.assertRegex(text, r"stopped on request after update \d+; a checkpoint is saved")
+        self.assertRegex(text, r"stopped on request \(SIG\w+\) after update \d+ of \d+; a checkpoint is saved")
         self.assertIn("back into the queue", text)
         self.assertRegex(text, r"attempt 2: 2 ranks")
         self.assertRegex(text, r"resumed from '.*': \d+ updates done")

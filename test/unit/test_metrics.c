@@ -215,6 +215,106 @@ static void test_torn(void) {
   check_updates(directory, "4");
 }
 
+/** Make of the file in a directory one as another version would have left it: without the columns of one name or
+ *  prefix, or with one more. `below`: only so many lines are changed, the header among them; -1: all.
+ */
+static void write_columns(const char *directory, const char *without, const char *more, int below) {
+  const char *path = csv_in(directory);
+  char *text = read_all(path), *header = smoe_strdup(text);
+  header[strcspn(header, "\n")] = '\0';
+  FILE *out = fopen(path, "w");
+  for (char *line = text; *line && out; below--) {
+    char *end = strchr(line, '\n'), *names = header;
+    *end = '\0';
+    if (below == 0) without = more = NULL;
+    for (char *value = line, *comma = line; comma; value = comma + 1) {
+      comma = strchr(value, ',');
+      if (comma) *comma = '\0';
+      if (!without || strncmp(names, without, strlen(without)) != 0)
+        fprintf(out, "%s%s", value == line ? "" : ",", value);
+      names += strcspn(names, ",") + 1;
+    }
+    fprintf(out, "%s%s\n", more ? "," : "", more ? line == text ? more : "lost" : "");
+    line = end + 1;
+  }
+  if (out) fclose(out);
+}
+
+/** Whether two files have the same line of this number. */
+static bool same_line(const char *directory, const char *other, int number) {
+  const char *a = read_all(csv_in(directory)), *b = read_all(csv_in(other));
+  for (; number > 0 && a && b; number--) {
+    a = strchr(a, '\n');
+    b = strchr(b, '\n');
+    a = a ? a + 1 : NULL;
+    b = b ? b + 1 : NULL;
+  }
+  return a && b && strcspn(a, "\n") == strcspn(b, "\n") && strncmp(a, b, strcspn(a, "\n")) == 0;
+}
+
+/** Whether the file that a resume at update 3 and a fourth one leave is that of an unbroken run but for columns. */
+static void check_adopted(const char *directory, const char *whole, const char *column_name, bool beside) {
+  const char *path = csv_in(directory), *copy = smoe_sprintf("%s/metrics-1.csv", directory);
+  char *old = read_all(path);
+  write_run(directory, 3, 4, 1);
+  check_updates(directory, "1 2 3 4");
+  CHECK((access(copy, F_OK) == 0) == beside, "%s: the old file is %skept", directory, beside ? "not " : "");
+  if (beside) CHECK(strcmp(read_all(copy), old) == 0, "the copy is not what the file was");
+  if (column_name) check_column(directory, column_name, "");
+  check_column(directory, "tokens_per_s", "200.0");
+  check_column(directory, "moe1_gate_mean", "0.75");
+  const char *loss = column(directory, "loss");
+  CHECK(loss && strtod(loss, NULL) == 1 + 1 / 3.0, "%s: the loss has other bits", directory);
+  CHECK(same_line(directory, whole, 0) && same_line(directory, whole, 4),
+        "%s: not the header, or not the last line, of this version", directory);
+  const char *first = read_all(path);
+  write_run(directory, 4, 4, 1); /* and from here on it is left alone */
+  CHECK(strcmp(read_all(path), first) == 0, "written anew twice");
+}
+
+/** A file that another version of the program began. */
+static void test_other_columns(void) {
+  const char *whole = new_directory("columns");
+  write_run(whole, 0, 4, 1);
+  const char *added = new_directory("columns-added"), *removed = new_directory("columns-removed");
+  const char *both = new_directory("columns-both"), *mixed = new_directory("columns-mixed");
+  const char *torn = new_directory("columns-torn"), *headless = new_directory("columns-headless");
+  const char *const all[] = {added, removed, both, mixed, torn, headless};
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++) write_run(all[i], 0, 3, 1);
+  write_columns(added, "time_", NULL, -1);
+  check_adopted(added, whole, "time_attention", false);
+  write_columns(removed, NULL, "moe0_gone", -1);
+  check_adopted(removed, whole, NULL, true);
+  write_columns(both, "clip", "seconds_gone", -1);
+  check_adopted(both, whole, "clip", true);
+  write_columns(mixed, "time_", NULL, 3); /* line 4, of update 3, is as a newer version went on */
+  check_adopted(mixed, whole, "time_attention", false);
+  CHECK(same_line(mixed, whole, 3), "the line of the newer version is not as it was");
+
+  write_columns(torn, "time_", NULL, -1); /* a line that fits no header is left out, and kept beside */
+  FILE *file = fopen(csv_in(torn), "a");
+  if (file) {
+    fputs("4,1,2\n", file);
+    fclose(file);
+  }
+  write_run(torn, 4, 5, 1);
+  check_updates(torn, "1 2 3 5");
+  CHECK(access(smoe_sprintf("%s/metrics-1.csv", torn), F_OK) == 0, "the line is lost");
+
+  /* Without names nobody knows what its numbers are. */
+  file = fopen(csv_in(headless), "r+");
+  if (file) {
+    fputc('\0', file);
+    fclose(file);
+  }
+  write_run(headless, 3, 4, 1);
+  check_updates(headless, "4");
+  CHECK(access(smoe_sprintf("%s/metrics-1.csv", headless), F_OK) == 0, "what a damaged file held is lost");
+  write_columns(headless, NULL, "gone", -1); /* the first free name */
+  write_run(headless, 4, 5, 1);
+  CHECK(access(smoe_sprintf("%s/metrics-2.csv", headless), F_OK) == 0, "an older copy was in the way");
+}
+
 static void test_errors(void) {
   smoe_metrics metrics;
   const char *nowhere = test_path("nowhere");
@@ -272,6 +372,7 @@ int main(void) {
   test_line();
   test_resume();
   test_torn();
+  test_other_columns();
   test_errors();
   return test_verdict("metrics");
 }

@@ -1,0 +1,83 @@
+#include "ending.h"
+
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "stablemoe/log.h"
+#include "stablemoe/progress.h"
+#include "stablemoe/run_directory.h"
+#include "stablemoe/timer.h"
+
+static volatile sig_atomic_t wish; /* smoe_stop */
+static volatile sig_atomic_t speaks;
+
+static void on_signal(int number) {
+  static const char again[] =
+      "\nCtrl-C: the run ends after this update, with a checkpoint; once more ends it "
+      "at once, without\n";
+  const smoe_stop stop = number == SIGINT    ? SMOE_STOP_INT
+                         : number == SIGTERM ? SMOE_STOP_TERM
+                                             : SMOE_STOP_USR1;
+  if ((sig_atomic_t)stop > wish) wish = (sig_atomic_t)stop;
+  if (number == SIGINT && speaks && write(STDERR_FILENO, again, sizeof again - 1) < 0) speaks = 0;
+}
+
+void smoe_ending_watch(const smoe_group *group) {
+  struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+  speaks = group->rank == 0;
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGUSR1, &action, NULL);
+  /* In the background of a shell it is ignored, and stays so. */
+  struct sigaction present;
+  if (sigaction(SIGINT, NULL, &present) == 0 && present.sa_handler == SIG_IGN) return;
+  action.sa_flags |= (int)SA_RESETHAND;
+  sigaction(SIGINT, &action, NULL);
+}
+
+smoe_stop smoe_ending_asked(const smoe_group *group, const smoe_settings *settings, double launched) {
+  double stop = wish;
+  const double limit = settings->run.max_minutes;
+  if (limit > 0 && stop < SMOE_STOP_TIME && smoe_seconds() - launched >= 60 * limit) stop = SMOE_STOP_TIME;
+  if (group->rank == 0 && smoe_run_directory_stop(settings->run.directory)) stop = SMOE_STOP_FILE;
+  smoe_group_max_f64(group, &stop, 1);
+  return (smoe_stop)stop;
+}
+
+bool smoe_ending_unasked(const smoe_group *group, const smoe_settings *settings) {
+  bool there = group->rank == 0 && smoe_run_directory_stop(settings->run.directory);
+  smoe_group_broadcast(group, &there, sizeof there, 0);
+  return there;
+}
+
+smoe_status smoe_ending_stopped(smoe_stop stop, const smoe_settings *settings, int64_t done) {
+  static const char *const names[SMOE_STOPS] = {
+      [SMOE_STOP_USR1] = "SIGUSR1",         [SMOE_STOP_TERM] = "SIGTERM",
+      [SMOE_STOP_TIME] = "run.max_minutes", [SMOE_STOP_INT] = "Ctrl-C",
+      [SMOE_STOP_FILE] = "the file 'stop'",
+  };
+  smoe_note("stopped on request (%s) after update %lld of %lld; a checkpoint is saved, --resume goes on",
+            names[stop], (long long)done, (long long)settings->train.updates);
+  return stop >= SMOE_STOP_INT ? SMOE_STOPPED_BY_HAND : SMOE_STOPPED;
+}
+
+void smoe_ending_done(const smoe_settings *settings, double seconds) {
+  char duration[32];
+  smoe_progress_duration(duration, sizeof duration, seconds);
+  smoe_note("done: all %lld updates, in %s; the model is '%s/checkpoints/latest'",
+            (long long)settings->train.updates, duration, settings->run.directory);
+}
+
+void smoe_ending_failed(smoe_status status, const smoe_settings *settings, int64_t done, int64_t saved) {
+  if (status == SMOE_OK || status == SMOE_STOPPED || status == SMOE_STOPPED_BY_HAND) return;
+  if (done > 0 && saved > 0)
+    smoe_note("an error ends the run after update %lld of %lld; the newest checkpoint is of update %lld: "
+              "--resume goes on from there",
+              (long long)done, (long long)settings->train.updates, (long long)saved);
+  else if (done > 0)
+    smoe_note("an error ends the run after update %lld of %lld, before its first checkpoint", (long long)done,
+              (long long)settings->train.updates);
+  const char *report = smoe_report();
+  const bool ranked = strncmp(report, "on rank ", 8) == 0;
+  smoe_log_only("error (%s)%s %s", smoe_status_name(status), ranked ? "" : ":", report);
+}
