@@ -1,272 +1,294 @@
-"""StableMoE against PyTorch on the same model, in alternation on one thread.
+"""StableMoE against PyTorch on the same model, in alternation.
 
-usage: /usr/bin/python3 test/bench/peer.py --program build/src/app/stablemoe [--rounds 5] [--shape NAME ...]
+usage: /usr/bin/python3 test/bench/peer.py --program build/src/app/stablemoe [--ranks N] [--rounds 5] [--shape NAME ...]
 
 Trains the model of a configuration in configs/bench, once with its experts and once
 without (dense), with this program and with PyTorch (Debian: python3-torch): the same
 blocks, tied embeddings, loss, clipping and Adam, the same number
 of parameters. With experts both are in stage 2, where nine tenths of a training are:
-the expert follows from the token id, the gate is learned. Both are measured by the
-processor's clock, so that waiting for a core that others use does not count, and rounds
-alternate, so that other work meets both; the figure to look at is the median of the
-rounds' ratios. It takes minutes and is no part of any suite.
+the expert follows from the token id, the gate is learned. Rounds alternate, so that other
+work meets both; the figure to look at is the median of the rounds' ratios. It takes
+minutes and is no part of any suite.
 
-The peer is meant to be a good one. It has one product for queries, keys and values,
-adds mask and scale inside the product of queries and keys, sorts tokens by expert
-and gathers each expert's once, and is run with the piece of the batch and the form of
-Adam that are fastest here, found before the rounds.
+With one rank (the default) it is one thread against one thread, both measured by the
+processor's clock, so that waiting for a core that others use does not count.
+
+With --ranks N it is N cores as people use them: N ranks of one thread here; in PyTorch one
+process with N threads, and N processes of one thread under DistributedDataParallel over
+gloo, all on the same global batch. The faster of the two is the peer. PyTorch has no expert
+parallelism of its own: its processes each hold all experts, and their gradients are summed.
+What waits for others is part of such a figure, so the clock is the one on the wall, and the
+machine must have nothing else to do: the load average is printed with every round (the
+programs measured are part of it).
+
+Peak memory is that of updates at the speed measured, from the kernel (ru_maxrss, VmHWM),
+libraries included, summed over processes; here it is the largest rank's times the ranks,
+after updates of both stages.
+
+The peer is meant to be a good one (peer_model.py), and is run with the piece of the batch,
+the form of Adam and the waiting of threads that are fastest here, found before the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
-
-try:
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
-except ImportError as error:
-    sys.exit(f"skipped: {error}; install python3-torch")
-
-ROOT = Path(__file__).resolve().parents[2]
-DISTILLED_WIDTH = 50
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parents[1] / "configs" / "bench"
 SHAPES = {"width256-dense": ("width256", False), "width256-experts": ("width256", True),
           "width768-dense": ("width768", False), "width768-experts": ("width768", True)}
-TARGETS = {False: 1.2, True: 1.4}
+TARGETS = {False: 1.2, True: 1.4}  # on one rank; none is set for several
+MIB = 1 << 20
+# The rounding of sums in another order, and what Adam makes of it in two updates.
+TOLERANCE = 1e-4
 
 
-class Block(nn.Module):
-    """x + attention(LN(x)), then that plus FFN(LN(.))."""
+class Team:
+    """Processes of PyTorch (peer_worker.py) that train one model together; a context."""
 
-    def __init__(self, width: int, heads: int, inner: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, C]; mask: [T, T], 0 or minus infinity."""
-        b, t, c = x.shape
-        d = c // self.heads
-        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d).permute(2, 0, 3, 1, 4).reshape(3, -1, t, d)
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(d))
-        attended = torch.bmm(torch.softmax(scores, -1), v)
-        x = x + self.proj(attended.view(b, self.heads, t, d).transpose(1, 2).reshape(b, t, c))
-        return x + self.down(F.relu(self.up(self.norm2(x))))
-
-
-class Expert(nn.Module):
-    """Some FFN sublayers; gives the sum of their outputs."""
-
-    def __init__(self, width: int, inner: int, sublayers: int) -> None:
-        super().__init__()
-        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(sublayers))
-        self.up = nn.ModuleList(nn.Linear(width, inner) for _ in range(sublayers))
-        self.down = nn.ModuleList(nn.Linear(inner, width) for _ in range(sublayers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [n, C]."""
-        z = x
-        for norm, up, down in zip(self.norm, self.up, self.down):
-            z = z + down(F.relu(up(norm(z))))
-        return z - x
-
-
-class Experts(nn.Module):
-    """The MoE layer in stage 2: a frozen table from token id to expert, a learned gate."""
-
-    def __init__(self, model: dict[str, int]) -> None:
-        super().__init__()
-        width, n = model["width"], model["experts"]
-        self.expert = nn.ModuleList(Expert(width, model["moe_inner"], model["sublayers"]) for _ in range(n))
-        self.centroid = nn.Parameter(0.1 * torch.randn(n, width) / math.sqrt(width))
-        self.word = nn.Parameter(torch.randn(model["vocabulary"], DISTILLED_WIDTH), requires_grad=False)
-        self.side = nn.Parameter(torch.randn(n, DISTILLED_WIDTH), requires_grad=False)
-        self.register_buffer("table", (self.word @ self.side.T).argmax(1))
-
-    def forward(self, x: Tensor, token: Tensor) -> Tensor:
-        """x: [B, T, C]; token: [B, T]."""
-        rows, choice = x.view(-1, x.shape[-1]), self.table[token.reshape(-1)]
-        order = torch.argsort(choice)
-        load = torch.bincount(choice, minlength=len(self.expert)).tolist()
-        parts = torch.split(rows.index_select(0, order), load)
-        delta = torch.cat([expert(part) for expert, part in zip(self.expert, parts)])
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        gate = torch.sigmoid((rows * self.centroid.index_select(0, choice)).sum(1, keepdim=True))
-        return (rows + gate * delta.index_select(0, back)).view_as(x)
-
-
-class Model(nn.Module):
-    """The language model; forward gives the sum of the losses over the tokens."""
-
-    def __init__(self, model: dict[str, int]) -> None:
-        super().__init__()
-        width, context = model["width"], model["context"]
-        self.embedding = nn.Parameter(torch.randn(model["vocabulary"], width) / math.sqrt(width))
-        self.position = nn.Parameter(torch.randn(context, width) / math.sqrt(width))
-        self.block = nn.ModuleList(Block(width, model["heads"], model["inner"]) for _ in range(model["blocks"]))
-        self.experts = Experts(model) if model["moe_layers"] else None
-        self.norm = nn.LayerNorm(width)
-        self.scale = math.sqrt(width)
-        self.register_buffer("mask", torch.full((context, context), -math.inf).triu(1))
-
-    def forward(self, token: Tensor, target: Tensor) -> Tensor:
-        """token, target: [B, T]."""
-        x = F.embedding(token, self.embedding) * self.scale + self.position
-        for i, block in enumerate(self.block):
-            if self.experts is not None and i == len(self.block) // 2:
-                x = self.experts(x, token)
-            x = block(x, self.mask)
-        logits = F.linear(self.norm(x).view(-1, x.shape[-1]), self.embedding)
-        return F.cross_entropy(logits, target.reshape(-1), reduction="sum")
-
-
-class Peer:
-    """A model with its optimizer and its data."""
-
-    def __init__(self, facts: dict[str, Any]) -> None:
-        torch.manual_seed(1)
-        self.model_facts, self.sequences = facts["model"], facts["batch"]["sequences"]
-        self.model = Model(self.model_facts)
+    def __init__(self, facts: dict[str, Any], processes: int, threads: int, clock: str, passive: bool = False) -> None:
+        self.model, self.sequences = facts["model"], facts["batch"]["sequences"]
+        self.processes, self.threads, self.clock, self.passive = processes, threads, clock, passive
         self.piece, self.foreach = self.sequences, True
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = self._adam()
+        self.workers: list[subprocess.Popen[str]] = []
 
-    def _adam(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.trained, lr=6e-4, betas=(0.9, 0.98), weight_decay=0.0, foreach=self.foreach)
+    def __enter__(self) -> Team:
+        with contextlib.ExitStack() as stack:
+            self.directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="stablemoe-"))
+            stack.callback(self._end)
+            self.workers = [self._start(rank) for rank in range(self.processes)]
+            self.hello = [self._answer(worker) for worker in self.workers]
+            self.stack = stack.pop_all()
+        return self
 
-    @property
-    def n_parameters(self) -> int:
-        """All parameters, the frozen router's too."""
-        return sum(p.numel() for p in self.model.parameters())
+    def __exit__(self, *what: object) -> None:
+        self.stack.close()
 
-    def batch(self) -> Tensor:
-        """[B, T + 1] token ids by Zipf's law."""
-        context, vocabulary = self.model_facts["context"], self.model_facts["vocabulary"]
-        frequency = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float)
-        return torch.multinomial(frequency, self.sequences * (context + 1), replacement=True).view(self.sequences, -1)
+    def __str__(self) -> str:
+        several = self.processes > 1
+        number, noun = (self.processes, "process") if several else (self.threads, "thread")
+        return f"{number} {noun}" + ("es" if several else "s" if number > 1 else "")
 
-    def update(self, batch: Tensor) -> float:
-        """One update over pieces of the batch; returns the loss per token."""
-        self.optimizer.zero_grad(set_to_none=True)
-        n_tokens, total = self.sequences * self.model_facts["context"], 0.0
-        for part in batch.split(self.piece):
-            loss = self.model(part[:, :-1], part[:, 1:]) / n_tokens
-            loss.backward()
-            total += loss.item()
-        gradients = [p.grad for p in self.trained]
-        norm = torch.norm(torch.stack(torch._foreach_norm(gradients))).item()
-        torch._foreach_mul_(gradients, min(1.0, 0.1 / norm))
-        self.optimizer.step()
-        return total
+    def _start(self, rank: int) -> subprocess.Popen[str]:
+        facts = {"model": self.model, "sequences": self.sequences, "processes": self.processes, "rank": rank,
+                 "threads": self.threads, "store": os.path.join(self.directory, "store")}
+        # Threads of OpenBLAS are counted when it is loaded; gloo would look up the machine's name to find itself.
+        env = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        if self.passive:
+            env["OMP_WAIT_POLICY"] = "PASSIVE"
+        return subprocess.Popen([sys.executable, "-B", str(HERE / "peer_worker.py"), json.dumps(facts)], env=env,
+                                text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def _end(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        for worker in self.workers:
+            worker.communicate()
+
+    def _answer(self, worker: subprocess.Popen[str]) -> dict[str, Any]:
+        line = worker.stdout.readline()
+        if not line:
+            # One that cannot start says why on standard error.
+            sys.exit(f"peer: PyTorch in {self} has ended with status {worker.wait()}")
+        return json.loads(line)
+
+    def ask(self, do: str, **how: Any) -> list[dict[str, Any]]:
+        """Let all processes do something; their answers."""
+        for worker in self.workers:
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps({"do": do, **how}), file=worker.stdin, flush=True)
+        return [self._answer(worker) for worker in self.workers]
 
     def tokens_per_s(self, updates: int) -> float:
-        """Rate over some updates; the data is made beforehand."""
-        batches = [self.batch() for _ in range(updates)]
-        begin = time.process_time()
-        for batch in batches:
-            self.update(batch)
-        return updates * self.sequences * self.model_facts["context"] / (time.process_time() - begin)
+        """Rate over some updates, by the slowest process."""
+        seconds = max(answer[self.clock] for answer in self.ask("run", updates=updates))
+        return updates * self.sequences * self.model["context"] / seconds
+
+    def use(self, piece: int, foreach: bool) -> None:
+        """Sequences at a time, and the form of Adam."""
+        self.piece, self.foreach = piece, foreach
+        self.ask("set", piece=piece, foreach=foreach)
+
+    def _rate_with(self, piece: int, foreach: bool = True) -> tuple[float, int]:
+        self.use(piece, foreach)
+        return self.tokens_per_s(1), piece
 
     def tune(self) -> None:
         """Choose the fastest piece of the batch and form of Adam."""
-        self.update(self.batch())
-        rate, self.piece = max(self._rate_with(piece) for piece in self._pieces())
-        plain = Peer.__new__(Peer)
-        plain.__dict__ |= self.__dict__
-        plain.foreach = False
-        plain.optimizer = plain._adam()
-        plain.update(self.batch())
-        if plain.tokens_per_s(1) > rate:
-            self.foreach, self.optimizer = False, plain.optimizer
+        self.ask("run", updates=1)
+        share = self.sequences // self.processes
+        rate, piece = max(self._rate_with(n) for n in (1, 2, 4, 8, 16) if n <= share and share % n == 0)
+        self._rate_with(piece, False)
+        foreach = not self.tokens_per_s(1) > rate
+        self.use(piece, foreach)
+        self.ask("forget_peak")
 
-    def _pieces(self) -> list[int]:
-        return [n for n in (1, 2, 4, 8, 16) if n <= self.sequences and self.sequences % n == 0]
+    def settings(self) -> str:
+        """What it is run with."""
+        return (f"{self.piece} sequence{'s' if self.piece > 1 else ''} at a time, "
+                + ("foreach" if self.foreach else "plain") + " Adam"
+                + (", passive waiting" if self.passive else ""))
 
-    def _rate_with(self, piece: int) -> tuple[float, int]:
-        self.piece = piece
-        return self.tokens_per_s(1), piece
-
-
-def blas() -> str:
-    """The library that the peer's products run in."""
-    with open("/proc/self/maps", encoding="utf-8") as file:
-        names = {os.path.basename(line.split()[-1]) for line in file if "blas" in line}
-    return ", ".join(sorted(names)) or "none found"
+    @property
+    def peak_bytes(self) -> int:
+        """Peak memory since it was tuned, all processes together."""
+        return sum(answer["peak_bytes"] for answer in self.ask("peak"))
 
 
-def ours(program: str, config: Path, keys: list[str], updates: int, vocabulary: int) -> dict[str, Any]:
+def ours(options: argparse.Namespace, config: Path, keys: list[str], updates: int) -> dict[str, Any]:
     """What `stablemoe bench --json` says."""
-    command = [program, "bench", str(config), "--json", "-n", str(updates), "-w", "1", "--vocab", str(vocabulary)]
+    launcher = [options.mpirun, "--bind-to", "none", "-n", str(options.ranks)] if options.ranks > 1 else []
+    command = [*launcher, options.program, "bench", str(config), "--json", "-n", str(updates), "-w", "1",
+               "--vocab", str(options.vocab)]
     for key in keys:
         command += ["-P", key]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    except OSError as error:
+        sys.exit(f"peer: {error}")
     if result.returncode:
         sys.exit(f"peer: {' '.join(command)} failed:\n{result.stderr}")
     return json.loads(result.stdout)
 
 
-def compare(options: argparse.Namespace, name: str) -> bool:
-    """Measure one shape; returns whether the target is reached."""
+def passive_is_faster(facts: dict[str, Any], threads: int) -> bool:
+    """Whether idle threads should sleep rather than spin, which a busy machine makes very slow; set at the start."""
+    if "OMP_WAIT_POLICY" in os.environ:
+        return False
+    rates = []
+    for passive in (False, True):
+        with Team(facts, 1, threads, "wall", passive) as team:
+            team.ask("run", updates=1)
+            rates.append(team.tokens_per_s(1))
+    return rates[1] > rates[0]
+
+
+def our_rate(figures: dict[str, Any], clock: str) -> float:
+    """Tokens/s: the mean over the updates, as for the peer; tokens of an update are rate times time."""
+    stage = figures["stages"][-1]
+    seconds = stage["update_processor_seconds" if clock == "processor" else "update_seconds"]
+    return stage["tokens_per_s"] * stage["seconds"] / statistics.mean(seconds)
+
+
+def check(name: str, counted: int, teams: list[Team]) -> bool:
+    """That the first peer learns, and that the others compute what it computes."""
+    one = teams[0].ask("repeat", updates=8)[0]
+    losses = one["losses"]
+    good = losses[-1] < losses[0] - 0.1
+    print(f"{name}: {counted:,} parameters each; peer's loss on one batch {losses[0]:.3f} -> {losses[-1]:.3f}"
+          + ("" if good else ": DOES NOT FALL"), flush=True)
+    for team in teams[1:]:
+        team.use(max(1, team.sequences // team.processes // 2), True)  # several pieces make a batch
+        answers = team.ask("repeat", updates=3)
+        pairs = [(statistics.mean(loss), wanted) for loss, wanted in zip(zip(*(a["losses"] for a in answers)), losses)]
+        pairs += [pair for a in answers for pair in zip(a["norms"], one["norms"])]
+        same = all(abs(value / wanted - 1) <= TOLERANCE for value, wanted in pairs)
+        good = good and same
+        print(f"  in {team}: loss after two updates {pairs[2][0]:.6f}, in one thread {losses[2]:.6f}; losses and "
+              f"gradient norms differ by at most {max(abs(value / wanted - 1) for value, wanted in pairs):.1e}"
+              + ("" if same else ": NOT THE SAME UPDATE"), flush=True)
+    return good
+
+
+def print_memory(teams: list[Team], figures: list[dict[str, Any]]) -> None:
+    """Peak memory of either side, and the ratio to each peer: the faster one need not be the smaller."""
+    mine = max(f["peak_bytes"] * f["ranks"] for f in figures)
+    theirs = [team.peak_bytes for team in teams]
+    listed = ", ".join((f"in {team} " if len(teams) > 1 else "") + f"{peak / MIB:,.0f} MiB"
+                       for team, peak in zip(teams, theirs))
+    libraries = statistics.mean(hello["base_bytes"] for team in teams for hello in team.hello)
+    print(f"  peak memory: stablemoe {mine / MIB:,.0f} MiB, PyTorch {listed} (each process {libraries / MIB:.0f} MiB "
+          f"before it has a model): " + ", ".join(f"{mine / peak:.2f}" for peak in theirs))
+
+
+def measure(options: argparse.Namespace, name: str, keys: list[str], teams: list[Team]) -> bool:
+    """Rounds, and what came of them; returns whether the target is reached."""
     file, experts = SHAPES[name]
-    config = ROOT / "configs" / "bench" / f"{file}.yml"
-    keys = options.keys + ([] if experts else ["moe.layers=0"])
-    facts = ours(options.program, config, keys, 1, options.vocab)
-    peer = Peer(facts)
-    counted = facts["parameters"]["shared"] + facts["parameters"]["experts"]
-    if peer.n_parameters != counted:
-        sys.exit(f"peer: {peer.n_parameters:,} parameters, but stablemoe has {counted:,}: not the same model")
-    if options.check:
-        batch = peer.batch()
-        losses = [peer.update(batch) for _ in range(8)]
-        good = losses[-1] < losses[0] - 0.1
-        print(f"{name}: {counted:,} parameters each; peer's loss on one batch {losses[0]:.3f} -> {losses[-1]:.3f}"
-              + ("" if good else ": DOES NOT FALL"))
-        return good
-    peer.tune()
-    print(f"{name}: {counted:,} parameters each; peer with {peer.piece} sequences at a time, "
-          f"{'foreach' if peer.foreach else 'plain'} Adam, {blas()}", flush=True)
-    ratios, rates = [], []
+    for team in teams:
+        team.tune()
+    several, clock, blas = len(teams) > 1, teams[0].clock, teams[0].hello[0]["blas"]
+    how = ("peer with " + teams[0].settings() if not several
+           else "PyTorch " + ", ".join(f"in {team} with {team.settings()}" for team in teams))
+    print(f"{name}: {teams[0].hello[0]['parameters']:,} parameters each; {how}, {blas}", flush=True)
+    figures, mine, theirs = [], [], {team: [] for team in teams}
     for number in range(1, options.rounds + 1):
-        mine = ours(options.program, config, keys, options.updates, options.vocab)["stages"][-1]
-        # The mean over the updates, as for the peer; tokens of an update are rate times time.
-        mine_rate = mine["tokens_per_s"] * mine["seconds"] / statistics.mean(mine["update_processor_seconds"])
-        theirs = peer.tokens_per_s(options.updates)
-        ratios.append(mine_rate / theirs)
-        rates.append((mine_rate, theirs))
-        print(f"  round {number}: stablemoe {mine_rate:8.0f} tokens/s, PyTorch {theirs:8.0f}: {ratios[-1]:.2f}", flush=True)
-    middle, target = statistics.median(ratios), TARGETS[experts]
-    print(f"  {name}: {middle:.2f} times PyTorch {torch.__version__} (median of {len(ratios)}; best of both "
-          f"{max(r[0] for r in rates) / max(r[1] for r in rates):.2f}); target {target}: "
-          + ("reached" if middle >= target else "missed"))
-    return middle >= target
+        figures.append(ours(options, CONFIGS / f"{file}.yml", keys, options.updates))
+        mine.append(our_rate(figures[-1], clock))
+        for team in teams:
+            theirs[team].append(team.tokens_per_s(options.updates))
+        rates = ", ".join((f"in {team} " if several else "") + f"{theirs[team][-1]:8.0f}" for team in teams)
+        ratios = ", ".join(f"{mine[-1] / theirs[team][-1]:.2f}" for team in teams)
+        print(f"  round {number}: stablemoe {mine[-1]:8.0f} tokens/s, PyTorch {rates}: {ratios}"
+              + (f" (load {os.getloadavg()[0]:.1f})" if several else ""), flush=True)
+    best = max(teams, key=lambda team: statistics.median(theirs[team]))
+    middle = statistics.median(a / b for a, b in zip(mine, theirs[best]))
+    target = None if several else TARGETS[experts]
+    print(f"  {name}: {middle:.2f} times PyTorch {best.hello[0]['torch']}" + (f" in {best}" if several else "")
+          + f" (median of {len(mine)}; best of both {max(mine) / max(theirs[best]):.2f})"
+          + (f"; target {target}: {'reached' if middle >= target else 'missed'}" if target else ""))
+    print_memory(teams, figures)
+    return target is None or middle >= target
+
+
+def compare(options: argparse.Namespace, name: str) -> bool:
+    """Measure or check one shape; returns whether all is well."""
+    file, experts = SHAPES[name]
+    keys = options.keys + ([] if experts else ["moe.layers=0"])
+    if options.check:
+        # Less of everything but for the width.
+        lanes = max(4, options.ranks)
+        options.vocab = min(options.vocab, 1024)
+        keys = ["model.blocks=2", "model.inner=128", "model.context=32", "moe.inner=64", f"moe.experts={lanes}",
+                f"train.lanes={lanes}", f"train.batch_sequences={2 * lanes}", *keys]
+    facts = ours(options, CONFIGS / f"{file}.yml", keys, 1)
+    n, lanes = options.ranks, facts["batch"]["lanes"]
+    if n > lanes:  # nor sequences, then
+        sys.exit(f"peer: {n} ranks cannot share out {lanes} lanes; give -P train.lanes={n} or more")
+    kinds = [(1, 1, "processor")]
+    if n > 1:
+        threads = (1, n, "wall", not options.check and passive_is_faster(facts, n))
+        kinds = [*(kinds if options.check else []), threads, (n, 1, "wall")]
+    counted = facts["parameters"]["shared"] + facts["parameters"]["experts"]
+    with contextlib.ExitStack() as stack:
+        teams = [stack.enter_context(Team(facts, *kind)) for kind in kinds]
+        made = teams[0].hello[0]["parameters"]
+        if made != counted:
+            sys.exit(f"peer: {made:,} parameters, but stablemoe has {counted:,}: not the same model")
+        return check(name, counted, teams) if options.check else measure(options, name, keys, teams)
 
 
 def main() -> int:
     """Measure the shapes asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", default=str(ROOT / "build" / "src" / "app" / "stablemoe"))
+    parser.add_argument("--program", default=str(HERE.parents[1] / "build" / "src" / "app" / "stablemoe"))
+    parser.add_argument("--mpirun", default="mpirun")
+    parser.add_argument("--ranks", type=int, default=1, help="cores of either side, one rank each here (default 1)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=2, help="timed updates of each program in a round")
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--shape", action="append", choices=SHAPES, help="default: all")
-    parser.add_argument("--check", action="store_true", help="no rates: only that the peer learns and is as large")
-    parser.add_argument("-P", dest="keys", metavar="KEY=VALUE", action="append", default=[], help="of the configuration")
+    parser.add_argument("--check", action="store_true",
+                        help="no rates: only that the peer learns, is as large, and computes the same on N cores")
+    parser.add_argument("-P", dest="keys", metavar="KEY=VALUE", action="append", default=[],
+                        help="of the configuration")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    if options.ranks < 1 or options.rounds < 1 or options.updates < 1:
+        parser.error("--ranks, --rounds and --updates are at least 1")
+    cores = len(os.sched_getaffinity(0))
+    if options.ranks > cores and not options.check:
+        parser.error(f"--ranks {options.ranks} on {cores} cores: times would mean nothing; only --check works")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if options.ranks > 1 and not options.check:
+        print(f"{cores} cores; load average at the start {os.getloadavg()[0]:.2f}")
     reached = [compare(options, name) for name in options.shape or SHAPES]
     return 0 if all(reached) else 1
 
