@@ -5,8 +5,8 @@
 # Debian's packages where this user may do that (root, or sudo without a password); elsewhere the packages
 # and cluster modules to load are named, and the exit status is 2. Where nothing is missing, nothing is done
 # and no network is needed.
-#   --test   also what only tests use (clang-format; chromium with its driver and python3-selenium;
-#            python3-xarray, -h5netcdf and -pandas), if it can be had; without it those tests are skipped
+#   --test   also what only tests use (clang-format; libdnnl-dev; chromium with its driver and
+#            python3-selenium; python3-xarray, -h5netcdf and -pandas), if it can be had; without it those tests are skipped
 #            (with --slurm's)
 #   --slurm  also what jobs/cluster.sh makes a cluster of (Slurm, munge, iproute2); no daemon is started
 set -euo pipefail
@@ -91,6 +91,7 @@ check
 wished=()
 if [ "$with_test" = yes ]; then
   command_there clang-format || wished+=(clang-format)
+  header_there oneapi/dnnl/dnnl.h || wished+=(libdnnl-dev) # the build option gemm
   # the report in a browser, and the log in xarray and pandas
   command_there chromium || wished+=(chromium)
   command_there chromedriver || wished+=(chromium-driver)

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # usage: jobs/test.sh [--suite NAME]... [--no-sanitize]
 #
-# Install what is missing, build, and run the tests: every suite in the release build, and unit, grad and mpi-2
-# once more with the address and undefined-behaviour sanitizers and assertions. The last line has the counts;
-# the exit status is 0 only if something ran and nothing failed.
+# Install what is missing, build, and run the tests: every suite in the release build, and unit, grad, mpi-2 and
+# damage once more with the address and undefined-behaviour sanitizers and assertions (of the suite damage a
+# share there; fuzz has sanitizers of its own). The last line has the counts; the exit status is 0 only if
+# something ran and nothing failed.
 #
 #   --suite NAME    only this suite, in each of the builds that would run it; may be repeated
 #   --no-sanitize   only the release build
+#
+# STABLEMOE_TEST_JOBS is how many tests run at a time (default: two per core and at most 8, since most of a test
+# is waiting for launchers; 1 where a failure shall be looked at undisturbed).
 set -uo pipefail
 
 suites=() sanitize=yes
@@ -24,6 +28,12 @@ done
 cd "$(dirname "$0")/.." || exit 1
 exec </dev/null
 
+cores=$(getconf _NPROCESSORS_ONLN)
+# More than 8 would not be done earlier: the longest test is about as long as all others beside it.
+jobs=${STABLEMOE_TEST_JOBS:-$((cores < 4 ? 2 * cores : 8))}
+case "$jobs" in
+  *[!0-9]* | 0*) echo "test.sh: STABLEMOE_TEST_JOBS is '$jobs': a number from 1 on expected" >&2; exit 2 ;;
+esac
 passed=0 failed=0 skipped=0
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 finish() {
@@ -64,7 +74,8 @@ run() {
   log=$directory/meson-logs/testlog.json
   rm -f "$log"
   # Slow is no failure: machines that run tests are often busy.
-  meson test -C "$directory" --no-rebuild --print-errorlogs --timeout-multiplier 3 ${arguments[@]:+"${arguments[@]}"}
+  meson test -C "$directory" --no-rebuild --print-errorlogs --timeout-multiplier 3 --num-processes "$jobs" \
+    ${arguments[@]:+"${arguments[@]}"}
   local status=$? counts
   counts=$(python3 - "$log" <<'COUNT'
 import json, sys
@@ -85,12 +96,28 @@ COUNT
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 }
 
+# known DIRECTORY: end with a word about suites that this build does not have
+known() {
+  local names suite
+  names=$(meson introspect --tests "$1" | python3 -c '
+import json, sys
+print(*sorted({name.partition(":")[2] for test in json.load(sys.stdin) for name in test["suite"]}))') || return 0
+  for suite in ${suites[@]:+"${suites[@]}"}; do
+    case " $names " in
+      *" $suite "*) ;;
+      *) echo "test.sh: there is no suite '$suite'; the suites are: $names" >&2; failed=$((failed + 1)) ;;
+    esac
+  done
+  [ "$failed" = 0 ] || finish
+}
+
 say "Looking for what is needed"
 bash jobs/install.sh --test || { failed=1; finish; }
 # shellcheck source=jobs/environment.sh
 . jobs/environment.sh
 
 if build build-test --buildtype=release -Dtests=true; then
+  known build-test
   run build-test ${suites[@]:+"${suites[@]}"}
 else
   failed=$((failed + 1))
@@ -98,7 +125,7 @@ fi
 
 # The suites of the sanitized build, if they are wanted.
 wanted=()
-for suite in unit grad mpi-2; do
+for suite in unit grad mpi-2 damage; do
   case " ${suites[*]:-$suite} " in *" $suite "*) wanted+=("$suite") ;; esac
 done
 if [ $sanitize = yes ] && [ ${#wanted[@]} -gt 0 ]; then

@@ -1,6 +1,6 @@
 /** Is oneDNN's sgemm faster than OpenBLAS's on the shapes of the model?
  *
- *  Not built by default, as the program does not use oneDNN (Debian: libdnnl-dev):
+ *  Whether the build option gemm is worth setting on a machine. Not built by default; where libdnnl-dev is there:
  *    ninja -C build test/bench/onednn && OMP_NUM_THREADS=1 build/test/bench/onednn
  *  Both in turn, several rounds, one thread. Of each shape the median of the rounds' ratios; at the
  *  end the time of all products of an update, each shape with its share of the FLOP.

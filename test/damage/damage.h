@@ -2,6 +2,7 @@
  *
  *  Each case runs in a child: a crash or a hang is a result like another one. All choices are
  *  functions of (kind, case), so that `<test> <kind> <case>` repeats a single one and keeps the file.
+ *  `<test> --every N` takes only every N-th case of each kind.
  */
 #ifndef STABLEMOE_TEST_DAMAGE_H
 #define STABLEMOE_TEST_DAMAGE_H
@@ -51,7 +52,7 @@ typedef struct damage_test {
   int panic_code;                           /**< exit code of a reader that may end the run; 0: it may not */
 } damage_test;
 
-/** Run all cases (or the one of the command line) and print a table; returns how many went wrong. */
+/** Run the cases that the command line asks for and print a table; returns how many went wrong. */
 int damage_run(const damage_test *test, int argc, char **argv);
 
 /* Damages of bytes. */
