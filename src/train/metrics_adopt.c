@@ -190,7 +190,7 @@ smoe_status smoe_metrics_adopt(const char *path, const char *header, int64_t upd
   if (!in.file && errno == ENOENT) return SMOE_OK;
   SMOE_CHECK(in.file, SMOE_ERR_IO, "cannot read '%s': %s", path, strerror(errno));
   const smoe_status status = adopt(&in, path, header, update, kept);
-  smoe_free(in.text); /* of getline */ /* memory of the C library */
+  smoe_free(in.text); /* memory of the C library */
   fclose(in.file);
   return status;
 }
