@@ -27,7 +27,7 @@ typedef struct model_fixture {
 
 static inline void fixture_try(smoe_status status, const char *what) {
   if (status == SMOE_OK) return;
-  fprintf(stderr, "cannot set up the test (%s): %s\n", what, smoe_report());
+  fprintf(stderr, "cannot set up the test (%s): %s\n", what, smoe_last_error());
   exit(99);
 }
 
@@ -141,7 +141,7 @@ static inline void fixture_randomise(smoe_params *params, uint64_t seed) {
   for (int p = 0; p < params->n_params; p++) {
     const smoe_param *param = &params->param[p];
     const char *gamma = strstr(param->name, "norm/gamma");
-    const bool expert = param->placement == SMOE_EXPERT;
+    const bool expert = param->sharding == SMOE_EXPERT;
     for (int j = 0; j < (expert ? params->n_local : 1); j++) {
       smoe_real *value = expert ? smoe_params_expert(params, p, j) : smoe_params_shared(params, p);
       const uint64_t first = expert ? (uint64_t)smoe_params_expert_number(params, j) * param->count : 0;

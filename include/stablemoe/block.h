@@ -43,7 +43,7 @@ void smoe_block_declare(smoe_block *block, const smoe_settings *settings, smoe_p
 
 /** Take the tape for lanes of lane_tokens tokens. Local.
  *
- *  n_lanes  in  lanes that have a tape of their own; 1: all lanes share one, and smoe_block_again comes
+ *  n_lanes  in  lanes that have a tape of their own; 1: all lanes share one, and smoe_block_recompute comes
  *               before each smoe_block_backward
  *  shared   in  use this block's tape instead (evaluation, recomputation); or NULL
  */
@@ -59,7 +59,7 @@ void smoe_block_forward(smoe_block *block, const smoe_block_scratch *scratch, in
                         const smoe_real *x);
 
 /** The tape of one lane again, the same bits as smoe_block_forward left, from x [N, C]. Local. */
-void smoe_block_again(smoe_block *block, const smoe_block_scratch *scratch, int lane, const smoe_real *x);
+void smoe_block_recompute(smoe_block *block, const smoe_block_scratch *scratch, int lane, const smoe_real *x);
 
 /** In place: dx [N, C] holds dL/dy on entry, dL/dx on return; the lane's gradients +=. Local. */
 void smoe_block_backward(smoe_block *block, const smoe_block_scratch *scratch, int lane, smoe_real *dx,

@@ -28,7 +28,7 @@ void smoe_decoder_destroy(smoe_decoder *decoder);
 
 /** Whether keys and values are kept. Local; the same on all ranks.
  *
- *  Not where a routing method looks at later tokens (SMOE_SEES_ALL): there a new token may change
+ *  Not where a routing method looks at later tokens (SMOE_SCOPE_ALL): there a new token may change
  *  what the ones before it were sent to, and everything is computed anew for each token.
  */
 bool smoe_decoder_is_cached(const smoe_decoder *decoder);

@@ -1,7 +1,7 @@
 /** Token exchange: rows travel to the rank of their expert, within the replica, and back.
  *
  *  A plan is made per MoE layer and micro-batch from the router's choice.
- *  How rows travel (smoe_exchange_way) is a choice of its own and changes no bit.
+ *  How rows travel (smoe_exchange_options) is a choice of its own and changes no bit.
  *  Dispatch and combine are adjoint: the backward of each is the other.
  *  On the expert's side rows stand by expert, then by global token index, so
  *  an expert's GEMM is the same call on any number of ranks.
@@ -24,23 +24,23 @@ typedef enum smoe_alltoallv {
   SMOE_ALLTOALLV_PAIRWISE /**< in rounds, one rank to send to and one to receive from in each */
 } smoe_alltoallv;
 
-typedef struct smoe_exchange_way {
+typedef struct smoe_exchange_options {
   smoe_exchange_kind kind;
   smoe_alltoallv alltoallv; /**< of the direct exchange */
   int overlap;              /**< groups of experts that travel and compute side by side; 0: all at once */
   double slice_bytes;       /**< longest message; longer ones go in slices; 0: 1 GiB */
-} smoe_exchange_way;
+} smoe_exchange_options;
 
 /** Shape of an exchange, fixed for a run. */
 typedef struct smoe_exchange_shape {
-  int n_experts;          /**< E */
-  int n_slots;            /**< K experts per token at most */
-  size_t width;           /**< C reals per row */
-  size_t n_tokens_max;    /**< N of this rank at most */
-  int64_t n_global_max;   /**< tokens of all ranks at most */
-  double capacity_factor; /**< rows per expert at most, over T K / E; 0: dropless */
-  int64_t n_replica_max;  /**< tokens of this rank's replica at most; 0: n_global_max */
-  smoe_exchange_way way;  /**< all zero: one MPI_Alltoallv */
+  int n_experts;                 /**< E */
+  int n_slots;                   /**< K experts per token at most */
+  size_t width;                  /**< C reals per row */
+  size_t n_tokens_max;           /**< N of this rank at most */
+  int64_t n_global_max;          /**< tokens of all ranks at most */
+  double capacity_factor;        /**< rows per expert at most, over T K / E; 0: dropless */
+  int64_t n_replica_max;         /**< tokens of this rank's replica at most; 0: n_global_max */
+  smoe_exchange_options options; /**< all zero: one MPI_Alltoallv */
 } smoe_exchange_shape;
 
 /** What a call leaves for the next one (src/comm/exchange.c). */

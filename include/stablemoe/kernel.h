@@ -89,8 +89,8 @@ void smoe_norm_forward(smoe_real *y, smoe_real *mean, smoe_real *rstd, const smo
                        const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c);
 
 /** y again from the kept mean and rstd; the same bits as smoe_norm_forward gave. */
-void smoe_norm_again(smoe_real *y, const smoe_real *mean, const smoe_real *rstd, const smoe_real *x,
-                     const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c);
+void smoe_norm_recompute(smoe_real *y, const smoe_real *mean, const smoe_real *rstd, const smoe_real *x,
+                         const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c);
 
 /** dx [N, C] +=, dgamma [C] +=, dbeta [C] +=. */
 void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, const smoe_real *dy,

@@ -1,7 +1,7 @@
 /** The parameter table: every parameter once, in one place.
  *
  *  Each layer declares its parameters: name (also the HDF5 path below /param),
- *  global shape, placement, initial values, decay. Initialisation, reduction,
+ *  global shape, sharding, initial values, decay. Initialisation, reduction,
  *  norm, Adam, checkpoint, resume, summary, gradient tests and freezing all
  *  walk this table. A new parameter is one line and cannot be forgotten.
  *
@@ -19,7 +19,7 @@
 #include "stablemoe/lanes.h"
 #include "stablemoe/topology.h"
 
-typedef enum smoe_placement { SMOE_REPLICATED, SMOE_EXPERT } smoe_placement;
+typedef enum smoe_sharding { SMOE_REPLICATED, SMOE_EXPERT } smoe_sharding;
 
 typedef enum smoe_init_kind {
   SMOE_INIT_CONSTANT,  /**< value */
@@ -38,7 +38,7 @@ enum { SMOE_NAME_MAX = 96, SMOE_DIMS_MAX = 3 };
 
 typedef struct smoe_param {
   char name[SMOE_NAME_MAX]; /**< "block0/attention/qkv/weight" */
-  smoe_placement placement;
+  smoe_sharding sharding;
   int n_dims;                   /**< of one copy: an expert's, for EXPERT */
   int64_t shape[SMOE_DIMS_MAX]; /**< of one copy; the file's shape of EXPERT is [E, shape...] */
   smoe_init init;
@@ -82,13 +82,13 @@ typedef struct smoe_params {
 void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts);
 
 /** Spread the experts as a topology says, before anything is declared. Local. */
-void smoe_params_spread(smoe_params *params, const smoe_topology *topology);
+void smoe_params_set_topology(smoe_params *params, const smoe_topology *topology);
 
 /** Add one parameter; returns its index. Local; the same calls in the same order on all ranks.
  *
  *  A shape of fewer than SMOE_DIMS_MAX dimensions ends with 0. Two of one name are a bug.
  */
-int smoe_params_declare(smoe_params *params, smoe_placement placement, const int64_t *shape, smoe_init init,
+int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64_t *shape, smoe_init init,
                         bool decay, const char *name_format, ...) __attribute__((format(printf, 6, 7)));
 
 /** Lay the table out on an arena (which may be measuring). Local.
@@ -108,7 +108,7 @@ void smoe_params_end(smoe_params *params);
  *  expert_at  in  [E] expert at each place, the same on all ranks; ascending within a rank
  *  Cost:      one message per expert that changes its rank, for values and each moment.
  */
-void smoe_params_place(smoe_params *params, const int32_t *expert_at);
+void smoe_params_move_experts(smoe_params *params, const int32_t *expert_at);
 
 /** Set every parameter to its initial values and the moments to zero.
  *
@@ -117,7 +117,7 @@ void smoe_params_place(smoe_params *params, const int32_t *expert_at);
 void smoe_params_initialise(smoe_params *params, uint64_t seed);
 
 /** Make all values whole on every rank from the slices that the ranks own. Collective over group. */
-void smoe_params_share(smoe_params *params);
+void smoe_params_allgather(smoe_params *params);
 
 /** Add up the gradients of lanes and of replicas; each rank gets its own slices.
  *
@@ -162,8 +162,8 @@ size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first)
 /** Part of a parameter of local expert j that lies in this rank's expert slice; as smoe_params_in_slice. Local. */
 size_t smoe_params_expert_in_slice(const smoe_params *params, int index, int j, size_t *first);
 
-/** Number of parameters (elements) of the whole model, by placement; experts counted E times. Local. */
-int64_t smoe_params_total(const smoe_params *params, smoe_placement placement);
+/** Number of parameters (elements) of the whole model, by sharding; experts counted E times. Local. */
+int64_t smoe_params_total(const smoe_params *params, smoe_sharding sharding);
 
 /** Checksum of n consecutive elements of a parameter.
  *

@@ -76,11 +76,11 @@ typedef struct smoe_route_facts {
 typedef struct smoe_router smoe_router;
 
 /** What decides a token's experts and gates in evaluation. */
-typedef enum smoe_sight {
-  SMOE_SEES_ALL,    /**< all of its sequence, or other sequences too */
-  SMOE_SEES_BEFORE, /**< it, its place, and the tokens before it in its sequence */
-  SMOE_SEES_ITSELF  /**< its id and its hidden state alone */
-} smoe_sight;
+typedef enum smoe_router_scope {
+  SMOE_SCOPE_ALL,    /**< all of its sequence, or other sequences too */
+  SMOE_SCOPE_PREFIX, /**< it, its place, and the tokens before it in its sequence */
+  SMOE_SCOPE_TOKEN   /**< its id and its hidden state alone */
+} smoe_router_scope;
 
 /** A routing method. All functions are Local. */
 typedef struct smoe_router_ops {
@@ -92,8 +92,8 @@ typedef struct smoe_router_ops {
   /** Check the method's own keys against the others; NULL: nothing to check. */
   smoe_status (*check)(const smoe_config *config);
 
-  /** What decides in evaluation; decoding (decode.h) keeps more, the less that is. NULL: SMOE_SEES_ALL. */
-  smoe_sight (*sight)(const smoe_router *router);
+  /** What decides in evaluation; decoding (decode.h) keeps more, the less that is. NULL: SMOE_SCOPE_ALL. */
+  smoe_router_scope (*scope)(const smoe_router *router);
 
   /** Experts per token at most (K). */
   int (*slots)(const smoe_config *config);

@@ -41,7 +41,7 @@ smoe_status smoe_fail_at(const char *file, int line, smoe_status code, const cha
     __attribute__((format(printf, 4, 5)));
 
 /** The report that smoe_fail_at recorded last on this rank; "" where there is none. Local. */
-const char *smoe_report(void);
+const char *smoe_last_error(void);
 
 /** Replace the pending report, as agreement over ranks does. Local. */
 void smoe_report_set(const char *text);

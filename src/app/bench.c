@@ -68,9 +68,9 @@ const smoe_command smoe_command_bench = {
             "them with the machine's matrix product on the same shapes. Nothing is saved. Where data.corpus "
             "is not set, tokens are random with the frequencies of Zipf's law.",
     .example = "mpirun -n 2 stablemoe bench configs/stable.yml",
-    .takes = "one CONFIG",
-    .least = 1,
-    .most = 1,
+    .usage = "one CONFIG",
+    .min_args = 1,
+    .max_args = 1,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .run = run,

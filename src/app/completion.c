@@ -112,7 +112,7 @@ static void bash_command(const smoe_command *c, FILE *out) {
     fputs("' ;;\n", out);
   } else {
     fprintf(out, "kind=%s ;;\n",
-            c->most == 0                             ? "none"
+            c->max_args == 0                         ? "none"
             : c->argument == SMOE_ARGUMENT_DIRECTORY ? "directory"
                                                      : "file");
   }
@@ -224,8 +224,8 @@ static void zsh_command(const smoe_command *c, FILE *out) {
   fprintf(out, "    %s)\n      _arguments \\\n", c->name);
   for (size_t i = 0; i < c->n_options; i++) zsh_option(&c->options[i], out);
   fputs("        '(-h --help)'{-h,--help}'[print help]'", out);
-  if (c->most != 0) {
-    fprintf(out, " \\\n        '%s:argument:", c->most == 1 ? "1" : "*");
+  if (c->max_args != 0) {
+    fprintf(out, " \\\n        '%s:argument:", c->max_args == 1 ? "1" : "*");
     if (c->argument == SMOE_ARGUMENT_CHOICE) {
       fputc('(', out);
       print_words(c->argument_choices, " ", out);
@@ -350,9 +350,9 @@ const smoe_command smoe_command_completion = {
     .after = "To try it: source <(stablemoe completion bash) in bash, or stablemoe completion fish | source "
              "in fish; zsh wants the output as a file _stablemoe in a directory of fpath.",
     .bare = true,
-    .takes = "one shell: bash, zsh or fish",
-    .least = 1,
-    .most = 1,
+    .usage = "one shell: bash, zsh or fish",
+    .min_args = 1,
+    .max_args = 1,
     .argument = SMOE_ARGUMENT_CHOICE,
     .argument_choices = SHELLS,
     .check = check,

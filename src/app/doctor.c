@@ -27,7 +27,7 @@ static void finding(smoe_doctor *d, const char *level, const char *format, va_li
   putchar('\n');
 }
 
-void smoe_doctor_fine(smoe_doctor *d, const char *format, ...) {
+void smoe_doctor_ok(smoe_doctor *d, const char *format, ...) {
   va_list args;
   va_start(args, format);
   finding(d, "ok", format, args);
@@ -42,7 +42,7 @@ void smoe_doctor_warning(smoe_doctor *d, const char *format, ...) {
   d->n_warnings++;
 }
 
-void smoe_doctor_wrong(smoe_doctor *d, smoe_status status, const char *format, ...) {
+void smoe_doctor_error(smoe_doctor *d, smoe_status status, const char *format, ...) {
   va_list args;
   va_start(args, format);
   finding(d, "wrong", format, args);
@@ -54,7 +54,7 @@ void smoe_doctor_wrong(smoe_doctor *d, smoe_status status, const char *format, .
 /* A report without the place in the source that ends it. */
 static const char *report_text(void) {
   static char text[SMOE_REPORT_MAX];
-  snprintf(text, sizeof text, "%s", smoe_report());
+  snprintf(text, sizeof text, "%s", smoe_last_error());
   char *where = strrchr(text, '[');
   if (where && where > text) where[-1] = '\0';
   return text;
@@ -77,7 +77,7 @@ static void check_layer(smoe_doctor *d, smoe_io_layer layer) {
         "sure, export OMPI_MCA_fs_ufs_lock_algorithm=3 or OMPI_MCA_io=romio321",
         smoe_mpi_name());
   else
-    smoe_doctor_fine(d, "files are opened by %s of %s", NAMES[layer], smoe_mpi_name());
+    smoe_doctor_ok(d, "files are opened by %s of %s", NAMES[layer], smoe_mpi_name());
 }
 
 /* ---- what is tried ---- */
@@ -87,10 +87,10 @@ static void check_exchange(smoe_doctor *d) {
   const smoe_status status = smoe_group_try_exchange(d->group, TRY_BYTES, &seconds);
   const double bytes = (double)TRY_BYTES * d->group->n_ranks;
   if (status != SMOE_OK)
-    smoe_doctor_wrong(d, status, "exchange: %s", report_text());
+    smoe_doctor_error(d, status, "exchange: %s", report_text());
   else
-    smoe_doctor_fine(d, "exchange: %d KiB between every two ranks arrived, %.1f MB/s from each rank",
-                     TRY_BYTES / 1024, bytes / 1e6 / seconds);
+    smoe_doctor_ok(d, "exchange: %d KiB between every two ranks arrived, %.1f MB/s from each rank",
+                   TRY_BYTES / 1024, bytes / 1e6 / seconds);
 }
 
 static bool check_directory(smoe_doctor *d, const char *directory) {
@@ -103,7 +103,7 @@ static bool check_directory(smoe_doctor *d, const char *directory) {
   else if (!S_ISDIR(there.st_mode))
     mine = SMOE_FAIL(SMOE_ERR_IO, "'%s' is no directory: give the one that is to hold runs", directory);
   const smoe_status status = smoe_group_agree(d->group, mine);
-  if (status != SMOE_OK) smoe_doctor_wrong(d, status, "directory: %s", report_text());
+  if (status != SMOE_OK) smoe_doctor_error(d, status, "directory: %s", report_text());
   return status == SMOE_OK;
 }
 
@@ -115,16 +115,16 @@ static void check_files(smoe_doctor *d, const char *directory) {
         d, "disk: %.0f MiB free in '%s': checkpoints take three times the parameters each (train.keep_last)",
         room / MIB, directory);
   else if (room > 0)
-    smoe_doctor_fine(d, "disk: %.1f GiB free in '%s'", room / GIB, directory);
+    smoe_doctor_ok(d, "disk: %.1f GiB free in '%s'", room / GIB, directory);
   double seconds;
   const smoe_status status = smoe_io_probe(d->group, directory, TRY_BYTES, &seconds);
   if (status != SMOE_OK) {
-    smoe_doctor_wrong(d, status, "writing: %s", report_text());
+    smoe_doctor_error(d, status, "writing: %s", report_text());
     return;
   }
-  smoe_doctor_fine(d, "HDF5 %s", smoe_hdf5_name());
-  smoe_doctor_fine(d, "writing: all ranks wrote a file in '%s' together and read the same back, in %.2f s",
-                   directory, seconds);
+  smoe_doctor_ok(d, "HDF5 %s", smoe_hdf5_name());
+  smoe_doctor_ok(d, "writing: all ranks wrote a file in '%s' together and read the same back, in %.2f s",
+                 directory, seconds);
   check_layer(d, smoe_mpi_io_layer(directory));
 }
 
@@ -163,9 +163,9 @@ const smoe_command smoe_command_doctor = {
         "is left behind. Start it as the run is to be started: alone, under mpirun, or under srun.",
     .after = "The exit code is 0 where nothing is wrong, also with warnings.",
     .example = "srun --mpi=pmix stablemoe doctor /scratch/me",
-    .takes = "at most one DIRECTORY",
-    .least = 0,
-    .most = 1,
+    .usage = "at most one DIRECTORY",
+    .min_args = 0,
+    .max_args = 1,
     .argument = SMOE_ARGUMENT_DIRECTORY,
     .run = run,
 };

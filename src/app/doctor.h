@@ -22,9 +22,9 @@ typedef struct smoe_doctor {
 } smoe_doctor;
 
 /** A finding: a line on rank 0, and counted. Local. */
-void smoe_doctor_fine(smoe_doctor *doctor, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void smoe_doctor_ok(smoe_doctor *doctor, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void smoe_doctor_warning(smoe_doctor *doctor, const char *format, ...) __attribute__((format(printf, 2, 3)));
-void smoe_doctor_wrong(smoe_doctor *doctor, smoe_status status, const char *format, ...)
+void smoe_doctor_error(smoe_doctor *doctor, smoe_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 /** This rank's facts. Local. */

@@ -50,16 +50,16 @@ static void check_launch(smoe_doctor *d, long launched) {
   const char *text = getenv("SLURM_NTASKS");
   const long tasks = text ? strtol(text, NULL, 10) : 0;
   if (launched > 0 && launched != n)
-    smoe_doctor_wrong(
+    smoe_doctor_error(
         d, SMOE_ERR_MPI,
         "the launcher started %ld processes, but MPI sees %d rank%s: mpirun is of another MPI than the "
         "program (%s); "
         "use the mpirun that belongs to it",
         launched, n, n == 1 ? "" : "s", smoe_mpi_name());
   else if (launched == 0)
-    smoe_doctor_fine(d, "1 rank, without a launcher; `mpirun -n RANKS stablemoe doctor` looks at several");
+    smoe_doctor_ok(d, "1 rank, without a launcher; `mpirun -n RANKS stablemoe doctor` looks at several");
   else
-    smoe_doctor_fine(d, "%d rank%s: MPI joins what the launcher started", n, n == 1 ? "" : "s");
+    smoe_doctor_ok(d, "%d rank%s: MPI joins what the launcher started", n, n == 1 ? "" : "s");
   if (tasks > 0 && tasks != n)
     smoe_doctor_warning(
         d,
@@ -86,7 +86,7 @@ static void check_placement(smoe_doctor *d) {
     if (here < least) least = here;
     if (here > most) most = here;
   }
-  smoe_doctor_fine(d, "placement: %s%s", text, machines > 8 ? ", ..." : "");
+  smoe_doctor_ok(d, "placement: %s%s", text, machines > 8 ? ", ..." : "");
   if (least != most)
     smoe_doctor_warning(
         d,
@@ -126,7 +126,7 @@ static void check_binding(smoe_doctor *d) {
             a, b, d->rank[a].host);
         return;
       }
-  smoe_doctor_fine(d, "binding: no rank has more threads than cores, or is tied to another one's");
+  smoe_doctor_ok(d, "binding: no rank has more threads than cores, or is tied to another one's");
 }
 
 static void check_cores(smoe_doctor *d) {
@@ -142,10 +142,10 @@ static void check_cores(smoe_doctor *d) {
     }
     const int cores = CPU_COUNT(&all);
     if (cores == 0 || threads <= cores)
-      smoe_doctor_fine(d, "cores: %d thread%s of all ranks on %d core%s of %s", threads,
-                       threads == 1 ? "" : "s", cores, cores == 1 ? "" : "s", d->rank[r].host);
+      smoe_doctor_ok(d, "cores: %d thread%s of all ranks on %d core%s of %s", threads,
+                     threads == 1 ? "" : "s", cores, cores == 1 ? "" : "s", d->rank[r].host);
     else if (yields && strcmp(yields, "1") == 0)
-      smoe_doctor_fine(
+      smoe_doctor_ok(
           d, "cores: %d threads on %d of %s; waiting ranks give way, so this works, at less than full speed",
           threads, cores, d->rank[r].host);
     else
@@ -167,8 +167,8 @@ static void check_memory(smoe_doctor *d) {
           d, "memory: %.2f GiB free for each rank of %s: check the plan with `stablemoe train --dry-run`",
           each / GIB, own->host);
     else if (own->free_memory > 0)
-      smoe_doctor_fine(d, "memory: %.1f GiB free on %s, %.1f for each rank", own->free_memory / GIB,
-                       own->host, each / GIB);
+      smoe_doctor_ok(d, "memory: %.1f GiB free on %s, %.1f for each rank", own->free_memory / GIB, own->host,
+                     each / GIB);
     if (ranks_beside(d, r) > 1 && own->free_shared > 0 && own->free_shared < 64 * MIB)
       smoe_doctor_warning(
           d,
@@ -199,8 +199,8 @@ static void check_blas(smoe_doctor *d) {
   else if (pool == SMOE_BLAS_SEQUENTIAL && threads > 1)
     smoe_doctor_warning(d, "this OpenBLAS has no threads: use more ranks with OMP_NUM_THREADS=1");
   else
-    smoe_doctor_fine(d, "BLAS: core type %s on all ranks, %d thread%s", d->rank[0].core_type, threads,
-                     threads == 1 ? "" : "s");
+    smoe_doctor_ok(d, "BLAS: core type %s on all ranks, %d thread%s", d->rank[0].core_type, threads,
+                   threads == 1 ? "" : "s");
 }
 
 void smoe_doctor_ranks(smoe_doctor *d, long launched) {

@@ -178,9 +178,9 @@ const smoe_command smoe_command_evaluate = {
     .text = "Perplexity of a trained model: per token and byte, by document, by how frequent tokens are in "
             "training, by expert. Tokens are routed as in deployment (the frozen or distilled router).",
     .example = "mpirun -n 2 stablemoe evaluate runs/stable --split valid --documents 5",
-    .takes = "one CHECKPOINT or run directory",
-    .least = 1,
-    .most = 1,
+    .usage = "one CHECKPOINT or run directory",
+    .min_args = 1,
+    .max_args = 1,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .run = run,

@@ -51,8 +51,8 @@ static char *about(const smoe_config *config, const smoe_checkpoint_meta *meta, 
 static smoe_status find_tokenizer(smoe_corpus *corpus, const options *o, const smoe_checkpoint_meta *meta) {
   *corpus = (smoe_corpus){0};
   if (smoe_corpus_open_local(corpus, o->corpus ? o->corpus : meta->corpus) != SMOE_OK) {
-    if (o->corpus) return SMOE_FAIL(SMOE_ERR_IO, "no tokenizer: %s", smoe_report());
-    smoe_warn("no tokenizer is written: %s; name its corpus with --corpus", smoe_report());
+    if (o->corpus) return SMOE_FAIL(SMOE_ERR_IO, "no tokenizer: %s", smoe_last_error());
+    smoe_warn("no tokenizer is written: %s; name its corpus with --corpus", smoe_last_error());
   } else if (!corpus->model) {
     smoe_warn("no tokenizer is written: '%s' holds none", corpus->path);
   } else if (!o->corpus && corpus->fingerprint != meta->fingerprint) {
@@ -113,9 +113,9 @@ const smoe_command smoe_command_export = {
         "and how to read them.",
     .example = "stablemoe export runs/stable -o stable.safetensors",
     .serial = true,
-    .takes = "one CHECKPOINT or run directory",
-    .least = 1,
-    .most = 1,
+    .usage = "one CHECKPOINT or run directory",
+    .min_args = 1,
+    .max_args = 1,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .run = run,

@@ -260,9 +260,9 @@ const smoe_command smoe_command_generate = {
             "while it is made. It depends on the model, the prompt, the seed and the number of the sample, "
             "and not on the number of ranks.",
     .example = "stablemoe generate runs/stable --prompt \"def main(\" --top-p 0.9 --samples 3",
-    .takes = "one CHECKPOINT or run directory",
-    .least = 1,
-    .most = 1,
+    .usage = "one CHECKPOINT or run directory",
+    .min_args = 1,
+    .max_args = 1,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,
     .run = run,

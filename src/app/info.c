@@ -61,9 +61,9 @@ const smoe_command smoe_command_info = {
     .text = "What a checkpoint, a corpus or a routing log holds; of a run directory, its latest checkpoint.",
     .example = "stablemoe info runs/stable/checkpoints/latest --verify",
     .serial = true,
-    .takes = "one FILE or run directory",
-    .least = 1,
-    .most = 1,
+    .usage = "one FILE or run directory",
+    .min_args = 1,
+    .max_args = 1,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .run = run,
 };

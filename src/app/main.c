@@ -98,7 +98,7 @@ static void print_end(const smoe_group *group, smoe_status status) {
   /* Of a stop on request, which is no error, the run has told itself. */
   if (status == SMOE_OK || status == SMOE_STOPPED || status == SMOE_STOPPED_BY_HAND || group->rank != 0)
     return;
-  const char *report = smoe_report();
+  const char *report = smoe_last_error();
   const bool ranked = strncmp(report, "on rank ", 8) == 0;
   fprintf(stderr, "stablemoe: error (%s)%s %s\n", smoe_status_name(status), ranked ? "" : ":", report);
 }

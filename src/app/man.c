@@ -213,8 +213,8 @@ const smoe_command smoe_command_man = {
     .text = "Print the man page of the program (roff), with all subcommands, options and configuration keys: "
             "`stablemoe man | man -l -` shows it. `meson install` installs it.",
     .bare = true,
-    .takes = "no argument",
-    .least = 0,
-    .most = 0,
+    .usage = "no argument",
+    .min_args = 0,
+    .max_args = 0,
     .run = run,
 };

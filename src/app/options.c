@@ -122,12 +122,12 @@ static smoe_status set_value(const smoe_option *o, void *values, const char *tex
 
 static smoe_status check_arguments(const smoe_command *command, const smoe_arguments *arguments) {
   const char *name = command->name;
-  if (arguments->n < command->least && command->missing)
+  if (arguments->n < command->min_args && command->missing)
     return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: %s; see %s --help", name, command->missing, name);
-  SMOE_CHECK(arguments->n >= command->least, SMOE_ERR_CONFIG, "%s takes %s; see %s --help", name,
-             command->takes, name);
-  SMOE_CHECK(command->most < 0 || arguments->n <= command->most, SMOE_ERR_CONFIG,
-             "%s takes %s, and got '%s' too; see %s --help", name, command->takes,
+  SMOE_CHECK(arguments->n >= command->min_args, SMOE_ERR_CONFIG, "%s takes %s; see %s --help", name,
+             command->usage, name);
+  SMOE_CHECK(command->max_args < 0 || arguments->n <= command->max_args, SMOE_ERR_CONFIG,
+             "%s takes %s, and got '%s' too; see %s --help", name, command->usage,
              arguments->word[arguments->n - 1], name);
   return SMOE_OK;
 }

@@ -68,9 +68,9 @@ typedef struct smoe_command {
   bool serial; /**< rank 0 alone runs it, the others wait */
   bool bare;   /**< runs without MPI where no launcher started it (and then on rank 0 alone) */
 
-  const char *takes;   /**< "one CONFIG": for the report where arguments are too many or too few */
-  const char *missing; /**< "CONFIG is missing": the report where they are too few; NULL: as takes says */
-  int least, most;     /**< number of arguments; most -1: any number */
+  const char *usage;      /**< "one CONFIG": for the report where arguments are too many or too few */
+  const char *missing;    /**< "CONFIG is missing": the report where they are too few; NULL: as usage says */
+  int min_args, max_args; /**< number of arguments; max_args -1: any number */
   smoe_argument_kind argument;
   const char *const *argument_choices; /**< NULL-terminated, for SMOE_ARGUMENT_CHOICE */
 

@@ -275,9 +275,9 @@ const smoe_command smoe_command_route = {
         "of another, in pieces of model.context tokens, without capacity. Any number of ranks prints the "
         "same.",
     .example = "stablemoe route runs/stable 'The cat sat on the mat.'",
-    .takes = "one CHECKPOINT or run directory and one TEXT",
-    .least = 2,
-    .most = 2,
+    .usage = "one CHECKPOINT or run directory and one TEXT",
+    .min_args = 2,
+    .max_args = 2,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .run = run,
 };

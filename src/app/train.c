@@ -74,10 +74,10 @@ const smoe_command smoe_command_train = {
         "then.",
     .example = "mpirun -n 4 stablemoe train configs/stable.yml -P data.corpus=corpus.h5 -P "
                "run.directory=runs/stable",
-    .takes = "one CONFIG",
+    .usage = "one CONFIG",
     .missing = "CONFIG is missing",
-    .least = 1,
-    .most = 1,
+    .min_args = 1,
+    .max_args = 1,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .more_help = more_help,
     .check = check,

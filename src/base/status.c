@@ -41,7 +41,7 @@ smoe_status smoe_fail_at(const char *file, int line, smoe_status code, const cha
   return code;
 }
 
-const char *smoe_report(void) {
+const char *smoe_last_error(void) {
   return report;
 }
 
@@ -96,13 +96,13 @@ void smoe_panic_at(const char *file, int line, smoe_status code, const char *for
   exit((int)code);
 }
 
-/* Whether a wish "<site>@<rank>#<pass>" comes true now; counts the passes through its site. */
-static bool comes_true(const char *wish, const char *site, long *passes) {
+/* Whether a request "<site>@<rank>#<pass>" comes true now; counts the passes through its site. */
+static bool fault_matches(const char *request, const char *site, long *passes) {
   const size_t length = strlen(site);
-  if (!wish) return false;
-  if (strncmp(wish, site, length) != 0 || wish[length] != '@') return false;
+  if (!request) return false;
+  if (strncmp(request, site, length) != 0 || request[length] != '@') return false;
   char *end;
-  const long rank = strtol(wish + length + 1, &end, 10);
+  const long rank = strtol(request + length + 1, &end, 10);
   const long pass = *end == '#' ? strtol(end + 1, NULL, 10) : 1;
   if (rank != panic.rank) return false;
   return ++*passes == pass;
@@ -110,6 +110,6 @@ static bool comes_true(const char *wish, const char *site, long *passes) {
 
 bool smoe_fault(const char *site) {
   static long failures, kills;
-  if (comes_true(getenv("STABLEMOE_KILL"), site, &kills)) raise(SIGKILL);
-  return comes_true(getenv("STABLEMOE_FAULT"), site, &failures);
+  if (fault_matches(getenv("STABLEMOE_KILL"), site, &kills)) raise(SIGKILL);
+  return fault_matches(getenv("STABLEMOE_FAULT"), site, &failures);
 }

@@ -24,7 +24,7 @@ static smoe_real *arrivals(const smoe_exchange *ex, smoe_real *scratch) {
 
 /* All rows at once, and waited for. */
 static void transfer(const smoe_exchange *ex, smoe_direction direction, smoe_real *scratch) {
-  const bool there = direction == SMOE_THERE;
+  const bool there = direction == SMOE_DISPATCH;
   pass_fault_site();
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
   if (ex->plain) {
@@ -90,7 +90,7 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
     return;
   }
   pack_slots(ex, scratch, rows, scale, 0, ex->n_send);
-  transfer(ex, SMOE_THERE, scratch);
+  transfer(ex, SMOE_DISPATCH, scratch);
   place_rows(ex, out, arrivals(ex, scratch), 0, ex->n_recv);
 }
 
@@ -98,7 +98,7 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
 static const smoe_real *return_rows(const smoe_exchange *ex, const smoe_real *rows, smoe_real *scratch) {
   if (ex->topology->experts.n_ranks == 1) return rows;
   collect_rows(ex, arrivals(ex, scratch), rows, 0, ex->n_recv);
-  transfer(ex, SMOE_BACK, scratch);
+  transfer(ex, SMOE_COMBINE, scratch);
   return scratch;
 }
 
@@ -145,8 +145,8 @@ static void depart(const smoe_exchange *ex, int g) {
     pack_slots(ex, state->scratch, state->rows, state->scale, (size_t)block[0], (size_t)block[1]);
   }
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
-  smoe_exchange_schedule_send(ex, SMOE_THERE, g, SMOE_NO_COUNTER);
-  smoe_messages_count(state->messages, smoe_exchange_sent(ex, SMOE_THERE, g));
+  smoe_exchange_schedule_send(ex, SMOE_DISPATCH, g, SMOE_NO_COUNTER);
+  smoe_messages_count(state->messages, smoe_exchange_sent(ex, SMOE_DISPATCH, g));
   smoe_phase(phase);
 }
 
@@ -159,10 +159,10 @@ void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const s
   pass_fault_site();
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
   smoe_exchange_schedule_begin(ex, true);
-  for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_expect(ex, SMOE_THERE, g, SMOE_NO_COUNTER);
+  for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_expect(ex, SMOE_DISPATCH, g, SMOE_NO_COUNTER);
   /* Results come back to where their rows departed from, which MPI must have let go of. */
   for (int g = 0; g < ex->n_groups; g++)
-    smoe_exchange_schedule_expect(ex, SMOE_BACK, g, smoe_exchange_sent(ex, SMOE_THERE, g));
+    smoe_exchange_schedule_expect(ex, SMOE_COMBINE, g, smoe_exchange_sent(ex, SMOE_DISPATCH, g));
   smoe_phase(phase);
   depart(ex, 0);
 }
@@ -171,7 +171,7 @@ void smoe_exchange_take(const smoe_exchange *ex, smoe_real *out, int g) {
   smoe_exchange_state *state = ex->state;
   const size_t stride = (size_t)ex->n_groups + 1;
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
-  smoe_messages_wait(state->messages, smoe_exchange_arrived(ex, SMOE_THERE, g));
+  smoe_messages_wait(state->messages, smoe_exchange_arrived(ex, SMOE_DISPATCH, g));
   smoe_phase(phase);
   if (g + 1 < ex->n_groups) depart(ex, g + 1);
   for (int r = 0; r < ex->topology->experts.n_ranks; r++) {
@@ -189,7 +189,7 @@ void smoe_exchange_return(const smoe_exchange *ex, const smoe_real *rows, int g)
   }
   if (g == 0) pass_fault_site();
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
-  smoe_exchange_schedule_send(ex, SMOE_BACK, g, smoe_exchange_sent(ex, SMOE_THERE, g));
+  smoe_exchange_schedule_send(ex, SMOE_COMBINE, g, smoe_exchange_sent(ex, SMOE_DISPATCH, g));
   smoe_phase(phase);
 }
 

@@ -8,17 +8,17 @@
 static const double SLICE_BYTES = 1 << 30; /* the byte counts inside MPI libraries are int here and there */
 
 static size_t piece_rows(const smoe_exchange *ex) {
-  const double bytes = ex->shape.way.slice_bytes > 0 ? ex->shape.way.slice_bytes : SLICE_BYTES;
+  const double bytes = ex->shape.options.slice_bytes > 0 ? ex->shape.options.slice_bytes : SLICE_BYTES;
   const double rows = bytes / (double)(ex->shape.width * sizeof(smoe_real));
   return rows < 1 ? 1 : rows > INT32_MAX ? INT32_MAX : (size_t)rows;
 }
 
 bool smoe_exchange_by_nodes(const smoe_exchange *ex) {
-  return ex->shape.way.kind == SMOE_EXCHANGE_TWO_LEVEL && ex->topology->nodes.n_nodes > 1;
+  return ex->shape.options.kind == SMOE_EXCHANGE_TWO_LEVEL && ex->topology->nodes.n_nodes > 1;
 }
 
 int smoe_exchange_overlap(const smoe_exchange *ex) {
-  return ex->topology->experts.n_ranks > 1 ? ex->shape.way.overlap : 0;
+  return ex->topology->experts.n_ranks > 1 ? ex->shape.options.overlap : 0;
 }
 
 static size_t rows_of_replica(const smoe_exchange *ex) {
@@ -61,7 +61,7 @@ void smoe_exchange_group(const smoe_exchange *ex, int g, int *first, int *end) {
 
 size_t smoe_exchange_rows_between(const smoe_exchange *ex, smoe_direction direction, int from, int to,
                                   int g) {
-  const int tokens = direction == SMOE_THERE ? from : to, experts = direction == SMOE_THERE ? to : from;
+  const int tokens = direction == SMOE_DISPATCH ? from : to, experts = direction == SMOE_DISPATCH ? to : from;
   const int first_rank = ex->topology->world.rank - ex->topology->experts.rank;
   const int32_t *kept = ex->kept + (size_t)(first_rank + tokens) * ((size_t)ex->shape.n_experts + 1);
   int first, end;
@@ -78,7 +78,7 @@ static bool needs_slices(const smoe_exchange *ex) {
   if (rows_of_replica(ex) <= most) return false;
   for (int from = 0; from < G; from++)
     for (int to = 0; to < G; to++)
-      if (smoe_exchange_rows_between(ex, SMOE_THERE, from, to, ex->n_groups) > most) return true;
+      if (smoe_exchange_rows_between(ex, SMOE_DISPATCH, from, to, ex->n_groups) > most) return true;
   return false;
 }
 
@@ -145,12 +145,12 @@ void smoe_exchange_blocks(smoe_exchange *ex) {
     send[0] = ex->send_offset[r];
     recv[0] = ex->recv_offset[r];
     for (int g = 0; g < n; g++) {
-      send[g + 1] = send[g] + (int)smoe_exchange_rows_between(ex, SMOE_THERE, me, r, g);
-      recv[g + 1] = recv[g] + (int)smoe_exchange_rows_between(ex, SMOE_THERE, r, me, g);
+      send[g + 1] = send[g] + (int)smoe_exchange_rows_between(ex, SMOE_DISPATCH, me, r, g);
+      recv[g + 1] = recv[g] + (int)smoe_exchange_rows_between(ex, SMOE_DISPATCH, r, me, g);
     }
   }
-  const smoe_exchange_way *way = &ex->shape.way;
+  const smoe_exchange_options *options = &ex->shape.options;
   ex->n_relay = smoe_exchange_by_nodes(ex) ? relayed_rows(ex) : 0;
-  ex->plain = !smoe_exchange_by_nodes(ex) && way->alltoallv == SMOE_ALLTOALLV_AUTO &&
+  ex->plain = !smoe_exchange_by_nodes(ex) && options->alltoallv == SMOE_ALLTOALLV_AUTO &&
               !smoe_exchange_overlap(ex) && !needs_slices(ex);
 }

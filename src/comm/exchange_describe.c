@@ -30,8 +30,9 @@ static const char *library_choice(void) {
 }
 
 static const char *direct(const smoe_exchange *ex) {
-  if (ex->shape.way.alltoallv == SMOE_ALLTOALLV_PAIRWISE) return "direct, pairwise";
-  if (ex->shape.way.alltoallv == SMOE_ALLTOALLV_LINEAR || smoe_exchange_overlap(ex)) return "direct, linear";
+  if (ex->shape.options.alltoallv == SMOE_ALLTOALLV_PAIRWISE) return "direct, pairwise";
+  if (ex->shape.options.alltoallv == SMOE_ALLTOALLV_LINEAR || smoe_exchange_overlap(ex))
+    return "direct, linear";
   return library_choice();
 }
 
@@ -48,7 +49,7 @@ void smoe_exchange_describe(const smoe_exchange *ex, char *text, size_t bytes) {
     snprintf(text, bytes, "none, this rank has all experts");
   else
     snprintf(text, bytes, "%s%s%s", nodes_text[0] ? nodes_text : direct(ex),
-             ex->shape.way.kind == SMOE_EXCHANGE_TWO_LEVEL && !nodes_text[0] ? " (all ranks are one node)"
-                                                                             : "",
+             ex->shape.options.kind == SMOE_EXCHANGE_TWO_LEVEL && !nodes_text[0] ? " (all ranks are one node)"
+                                                                                 : "",
              overlap_text);
 }

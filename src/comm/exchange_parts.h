@@ -6,7 +6,7 @@
 #include "stablemoe/exchange.h"
 
 /* There: from the tokens' ranks to the experts'. Back: the same messages with their ends exchanged. */
-typedef enum smoe_direction { SMOE_THERE, SMOE_BACK, SMOE_DIRECTIONS } smoe_direction;
+typedef enum smoe_direction { SMOE_DISPATCH, SMOE_COMBINE, SMOE_DIRECTIONS } smoe_direction;
 
 /* Of the call that goes on. Rows in send order stand at scratch, those in order of arrival behind
  * them, on the way there and on the way back; what a rank passes on stands last. */

@@ -29,7 +29,7 @@ typedef struct transfer {
 
 static transfer transfer_of(const smoe_exchange *ex, smoe_direction direction, int g, int after) {
   const smoe_exchange_state *state = ex->state;
-  const bool there = direction == SMOE_THERE;
+  const bool there = direction == SMOE_DISPATCH;
   smoe_real *first = state->scratch, *second = state->scratch + ex->n_send * ex->shape.width;
   return (transfer){
       .ex = ex,
@@ -99,7 +99,7 @@ static void add_rounds(const transfer *t) {
 }
 
 static bool by_rounds(const smoe_exchange *ex) {
-  return ex->shape.way.alltoallv == SMOE_ALLTOALLV_PAIRWISE;
+  return ex->shape.options.alltoallv == SMOE_ALLTOALLV_PAIRWISE;
 }
 
 static int size_of(const smoe_nodes *nodes, int x) {
@@ -245,8 +245,8 @@ int smoe_exchange_sent(const smoe_exchange *ex, smoe_direction direction, int g)
 void smoe_exchange_schedule_begin(const smoe_exchange *ex, bool both) {
   smoe_exchange_state *state = ex->state;
   smoe_messages_reset(state->messages);
-  state->relayed[SMOE_THERE] = 0;
-  state->relayed[SMOE_BACK] = both ? ex->n_relay : 0;
+  state->relayed[SMOE_DISPATCH] = 0;
+  state->relayed[SMOE_COMBINE] = both ? ex->n_relay : 0;
   for (int i = 0; i < SMOE_DIRECTIONS * ex->n_groups; i++) {
     state->arrived[i] = smoe_messages_counter(state->messages, 0);
     /* What waits for a group to have left must not take it for gone before it departs. */

@@ -92,7 +92,7 @@ smoe_status smoe_group_agree(const smoe_group *group, smoe_status mine) {
 
   char text[SMOE_REPORT_MAX] = "";
   if (group->rank == worst.rank) {
-    const char *report = smoe_report();
+    const char *report = smoe_last_error();
     /* Phases nest: a report that was agreed on before names its rank already. */
     if (group->n_ranks > 1 && report[0] && strncmp(report, mark, sizeof mark - 1) != 0)
       snprintf(text, sizeof text, "%s%d of %d: %.*s", mark, worst.rank, group->n_ranks, SMOE_REPORT_MAX - 64,

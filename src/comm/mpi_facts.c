@@ -50,11 +50,11 @@ static bool is_lustre(const char *directory) {
 }
 
 smoe_io_layer smoe_mpi_io_layer(const char *directory) {
-  char wished[4096];
+  char requested[4096];
   if (!smoe_mpi_open_mpi()) return SMOE_LAYER_UNKNOWN;
-  setting("io", wished, sizeof wished);
-  if (strncmp(wished, "romio", 5) == 0 || strcmp(wished, "^ompio") == 0) return SMOE_LAYER_ROMIO;
-  if (strcmp(wished, "ompio") == 0) return SMOE_LAYER_OMPIO;
+  setting("io", requested, sizeof requested);
+  if (strncmp(requested, "romio", 5) == 0 || strcmp(requested, "^ompio") == 0) return SMOE_LAYER_ROMIO;
+  if (strcmp(requested, "ompio") == 0) return SMOE_LAYER_OMPIO;
   return is_lustre(directory) ? SMOE_LAYER_ROMIO : SMOE_LAYER_OMPIO;
 }
 

@@ -57,7 +57,7 @@ static void check_names(const smoe_config_entry *all, size_t n) {
 static void set_default(const smoe_config_entry *entry) {
   const smoe_config_scalar def = {entry->key->def, strlen(entry->key->def),
                                   entry->key->kind == SMOE_KEY_TEXT};
-  if (smoe_config_set(entry, &def, "default") != SMOE_OK) SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_report());
+  if (smoe_config_set(entry, &def, "default") != SMOE_OK) SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_last_error());
 }
 
 smoe_config *smoe_config_create(const smoe_keyset *const *sets, size_t n_sets) {

@@ -111,7 +111,7 @@ smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path) {
   const smoe_status status = read_about(corpus, file);
   if (status != SMOE_OK) {
     /* Closing may fail again, and the first report says more. */
-    char *report = smoe_strdup(smoe_report());
+    char *report = smoe_strdup(smoe_last_error());
     smoe_corpus_close(corpus);
     smoe_report_set(report);
     smoe_free(report);
@@ -158,7 +158,7 @@ void smoe_corpus_read(const smoe_corpus *corpus, smoe_split split, int64_t first
   if (smoe_fault("corpus.read"))
     SMOE_PANIC(SMOE_ERR_IO, "cannot read '%s' of '%s': injected fault", name, corpus->path);
   const smoe_status status = smoe_h5_read(file_of(corpus), name, H5T_NATIVE_INT32, tokens, first, (int64_t)n);
-  if (status != SMOE_OK) SMOE_PANIC(status, "%s", smoe_report());
+  if (status != SMOE_OK) SMOE_PANIC(status, "%s", smoe_last_error());
   for (size_t i = 0; i < n; i++) {
     if (tokens[i] < 0 || tokens[i] >= corpus->vocabulary)
       SMOE_PANIC(SMOE_ERR_FORMAT, "the corpus '%s' is damaged: token %lld of %s is %d, the vocabulary %d",

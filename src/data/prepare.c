@@ -119,7 +119,7 @@ static smoe_status get_tokenizer(trained *result, const smoe_documents *document
     SMOE_TRY(train(result, documents, options));
   const smoe_status status = smoe_tokenizer_open(&result->tokenizer, result->model, result->bytes);
   SMOE_CHECK(status == SMOE_OK || !options->model_path, status, "'%s': %s", options->model_path,
-             smoe_report());
+             smoe_last_error());
   SMOE_TRY(status);
   const int V = smoe_tokenizer_size(result->tokenizer);
   SMOE_CHECK(!options->model_path || !options->vocabulary || options->vocabulary == V, SMOE_ERR_CONFIG,

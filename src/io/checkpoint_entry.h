@@ -4,7 +4,7 @@
 #ifndef STABLEMOE_IO_CHECKPOINT_ENTRY_H
 #define STABLEMOE_IO_CHECKPOINT_ENTRY_H
 
-#include "checkpoint_piece.h"
+#include "checkpoint_chunk.h"
 
 /** Elements that a reader holds at a time: whole units of checksums, so that their blocks stay the same. */
 enum { SMOE_ENTRY_CHUNK = 1024 * SMOE_UNIT };

@@ -1,6 +1,6 @@
 #include <string.h>
 
-#include "checkpoint_piece.h"
+#include "checkpoint_chunk.h"
 
 smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group, smoe_checkpoint_meta *meta) {
   hid_t file;
@@ -26,7 +26,7 @@ smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group,
 /** Check that the names of a set are those of the table, no more and no fewer. */
 static smoe_status check_names(hid_t file, const smoe_params *params, int set) {
   const char *folder = smoe_set_folder[set];
-  char **names, path[SMOE_PIECE_NAME];
+  char **names, path[SMOE_CHUNK_NAME];
   smoe_status status = smoe_h5_list(file, folder, &names);
   for (char **name = names; *name && status == SMOE_OK; name++)
     if (smoe_params_find(params, *name) < 0)
@@ -35,30 +35,30 @@ static smoe_status check_names(hid_t file, const smoe_params *params, int set) {
                          smoe_h5_path(file), folder, *name);
   smoe_h5_list_free(names);
   for (int p = 0; p < params->n_params && status == SMOE_OK; p++)
-    if (!smoe_h5_exists(file, smoe_piece_name(path, folder, &params->param[p])))
+    if (!smoe_h5_exists(file, smoe_chunk_name(path, folder, &params->param[p])))
       status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' lacks '%s': it is damaged, or of another configuration",
                          smoe_h5_path(file), path);
   return status;
 }
 
 static smoe_status check_shapes(hid_t file, const smoe_params *params, int set) {
-  char name[SMOE_PIECE_NAME];
+  char name[SMOE_CHUNK_NAME];
   for (int p = 0; p < params->n_params; p++) {
     int64_t shape[SMOE_H5_DIMS];
     const smoe_param *param = &params->param[p];
-    const int n_dims = smoe_piece_shape(params, p, shape);
-    smoe_piece_name(name, smoe_set_folder[set], param);
+    const int n_dims = smoe_chunk_shape(params, p, shape);
+    smoe_chunk_name(name, smoe_set_folder[set], param);
     SMOE_TRY(smoe_h5_expect(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
-    smoe_piece_name(name, smoe_set_checksum[set], param);
-    SMOE_TRY(smoe_h5_expect(file, name, H5T_STD_U64LE, param->placement == SMOE_EXPERT ? 1 : 0, shape));
+    smoe_chunk_name(name, smoe_set_checksum[set], param);
+    SMOE_TRY(smoe_h5_expect(file, name, H5T_STD_U64LE, param->sharding == SMOE_EXPERT ? 1 : 0, shape));
   }
   return SMOE_OK;
 }
 
-/** Check a file against the table and read this rank's pieces. Local. */
-static smoe_status read_pieces(hid_t file, const smoe_params *params, const smoe_piece *piece, size_t n,
+/** Check a file against the table and read this rank's chunks. Local. */
+static smoe_status read_chunks(hid_t file, const smoe_params *params, const smoe_chunk *chunk, size_t n,
                                int n_sets) {
-  char name[SMOE_PIECE_NAME];
+  char name[SMOE_CHUNK_NAME];
   SMOE_TRY(smoe_checkpoint_check(file));
   for (int set = 0; set < n_sets; set++) {
     SMOE_TRY(check_names(file, params, set));
@@ -66,27 +66,27 @@ static smoe_status read_pieces(hid_t file, const smoe_params *params, const smoe
   }
   SMOE_CHECK(!smoe_fault("checkpoint.read"), SMOE_ERR_IO, "injected fault at checkpoint.read");
   for (size_t i = 0; i < n; i++) {
-    smoe_piece_name(name, smoe_set_folder[piece[i].set], &params->param[piece[i].param]);
-    SMOE_TRY(smoe_h5_read(file, name, SMOE_H5_REAL, piece[i].values, piece[i].first, (int64_t)piece[i].n));
+    smoe_chunk_name(name, smoe_set_folder[chunk[i].set], &params->param[chunk[i].param]);
+    SMOE_TRY(smoe_h5_read(file, name, SMOE_H5_REAL, chunk[i].values, chunk[i].first, (int64_t)chunk[i].n));
   }
   return SMOE_OK;
 }
 
 /** Compare the checksums of what all ranks read with those in the file. Local. */
 static smoe_status check_sums(hid_t file, const smoe_params *params, int n_sets, const uint64_t *sum) {
-  char name[SMOE_PIECE_NAME];
+  char name[SMOE_CHUNK_NAME];
   uint64_t *stored = smoe_alloc((size_t)(params->n_experts + 1) * sizeof *stored);
   smoe_status status = SMOE_OK;
   for (int set = 0; set < n_sets && status == SMOE_OK; set++)
     for (int p = 0; p < params->n_params && status == SMOE_OK; p++) {
       const smoe_param *param = &params->param[p];
-      const size_t n = smoe_piece_slots(params, p);
-      smoe_piece_name(name, smoe_set_checksum[set], param);
+      const size_t n = smoe_chunk_slots(params, p);
+      smoe_chunk_name(name, smoe_set_checksum[set], param);
       status = smoe_h5_read(file, name, H5T_NATIVE_UINT64, stored, 0, (int64_t)n);
       size_t e = 0;
       while (e < n && stored[e] == sum[e]) e++;
-      smoe_piece_name(name, smoe_set_folder[set], param);
-      if (status == SMOE_OK && e < n && param->placement == SMOE_EXPERT)
+      smoe_chunk_name(name, smoe_set_folder[set], param);
+      if (status == SMOE_OK && e < n && param->sharding == SMOE_EXPERT)
         status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' is damaged: the checksum of '%s' of expert %zu is wrong",
                            smoe_h5_path(file), name, e);
       else if (status == SMOE_OK && e < n)
@@ -103,24 +103,24 @@ smoe_status smoe_checkpoint_load(const char *path, smoe_params *params) {
   size_t n;
   int n_sets;
   hid_t file = H5I_INVALID_HID;
-  smoe_piece *piece = smoe_pieces(params, &n, &n_sets);
-  const size_t n_sums = smoe_piece_slot(params, n_sets, 0);
+  smoe_chunk *chunk = smoe_chunks(params, &n, &n_sets);
+  const size_t n_sums = smoe_chunk_slot(params, n_sets, 0);
   uint64_t *sums = smoe_alloc(n_sums * sizeof *sums);
 
   smoe_status mine = smoe_h5_open_unsealed(&file, path);
   if (mine == SMOE_OK && smoe_fault("checkpoint.load"))
     mine = SMOE_FAIL(SMOE_ERR_IO, "injected fault at checkpoint.load");
-  if (mine == SMOE_OK) mine = read_pieces(file, params, piece, n, n_sets);
+  if (mine == SMOE_OK) mine = read_chunks(file, params, chunk, n, n_sets);
   smoe_status status = smoe_group_agree(group, mine);
   if (status == SMOE_OK) {
-    smoe_piece_checksums(sums, piece, n);
+    smoe_chunk_checksums(sums, chunk, n);
     smoe_group_sum_u64(group, sums, (int)n_sums);
     /* All ranks have the same sums, and one reader is enough for the few stored ones. */
     status = smoe_group_agree(group, group->rank == 0 ? check_sums(file, params, n_sets, sums) : SMOE_OK);
   }
   if (file >= 0) smoe_h5_close(file);
-  if (status == SMOE_OK) smoe_params_share(params);
-  smoe_free(piece);
+  if (status == SMOE_OK) smoe_params_allgather(params);
+  smoe_free(chunk);
   smoe_free(sums);
   return status;
 }

@@ -1,10 +1,10 @@
 #include <stdio.h>
 
-#include "checkpoint_piece.h"
+#include "checkpoint_chunk.h"
 
 /** Read and check it on this rank; *values is NULL on error. Local. */
 static smoe_status read_matrix(hid_t file, const char *name, int64_t *shape, smoe_real **values) {
-  char path[SMOE_PIECE_NAME], sum[SMOE_PIECE_NAME];
+  char path[SMOE_CHUNK_NAME], sum[SMOE_CHUNK_NAME];
   int64_t dims[SMOE_H5_DIMS];
   int n_dims = 0;
   uint64_t stored = 0;

@@ -71,7 +71,7 @@ smoe_status smoe_checkpoint_print(const char *path) {
 static int64_t verify_entry(hid_t file, int set, const char *name, smoe_real *buffer) {
   smoe_entry e;
   if (smoe_entry_describe(file, set, name, &e) != SMOE_OK) {
-    printf("  damaged: %s/%s: %s\n", smoe_set_folder[set], name, smoe_report());
+    printf("  damaged: %s/%s: %s\n", smoe_set_folder[set], name, smoe_last_error());
     return 1;
   }
   int64_t n_bad = 0;
@@ -82,7 +82,7 @@ static int64_t verify_entry(hid_t file, int set, const char *name, smoe_real *bu
     n_bad++;
     printf("  damaged: %s", e.name);
     if (e.expert) printf(" of expert %lld", (long long)copy);
-    printf(": %s\n", status == SMOE_OK ? "the checksum is wrong" : smoe_report());
+    printf(": %s\n", status == SMOE_OK ? "the checksum is wrong" : smoe_last_error());
   }
   return n_bad;
 }

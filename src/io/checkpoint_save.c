@@ -3,14 +3,14 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "checkpoint_piece.h"
+#include "checkpoint_chunk.h"
 #include "part_file.h"
 
-/** What the pieces of a save have in common. */
+/** What the chunks of a save have in common. */
 typedef struct save_plan {
   const smoe_params *params;
-  smoe_piece *piece;
-  size_t n_pieces;
+  smoe_chunk *chunk;
+  size_t n_chunks;
   int n_sets;
   uint64_t *sums; /**< of the whole parameters, the same on all ranks */
   const smoe_checkpoint_meta *meta;
@@ -48,15 +48,15 @@ static smoe_status write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
 
 /** Make one kind of dataset: of the values, or of the checksums. */
 static smoe_status make_kind(hid_t file, const save_plan *plan, bool checksums) {
-  char name[SMOE_PIECE_NAME];
+  char name[SMOE_CHUNK_NAME];
   for (int set = 0; set < plan->n_sets; set++)
     for (int p = 0; p < plan->params->n_params; p++) {
       const smoe_param *param = &plan->params->param[p];
       int64_t shape[SMOE_H5_DIMS];
-      const int n_dims = smoe_piece_shape(plan->params, p, shape);
-      smoe_piece_name(name, (checksums ? smoe_set_checksum : smoe_set_folder)[set], param);
+      const int n_dims = smoe_chunk_shape(plan->params, p, shape);
+      smoe_chunk_name(name, (checksums ? smoe_set_checksum : smoe_set_folder)[set], param);
       if (checksums)
-        SMOE_TRY(smoe_h5_dataset(file, name, H5T_STD_U64LE, param->placement == SMOE_EXPERT ? 1 : 0, shape));
+        SMOE_TRY(smoe_h5_dataset(file, name, H5T_STD_U64LE, param->sharding == SMOE_EXPERT ? 1 : 0, shape));
       else
         SMOE_TRY(smoe_h5_dataset(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
     }
@@ -71,12 +71,12 @@ static smoe_status make_datasets(hid_t file, const save_plan *plan) {
 
 /** Write, or compare, the checksums. */
 static smoe_status put_sums(const smoe_part_file *part, const save_plan *plan) {
-  char name[SMOE_PIECE_NAME];
+  char name[SMOE_CHUNK_NAME];
   const uint64_t *sum = plan->sums;
   for (int set = 0; set < plan->n_sets; set++)
     for (int p = 0; p < plan->params->n_params; p++) {
-      const size_t n = smoe_piece_slots(plan->params, p);
-      smoe_piece_name(name, smoe_set_checksum[set], &plan->params->param[p]);
+      const size_t n = smoe_chunk_slots(plan->params, p);
+      smoe_chunk_name(name, smoe_set_checksum[set], &plan->params->param[p]);
       SMOE_TRY(smoe_part_put_range(part, name, H5T_NATIVE_UINT64, sum, 0, (int64_t)n));
       sum += n;
     }
@@ -93,11 +93,11 @@ static smoe_status make(const smoe_part_file *part, const void *context) {
 
 /** Write, or compare, the values that this rank has. Local. */
 static smoe_status put_values(const smoe_part_file *part, const save_plan *plan) {
-  char name[SMOE_PIECE_NAME];
-  for (size_t i = 0; i < plan->n_pieces; i++) {
-    const smoe_piece *piece = &plan->piece[i];
-    smoe_piece_name(name, smoe_set_folder[piece->set], &plan->params->param[piece->param]);
-    SMOE_TRY(smoe_part_put_range(part, name, SMOE_H5_REAL, piece->values, piece->first, (int64_t)piece->n));
+  char name[SMOE_CHUNK_NAME];
+  for (size_t i = 0; i < plan->n_chunks; i++) {
+    const smoe_chunk *chunk = &plan->chunk[i];
+    smoe_chunk_name(name, smoe_set_folder[chunk->set], &plan->params->param[chunk->param]);
+    SMOE_TRY(smoe_part_put_range(part, name, SMOE_H5_REAL, chunk->values, chunk->first, (int64_t)chunk->n));
   }
   return SMOE_OK;
 }
@@ -156,16 +156,16 @@ static smoe_status save(smoe_part_file *part, const char *directory, const save_
 smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *params,
                                  const smoe_checkpoint_meta *meta) {
   save_plan plan = {.params = params, .meta = meta};
-  plan.piece = smoe_pieces(params, &plan.n_pieces, &plan.n_sets);
-  const size_t n_sums = smoe_piece_slot(params, plan.n_sets, 0);
+  plan.chunk = smoe_chunks(params, &plan.n_chunks, &plan.n_sets);
+  const size_t n_sums = smoe_chunk_slot(params, plan.n_sets, 0);
   plan.sums = smoe_alloc(n_sums * sizeof *plan.sums);
-  smoe_piece_checksums(plan.sums, plan.piece, plan.n_pieces);
+  smoe_chunk_checksums(plan.sums, plan.chunk, plan.n_chunks);
   smoe_group_sum_u64(&params->group, plan.sums, (int)n_sums);
 
   smoe_part_file part = {.group = &params->group};
   const smoe_status status = save(&part, directory, &plan);
   smoe_part_end(&part);
-  smoe_free(plan.piece);
+  smoe_free(plan.chunk);
   smoe_free(plan.sums);
   return status;
 }

@@ -46,7 +46,7 @@ static bool is_values(const char *name) {
   return false;
 }
 
-/** Where a dataset's bytes are; an empty range where they are not in one piece. */
+/** Where a dataset's bytes are; an empty range where they are not contiguous. */
 static range place_of(hid_t file, const char *name) {
   const hid_t set = H5Dopen2(file, name, H5P_DEFAULT);
   if (set < 0) return (range){0, 0};

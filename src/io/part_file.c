@@ -74,7 +74,7 @@ static smoe_status make_alone(smoe_part_file *part, const char *directory, int64
   SMOE_TRY(smoe_h5_create(&part->file, part->part, NULL));
   smoe_status made = take_space(part, bytes);
   if (made == SMOE_OK) made = make(part, context);
-  char *report = smoe_strdup(smoe_report());
+  char *report = smoe_strdup(smoe_last_error());
   const smoe_status closed = smoe_h5_close(part->file);
   part->file = H5I_INVALID_HID;
   if (made != SMOE_OK) smoe_report_set(report);
@@ -102,7 +102,7 @@ static smoe_status open_together(smoe_part_file *part) {
   if (mine == SMOE_OK)
     SMOE_PANIC(SMOE_ERR_IO, "only %lld of %d ranks could open '%s'", (long long)open_ranks,
                part->group->n_ranks, part->part);
-  SMOE_PANIC(mine, "%s", smoe_report());
+  SMOE_PANIC(mine, "%s", smoe_last_error());
 }
 
 smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, const char *kind,
@@ -168,7 +168,7 @@ smoe_status smoe_part_put_range(const smoe_part_file *part, const char *name, hi
 
 smoe_status smoe_part_close(smoe_part_file *part, smoe_status mine) {
   const smoe_status written = smoe_group_agree(part->group, mine);
-  char *report = smoe_strdup(written == SMOE_OK ? "" : smoe_report());
+  char *report = smoe_strdup(written == SMOE_OK ? "" : smoe_last_error());
   /* All ranks close, whatever happened: the file is theirs together. */
   mine = smoe_h5_close(part->file);
   part->file = H5I_INVALID_HID;

@@ -46,7 +46,7 @@ smoe_routing_log *smoe_routing_log_create(const smoe_group *group, const smoe_ro
 void smoe_routing_log_destroy(smoe_routing_log *log) {
   if (!log) return;
   for (int c = 0; c < SMOE_COLS; c++) smoe_free(log->rows[c].data);
-  smoe_free(log->piece.data);
+  smoe_free(log->chunk.data);
   smoe_free(log->method);
   smoe_free(log);
 }
@@ -105,21 +105,21 @@ void smoe_routing_log_tokens_add(smoe_routing_log *log, int layer, int64_t first
                                  const int32_t *expert, const smoe_real *gate) {
   const size_t n_choices = n * (size_t)log->shape.n_slots;
   if (n == 0) return;
-  smoe_token_piece piece = {.record = log->n_records - 1, .layer = layer, .first = first, .n = (int64_t)n};
+  smoe_token_chunk chunk = {.record = log->n_records - 1, .layer = layer, .first = first, .n = (int64_t)n};
   /* Token ids are the same for all layers; the first one brings them. */
-  if (layer == 0) piece.id = add(&log->rows[SMOE_COL_TOKENS_ID], id, n * sizeof *id) / sizeof *id;
-  piece.choice = add(&log->rows[SMOE_COL_TOKENS_EXPERT], expert, n_choices * sizeof *expert) / sizeof *expert;
+  if (layer == 0) chunk.id = add(&log->rows[SMOE_COL_TOKENS_ID], id, n * sizeof *id) / sizeof *id;
+  chunk.choice = add(&log->rows[SMOE_COL_TOKENS_EXPERT], expert, n_choices * sizeof *expert) / sizeof *expert;
   add(&log->rows[SMOE_COL_TOKENS_GATE], gate, n_choices * sizeof *gate);
-  add(&log->piece, &piece, sizeof piece);
+  add(&log->chunk, &chunk, sizeof chunk);
 }
 
-/** Check that the ranks' pieces make every record whole: none may hold what was never written. */
+/** Check that the ranks' chunks make every record whole: none may hold what was never written. */
 static smoe_status check_whole(const smoe_routing_log *log) {
-  const size_t n_pieces = log->piece.bytes / sizeof(smoe_token_piece);
-  const smoe_token_piece *piece = (const smoe_token_piece *)(const void *)log->piece.data;
+  const size_t n_chunks = log->chunk.bytes / sizeof(smoe_token_chunk);
+  const smoe_token_chunk *chunk = (const smoe_token_chunk *)(const void *)log->chunk.data;
   const int64_t n_wanted = log->n_records * log->shape.n_layers * log->shape.n_tokens;
   int64_t n = 0;
-  for (size_t i = 0; i < n_pieces; i++) n += piece[i].n;
+  for (size_t i = 0; i < n_chunks; i++) n += chunk[i].n;
   smoe_group_sum_i64(log->group, &n, 1);
   SMOE_CHECK(n == n_wanted, SMOE_ERR_BUG,
              "the token records of the routing log hold %lld choices instead of %lld", (long long)n,
@@ -132,7 +132,7 @@ static void forget(smoe_routing_log *log) {
   for (int c = 0; c < SMOE_COLS; c++)
     if (c != SMOE_COL_LAYER && c != SMOE_COL_EXPERT && c != SMOE_COL_SLOT && c != SMOE_COL_PROBE_TOKEN)
       log->rows[c].bytes = 0;
-  log->piece.bytes = 0;
+  log->chunk.bytes = 0;
   log->n_steps = log->n_probes = log->n_records = 0;
   log->first_step = -1;
 }

@@ -171,15 +171,15 @@ static smoe_status put_probe(const smoe_routing_log *log, const smoe_part_file *
                        first + 2, count + 2);
 }
 
-/** This rank's pieces of the token records. */
+/** This rank's chunks of the token records. */
 static smoe_status put_tokens(const smoe_routing_log *log, const smoe_part_file *part) {
-  const smoe_token_piece *piece = (const smoe_token_piece *)(const void *)log->piece.data;
-  const size_t n_pieces = log->piece.bytes / sizeof *piece;
+  const smoe_token_chunk *chunk = (const smoe_token_chunk *)(const void *)log->chunk.data;
+  const size_t n_chunks = log->chunk.bytes / sizeof *chunk;
   const int32_t *id = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_ID].data;
   const int32_t *expert = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_EXPERT].data;
   const smoe_real *gate = (const smoe_real *)(const void *)log->rows[SMOE_COL_TOKENS_GATE].data;
-  for (size_t i = 0; i < n_pieces; i++) {
-    const smoe_token_piece *p = &piece[i];
+  for (size_t i = 0; i < n_chunks; i++) {
+    const smoe_token_chunk *p = &chunk[i];
     const int64_t first[4] = {p->record, p->layer, p->first, 0};
     const int64_t count[4] = {1, 1, p->n, log->shape.n_slots};
     SMOE_TRY(smoe_part_put(part, "tokens/expert", H5T_NATIVE_INT32, expert + p->choice, 4, first, count));

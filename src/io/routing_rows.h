@@ -53,20 +53,20 @@ typedef struct smoe_rows {
 } smoe_rows;
 
 /** Some tokens of this rank: one MoE layer of one micro-batch. */
-typedef struct smoe_token_piece {
+typedef struct smoe_token_chunk {
   int64_t record; /**< row of /tokens */
   int layer;
   int64_t first;
   int64_t n;
   size_t id, choice; /**< offsets, in elements, into the rows of ids, and of experts and gates */
-} smoe_token_piece;
+} smoe_token_chunk;
 
 struct smoe_routing_log {
   const smoe_group *group;
   smoe_routing_shape shape;
   char *method;
   smoe_rows rows[SMOE_COLS]; /**< rank 0's columns; of probes and tokens, this rank's part */
-  smoe_rows piece;           /**< smoe_token_piece */
+  smoe_rows chunk;           /**< smoe_token_chunk */
   int64_t n_steps, n_probes, n_records;
   int64_t first_step; /**< smallest update held; -1 where none is */
 };

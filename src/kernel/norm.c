@@ -46,8 +46,8 @@ void smoe_norm_forward(smoe_real *y, smoe_real *mean, smoe_real *rstd, const smo
   }
 }
 
-void smoe_norm_again(smoe_real *y, const smoe_real *mean, const smoe_real *rstd, const smoe_real *x,
-                     const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c) {
+void smoe_norm_recompute(smoe_real *y, const smoe_real *mean, const smoe_real *rstd, const smoe_real *x,
+                         const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c) {
 #pragma omp parallel for if (n * c > PARALLEL_MIN)
   for (size_t i = 0; i < n; i++) row_apply(y + i * c, mean[i], rstd[i], x + i * c, gamma, beta, c);
 }

@@ -72,7 +72,8 @@ static const smoe_real *value(const smoe_block *block, int index) {
 }
 
 /* All that goes to the tape: everything but the block's output. */
-void smoe_block_again(smoe_block *block, const smoe_block_scratch *scratch, int lane, const smoe_real *x) {
+void smoe_block_recompute(smoe_block *block, const smoe_block_scratch *scratch, int lane,
+                          const smoe_real *x) {
   const size_t n = block->lane_tokens, c = block->width, f = block->inner;
   const size_t first = (size_t)lane * block->lane_stride;
   smoe_real *normed = scratch->normed, *qkv = block->qkv_rows + first * 3 * c;
@@ -104,7 +105,7 @@ void smoe_block_forward(smoe_block *block, const smoe_block_scratch *scratch, in
   const size_t n = block->lane_tokens, c = block->width, f = block->inner;
   const size_t first = (size_t)lane * block->lane_stride;
   const smoe_real *u = block->u + first * c, *h = block->h + first * f;
-  smoe_block_again(block, scratch, lane, x);
+  smoe_block_recompute(block, scratch, lane, x);
   smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_forward(y, h, value(block, block->w2), value(block, block->b2), n, f, c);
   smoe_phase(SMOE_PHASE_NORM);
@@ -126,8 +127,8 @@ void smoe_block_backward(smoe_block *block, const smoe_block_scratch *scratch, i
   smoe_linear_backward_input(scratch->dinner, dx, value(block, block->w2), n, f, c, false);
   smoe_phase(SMOE_PHASE_NORM);
   smoe_relu_backward(scratch->dinner, h, n * f);
-  smoe_norm_again(normed, block->mean2 + first, block->rstd2 + first, u, value(block, block->gamma2),
-                  value(block, block->beta2), n, c);
+  smoe_norm_recompute(normed, block->mean2 + first, block->rstd2 + first, u, value(block, block->gamma2),
+                      value(block, block->beta2), n, c);
   smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_backward_weight(GRAD(w1), GRAD(b1), scratch->dinner, normed, n, c, f);
   smoe_linear_backward_input(dnormed, scratch->dinner, value(block, block->w1), n, c, f, false);
@@ -144,8 +145,8 @@ void smoe_block_backward(smoe_block *block, const smoe_block_scratch *scratch, i
                           scratch->attention, n / block->context, block->context, block->heads,
                           c / block->heads);
   smoe_phase(SMOE_PHASE_NORM);
-  smoe_norm_again(normed, block->mean1 + first, block->rstd1 + first, x, value(block, block->gamma1),
-                  value(block, block->beta1), n, c);
+  smoe_norm_recompute(normed, block->mean1 + first, block->rstd1 + first, x, value(block, block->gamma1),
+                      value(block, block->beta1), n, c);
   smoe_phase(SMOE_PHASE_LINEAR);
   smoe_linear_backward_weight(GRAD(qkv), GRAD(qkv_bias), scratch->dqkv, normed, n, c, 3 * c);
   smoe_linear_backward_input(dnormed, scratch->dqkv, value(block, block->qkv), n, c, 3 * c, false);

@@ -11,7 +11,7 @@ typedef struct decode_moe {
   smoe_moe_layer layer;   /* a copy of the model's, with the shape of one call */
   const smoe_router *own; /* the method's */
   const smoe_decoder *decoder;
-  smoe_sight sight;
+  smoe_router_scope scope;
   smoe_real *x;    /* [T, C] hidden states that entered the layer so far; zero beyond */
   int32_t *expert; /* [T, K] */
   smoe_real *gate; /* [T, K] */
@@ -44,7 +44,7 @@ static void route_decode(const smoe_router *router, const smoe_route_call *call)
   const size_t k = (size_t)router->n_slots, first = moe->decoder->first;
   smoe_route_call seen = *call;
   seen.learned = seen.distilled = NULL; /* nobody compares them here */
-  if (moe->sight == SMOE_SEES_ITSELF) {
+  if (moe->scope == SMOE_SCOPE_TOKEN) {
     moe->own->ops->route(moe->own, &seen);
     return;
   }
@@ -62,8 +62,8 @@ static void route_decode(const smoe_router *router, const smoe_route_call *call)
 
 static const smoe_router_ops smoe_router_decode = {.name = "decode", .route = route_decode};
 
-static smoe_sight sight_of(const smoe_router *router) {
-  return router->ops->sight ? router->ops->sight(router) : SMOE_SEES_ALL;
+static smoe_router_scope scope_of(const smoe_router *router) {
+  return router->ops->scope ? router->ops->scope(router) : SMOE_SCOPE_ALL;
 }
 
 /* The layer as it is for n rows. */
@@ -85,12 +85,12 @@ static void layout_moe(smoe_decoder *d, int m) {
   moe->layer = model->moe[m];
   moe->own = &model->moe[m].router;
   moe->decoder = d;
-  moe->sight = sight_of(moe->own);
+  moe->scope = scope_of(moe->own);
   moe->layer.router.ops = &smoe_router_decode;
   moe->layer.router.options = moe;
   moe->layer.experts.decoding = true;
   if (moe->layer.experts.pause) moe->layer.experts.pause_of = &moe->layer.exchange;
-  if (!has_rows(d) || moe->sight != SMOE_SEES_BEFORE) return;
+  if (!has_rows(d) || moe->scope != SMOE_SCOPE_PREFIX) return;
   moe->x = smoe_arena_reals(&d->arena, t * model->width);
   moe->expert = smoe_arena_ints(&d->arena, t * k);
   moe->gate = smoe_arena_reals(&d->arena, t * k);
@@ -128,7 +128,7 @@ smoe_status smoe_decoder_create(smoe_decoder **out, smoe_model *model, bool cach
   SMOE_ASSERT(!model->training && model->params.lanes.n_lanes == 1 && model->tokens.lane_sequences == 1);
   while (smoe_lanes_of_rank(1, d->rank, group->n_ranks).count == 0) d->rank++;
   for (int m = 0; m < model->n_moe; m++)
-    if (sight_of(&model->moe[m].router) == SMOE_SEES_ALL) d->cached = false;
+    if (scope_of(&model->moe[m].router) == SMOE_SCOPE_ALL) d->cached = false;
   d->moe = smoe_alloc((size_t)(model->n_moe + 1) * sizeof *d->moe);
   d->qkv = smoe_alloc((size_t)model->n_blocks * sizeof *d->qkv);
   smoe_arena_measure(&d->arena, "decoder");

@@ -159,7 +159,7 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
     smoe_nodes_find(&model->topology.nodes, &model->topology.experts, settings->comm.node_ranks);
   model->tokens.n_replica = replica_tokens(&model->topology, lanes.n_lanes, model->tokens.lane_tokens);
   smoe_params_begin(&model->params, group, &lanes, n_experts);
-  smoe_params_spread(&model->params, &model->topology);
+  smoe_params_set_topology(&model->params, &model->topology);
   declare(model, settings);
 
   smoe_arena_measure(&model->fixed, "model");
@@ -282,7 +282,7 @@ void smoe_model_backward(smoe_model *model, const int32_t *input, const smoe_rou
       smoe_block *block = &model->block[model->layer[i]];
       for (int lane = 0; lane < tokens->n_lanes; lane++) {
         const smoe_real *lane_x = x + (size_t)lane * n * c;
-        if (model->recompute) smoe_block_again(block, &model->block_scratch, lane, lane_x);
+        if (model->recompute) smoe_block_recompute(block, &model->block_scratch, lane, lane_x);
         smoe_block_backward(block, &model->block_scratch, lane, model->dx + (size_t)lane * n * c, lane_x);
       }
     }

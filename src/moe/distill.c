@@ -36,8 +36,8 @@ void smoe_distill_declare(smoe_router *router, smoe_params *params, const smoe_d
     router->index[MORE] = smoe_distill_transformer_declare(router, params, options);
 }
 
-smoe_sight smoe_distill_sight(const smoe_distill_options *options) {
-  return options->features == SMOE_FEATURES_WORD ? SMOE_SEES_ITSELF : SMOE_SEES_BEFORE;
+smoe_router_scope smoe_distill_scope(const smoe_distill_options *options) {
+  return options->features == SMOE_FEATURES_WORD ? SMOE_SCOPE_TOKEN : SMOE_SCOPE_PREFIX;
 }
 
 size_t smoe_distill_tape(const smoe_router *router, const smoe_distill_options *options, size_t n) {
@@ -170,8 +170,8 @@ void smoe_distill_backward(const smoe_router *router, const smoe_distill_options
     for (size_t i = 0; i < e; i++)
       dr[t * e + i] = target[t] < 0 ? 0 : weight * (tape[t * e + i] - (smoe_real)(i == (size_t)target[t]));
   if (transformer)
-    smoe_distill_transformer_again(h, router, options, call, router->index[MORE],
-                                   more_tape(router, call, tape));
+    smoe_distill_transformer_recompute(h, router, options, call, router->index[MORE],
+                                       more_tape(router, call, tape));
   else
     features_forward(h, router, options, call);
   smoe_linear_backward_weight(smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),

@@ -88,7 +88,7 @@ size_t smoe_distill_tape(const smoe_router *router, const smoe_distill_options *
 size_t smoe_distill_scratch(const smoe_router *router, const smoe_distill_options *options, size_t n);
 
 /** What the features see. */
-smoe_sight smoe_distill_sight(const smoe_distill_options *options);
+smoe_router_scope smoe_distill_scope(const smoe_distill_options *options);
 
 /** tape [N, E] = r. */
 void smoe_distill_scores(const smoe_router *router, const smoe_distill_options *options,

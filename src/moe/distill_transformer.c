@@ -158,7 +158,8 @@ static void layer_backward(smoe_real *dx, const layer_tape *tape, const smoe_rou
   smoe_linear_backward_weight(GRAD(l, W2), GRAD(l, B2), dx, tape->h, n, f, d);
   smoe_linear_backward_input(buffer->dinner, dx, VALUE(l, W2), n, f, d, false);
   smoe_relu_backward(buffer->dinner, tape->h, n * f);
-  smoe_norm_again(buffer->normed, tape->mean2, tape->rstd2, tape->u, VALUE(l, GAMMA2), VALUE(l, BETA2), n, d);
+  smoe_norm_recompute(buffer->normed, tape->mean2, tape->rstd2, tape->u, VALUE(l, GAMMA2), VALUE(l, BETA2), n,
+                      d);
   smoe_linear_backward_weight(GRAD(l, W1), GRAD(l, B1), buffer->dinner, buffer->normed, n, d, f);
   smoe_linear_backward_input(buffer->dnormed, buffer->dinner, VALUE(l, W1), n, d, f, false);
   smoe_norm_backward(dx, GRAD(l, GAMMA2), GRAD(l, BETA2), buffer->dnormed, tape->u, VALUE(l, GAMMA2),
@@ -169,7 +170,8 @@ static void layer_backward(smoe_real *dx, const layer_tape *tape, const smoe_rou
   smoe_linear_backward_input(buffer->dout, dx, VALUE(l, PROJ), n, d, d, false);
   smoe_attention_backward(buffer->dqkv, buffer->dout, tape->qkv, tape->attended, tape->lse, buffer->attention,
                           call->n_sequences, call->n_context, s->heads, d / s->heads);
-  smoe_norm_again(buffer->normed, tape->mean1, tape->rstd1, tape->x, VALUE(l, GAMMA1), VALUE(l, BETA1), n, d);
+  smoe_norm_recompute(buffer->normed, tape->mean1, tape->rstd1, tape->x, VALUE(l, GAMMA1), VALUE(l, BETA1), n,
+                      d);
   smoe_linear_backward_weight(GRAD(l, QKV), NULL, buffer->dqkv, buffer->normed, n, d, 3 * d);
   smoe_linear_backward_input(buffer->dnormed, buffer->dqkv, VALUE(l, QKV), n, d, 3 * d, false);
   smoe_norm_backward(dx, GRAD(l, GAMMA1), GRAD(l, BETA1), buffer->dnormed, tape->x, VALUE(l, GAMMA1),
@@ -195,12 +197,12 @@ void smoe_distill_transformer_forward(smoe_real *h, const smoe_router *router,
   smoe_norm_forward(h, mean, rstd, last, VALUE(s.layers, GAMMA), VALUE(s.layers, BETA), s.n, s.d);
 }
 
-void smoe_distill_transformer_again(smoe_real *h, const smoe_router *router,
-                                    const smoe_distill_options *options, const smoe_route_call *call,
-                                    int first, const smoe_real *tape) {
+void smoe_distill_transformer_recompute(smoe_real *h, const smoe_router *router,
+                                        const smoe_distill_options *options, const smoe_route_call *call,
+                                        int first, const smoe_real *tape) {
   const sizes s = sizes_of(router, options, call->n_tokens);
   const smoe_real *last = last_of(tape, &s), *mean = last + s.n * s.d;
-  smoe_norm_again(h, mean, mean + s.n, last, VALUE(s.layers, GAMMA), VALUE(s.layers, BETA), s.n, s.d);
+  smoe_norm_recompute(h, mean, mean + s.n, last, VALUE(s.layers, GAMMA), VALUE(s.layers, BETA), s.n, s.d);
 }
 
 void smoe_distill_transformer_backward(smoe_real *dtable, smoe_real *dh, const smoe_router *router,

@@ -30,8 +30,8 @@ void smoe_distill_transformer_backward(smoe_real *dtable, smoe_real *dh, const s
                                        int first, const smoe_real *tape, smoe_real *scratch);
 
 /** h again from the tape, for the backward of what is made of it. */
-void smoe_distill_transformer_again(smoe_real *h, const smoe_router *router,
-                                    const smoe_distill_options *options, const smoe_route_call *call,
-                                    int first, const smoe_real *tape);
+void smoe_distill_transformer_recompute(smoe_real *h, const smoe_router *router,
+                                        const smoe_distill_options *options, const smoe_route_call *call,
+                                        int first, const smoe_real *tape);
 
 #endif

@@ -170,8 +170,8 @@ static void sublayer_backward_weights(smoe_experts *experts, int s, int j, const
                               experts->h[s] + first * f, m, f, c);
   between_products(experts);
   /* h = relu(W1 LN(z) + b1) */
-  smoe_norm_again(normed, experts->mean[s] + first, experts->rstd[s] + first, experts->z[s] + first * c,
-                  v.gamma, v.beta, m, c);
+  smoe_norm_recompute(normed, experts->mean[s] + first, experts->rstd[s] + first, experts->z[s] + first * c,
+                      v.gamma, v.beta, m, c);
   smoe_linear_backward_weight(v.dw1, v.db1, experts->dinner + first * f, normed, m, c, f);
   between_products(experts);
 }

@@ -12,11 +12,11 @@ void smoe_moe_layer_declare(smoe_moe_layer *moe, const smoe_config *config, smoe
   smoe_experts_declare(&moe->experts, smoe_config_settings(config), params, layer);
 }
 
-static smoe_exchange_way way_of(const smoe_settings *settings) {
-  return (smoe_exchange_way){.kind = (smoe_exchange_kind)settings->comm.exchange,
-                             .alltoallv = (smoe_alltoallv)settings->comm.alltoallv,
-                             .overlap = (int)settings->comm.overlap,
-                             .slice_bytes = settings->comm.slice_mib * 1048576};
+static smoe_exchange_options exchange_options(const smoe_settings *settings) {
+  return (smoe_exchange_options){.kind = (smoe_exchange_kind)settings->comm.exchange,
+                                 .alltoallv = (smoe_alltoallv)settings->comm.alltoallv,
+                                 .overlap = (int)settings->comm.overlap,
+                                 .slice_bytes = settings->comm.slice_mib * 1048576};
 }
 
 static void give_time(const void *exchange) {
@@ -36,7 +36,7 @@ void smoe_moe_layer_layout(smoe_moe_layer *moe, const smoe_config *config, const
                                      .n_global_max = tokens->n_global,
                                      .capacity_factor = settings->moe.capacity_factor,
                                      .n_replica_max = tokens->n_replica,
-                                     .way = way_of(settings)};
+                                     .options = exchange_options(settings)};
   smoe_exchange_declare(&moe->exchange, &moe->params->topology, &shape, fixed);
   moe->load = smoe_arena_take(fixed, (size_t)router->n_experts * sizeof *moe->load);
   const size_t table = router->ops->table_ints ? router->ops->table_ints(router) : 0;

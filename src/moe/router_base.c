@@ -30,8 +30,8 @@ static int slots_base(const smoe_config *config) {
   return 1;
 }
 
-static smoe_sight sight_base(const smoe_router *router) {
-  return SMOE_SEES_ITSELF;
+static smoe_router_scope scope_base(const smoe_router *router) {
+  return SMOE_SCOPE_TOKEN;
 }
 
 static void declare_base(smoe_router *router, smoe_params *params) {
@@ -122,8 +122,8 @@ static smoe_status check_base_stage2(const smoe_config *config) {
   return smoe_distill_check(&options->distill, SECTION);
 }
 
-static smoe_sight sight_base_stage2(const smoe_router *router) {
-  return smoe_distill_sight(distill_of(router));
+static smoe_router_scope scope_base_stage2(const smoe_router *router) {
+  return smoe_distill_scope(distill_of(router));
 }
 
 static void declare_base_stage2(smoe_router *router, smoe_params *params) {
@@ -211,7 +211,7 @@ static void freeze_base_stage2(smoe_router *router, smoe_params *params) {
 const smoe_router_ops smoe_router_base = {
     .name = "base",
     .title = "BASE: an auction gives every expert the same number of tokens",
-    .sight = sight_base,
+    .scope = scope_base,
     .slots = slots_base,
     .declare = declare_base,
     .tape_reals = tape_reals_base,
@@ -227,7 +227,7 @@ const smoe_router_ops smoe_router_base_stage2 = {
     .keyset = &keyset_base_stage2,
     .two_stages = true,
     .check = check_base_stage2,
-    .sight = sight_base_stage2,
+    .scope = scope_base_stage2,
     .slots = slots_base,
     .declare = declare_base_stage2,
     .table_ints = table_ints_base_stage2,

@@ -70,9 +70,9 @@ static int slots_expert_choice(const smoe_config *config) {
 }
 
 /* With `causal` the experts choose among sequences that stand beside this one: alone it is theirs to choose. */
-static smoe_sight sight_expert_choice(const smoe_router *router) {
+static smoe_router_scope scope_expert_choice(const smoe_router *router) {
   const expert_choice_options *options = router->options;
-  return options->evaluation == BY_EXPERTS && !options->causal ? SMOE_SEES_ALL : SMOE_SEES_ITSELF;
+  return options->evaluation == BY_EXPERTS && !options->causal ? SMOE_SCOPE_ALL : SMOE_SCOPE_TOKEN;
 }
 
 static void declare_expert_choice(smoe_router *router, smoe_params *params) {
@@ -228,7 +228,7 @@ const smoe_router_ops smoe_router_expert_choice = {
     .title = "Expert Choice: experts choose tokens; looks ahead in language models unless causal",
     .keyset = &keyset_expert_choice,
     .check = check_expert_choice,
-    .sight = sight_expert_choice,
+    .scope = scope_expert_choice,
     .slots = slots_expert_choice,
     .declare = declare_expert_choice,
     .tape_reals = tape_reals_expert_choice,

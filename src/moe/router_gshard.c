@@ -37,8 +37,8 @@ static int slots_gshard(const smoe_config *config) {
   return SLOTS;
 }
 
-static smoe_sight sight_gshard(const smoe_router *router) {
-  return SMOE_SEES_ITSELF;
+static smoe_router_scope scope_gshard(const smoe_router *router) {
+  return SMOE_SCOPE_TOKEN;
 }
 
 static void declare_gshard(smoe_router *router, smoe_params *params) {
@@ -156,7 +156,7 @@ const smoe_router_ops smoe_router_gshard = {
     .name = "gshard",
     .title = "GShard: the two likeliest experts, the second at random in training, balance loss",
     .keyset = &keyset_gshard,
-    .sight = sight_gshard,
+    .scope = scope_gshard,
     .slots = slots_gshard,
     .declare = declare_gshard,
     .tape_reals = tape_reals_gshard,

@@ -108,10 +108,10 @@ static uint64_t seed_of(const smoe_router *router) {
 }
 
 /* Tables of the token's own id need nothing else. */
-static smoe_sight sight_hash(const smoe_router *router) {
+static smoe_router_scope scope_hash(const smoe_router *router) {
   const hash_variant variant = variant_of(router);
   const bool place = variant == HASH_BIGRAM || variant == HASH_PREVIOUS || variant == HASH_POSITION;
-  return place ? SMOE_SEES_BEFORE : SMOE_SEES_ITSELF;
+  return place ? SMOE_SCOPE_PREFIX : SMOE_SCOPE_TOKEN;
 }
 
 static void declare_hash(smoe_router *router, smoe_params *params) {
@@ -217,7 +217,7 @@ const smoe_router_ops smoe_router_hash = {
     .title = "Hash: a fixed table or hash of token ids, gate 1, nothing to learn",
     .keyset = &keyset_hash,
     .check = check_hash,
-    .sight = sight_hash,
+    .scope = scope_hash,
     .slots = slots_hash,
     .declare = declare_hash,
     .embedding_of = embedding_of_hash,

@@ -65,8 +65,8 @@ static int slots_replay(const smoe_config *config) {
   return (int)((const replay_options *)smoe_config_options(config, &keyset_replay))->slots;
 }
 
-static smoe_sight sight_replay(const smoe_router *router) {
-  return SMOE_SEES_ITSELF;
+static smoe_router_scope scope_replay(const smoe_router *router) {
+  return SMOE_SCOPE_TOKEN;
 }
 
 static const char *log_of_replay(const smoe_router *router) {
@@ -189,7 +189,7 @@ const smoe_router_ops smoe_router_replay = {
     .title = "Replay: the experts that a routing log of another run has for every token",
     .keyset = &keyset_replay,
     .check = check_replay,
-    .sight = sight_replay,
+    .scope = scope_replay,
     .slots = slots_replay,
     .declare = declare_replay,
     .log_of = log_of_replay,

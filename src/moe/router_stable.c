@@ -44,8 +44,8 @@ static int slots_stable(const smoe_config *config) {
   return 1;
 }
 
-static smoe_sight sight_stable(const smoe_router *router) {
-  return smoe_distill_sight(distill_of(router));
+static smoe_router_scope scope_stable(const smoe_router *router) {
+  return smoe_distill_scope(distill_of(router));
 }
 
 static void declare_stable(smoe_router *router, smoe_params *params) {
@@ -176,7 +176,7 @@ const smoe_router_ops smoe_router_stable = {
     .keyset = &keyset_stable,
     .two_stages = true,
     .check = check_stable,
-    .sight = sight_stable,
+    .scope = scope_stable,
     .slots = slots_stable,
     .declare = declare_stable,
     .table_ints = table_ints_stable,

@@ -40,8 +40,8 @@ static int slots_switch(const smoe_config *config) {
   return 1;
 }
 
-static smoe_sight sight_switch(const smoe_router *router) {
-  return SMOE_SEES_ITSELF;
+static smoe_router_scope scope_switch(const smoe_router *router) {
+  return SMOE_SCOPE_TOKEN;
 }
 
 static void declare_switch(smoe_router *router, smoe_params *params) {
@@ -170,7 +170,7 @@ const smoe_router_ops smoe_router_switch = {
     .name = "switch",
     .title = "Switch: the likeliest expert, gate its softmax probability, balance loss",
     .keyset = &keyset_switch,
-    .sight = sight_switch,
+    .scope = scope_switch,
     .slots = slots_switch,
     .declare = declare_switch,
     .tape_reals = tape_reals_switch,

@@ -46,8 +46,8 @@ static int slots_topk(const smoe_config *config) {
   return (int)options->k;
 }
 
-static smoe_sight sight_topk(const smoe_router *router) {
-  return SMOE_SEES_ITSELF;
+static smoe_router_scope scope_topk(const smoe_router *router) {
+  return SMOE_SCOPE_TOKEN;
 }
 
 static void declare_topk(smoe_router *router, smoe_params *params) {
@@ -152,7 +152,7 @@ const smoe_router_ops smoe_router_topk = {
     .title = "Top-k: the k likeliest experts, gates normalised over them, balance loss",
     .keyset = &keyset_topk,
     .check = check_topk,
-    .sight = sight_topk,
+    .scope = scope_topk,
     .slots = slots_topk,
     .declare = declare_topk,
     .tape_reals = tape_reals_topk,

@@ -180,8 +180,8 @@ smoe_status smoe_evaluate_each(smoe_model *model, const smoe_corpus *corpus, smo
 
 int64_t smoe_probe_tokens(const smoe_corpus *corpus, const smoe_settings *settings) {
   const int64_t whole = smoe_corpus_sequences(corpus, SMOE_VALID, settings->model.context);
-  const int64_t wished = settings->log.probe_every > 0 ? settings->log.probe_sequences : 0;
-  return (wished < whole ? wished : whole) * settings->model.context;
+  const int64_t requested = settings->log.probe_every > 0 ? settings->log.probe_sequences : 0;
+  return (requested < whole ? requested : whole) * settings->model.context;
 }
 
 /* Choices of the whole probe on all ranks: [kind, M, P] with kind expert, learned, distilled. */

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "ending.h"
 #include "replay.h"
 #include "stablemoe/bench.h"
 #include "stablemoe/checkpoint.h"
@@ -15,6 +14,7 @@
 #include "stablemoe/run_directory.h"
 #include "stablemoe/timer.h"
 #include "stablemoe/watchdog.h"
+#include "stop.h"
 
 /* Everything a run holds on one rank. */
 typedef struct run {
@@ -125,7 +125,7 @@ static smoe_status check_meta(const run *r, const char *path, const smoe_checkpo
 static void say_changes(const run *r, const char *path, const smoe_checkpoint_meta *meta) {
   char *changes = NULL;
   if (smoe_config_changes(r->config, meta->configuration, path, &changes) != SMOE_OK)
-    smoe_warn("the configuration in '%s' is of another version: %s", path, smoe_report());
+    smoe_warn("the configuration in '%s' is of another version: %s", path, smoe_last_error());
   for (char *line = changes; line && *line;) {
     char *end = strchr(line, '\n');
     *end = '\0';
@@ -168,7 +168,7 @@ static smoe_status resume(run *r, int64_t *update) {
       break;
     }
     if (status != SMOE_ERR_FORMAT && status != SMOE_ERR_IO) break;
-    if (i + 1 < n) smoe_warn("%s; falling back to the checkpoint before", smoe_report());
+    if (i + 1 < n) smoe_warn("%s; falling back to the checkpoint before", smoe_last_error());
   }
   for (int64_t i = 0; list && list[i]; i++) smoe_free(list[i]);
   smoe_free(list);
@@ -224,7 +224,7 @@ static smoe_status save_as_asked(run *r, int64_t done, bool needed) {
   const smoe_status status = save(r, done);
   if (status != SMOE_ERR_IO || needed || r->settings->train.on_save_error == SMOE_SAVE_STOP) return status;
   smoe_warn("update %lld: %s; training goes on (train.on_save_error: continue)", (long long)done,
-            smoe_report());
+            smoe_last_error());
   return SMOE_OK;
 }
 
@@ -273,18 +273,18 @@ static smoe_status one_update(run *r, int64_t update) {
 
   r->done = done;
   /* Asked after the last one too: a wish that came late must not stop the run that somebody goes on with. */
-  const smoe_stop asked = smoe_ending_asked(r->group, settings, r->launched);
+  const smoe_stop asked = smoe_stop_request(r->group, settings, r->launched);
   const bool stop = asked != SMOE_STOP_NOT && !last;
   if (due(settings->train.checkpoint_every, done) || last || stop)
     SMOE_TRY(save_as_asked(r, done, last || stop));
-  return stop ? smoe_ending_stopped(asked, settings, done) : SMOE_OK;
+  return stop ? smoe_stop_report(asked, settings, done) : SMOE_OK;
 }
 
 /* A file `stop` that is there before a run goes on was made while nothing ran, or while a batch system was about to
  * start it again: who made it does not want it to run. A new run knows of no such wish.
  */
 static smoe_status check_unasked(const run *r, const smoe_train_options *options, int64_t update) {
-  if (!smoe_ending_unasked(r->group, r->settings) || !options->resume) return SMOE_OK;
+  if (!smoe_stop_clear(r->group, r->settings) || !options->resume) return SMOE_OK;
   smoe_note(
       "not started: a file 'stop' was in '%s', and is removed now; the same command goes on from update %lld",
       r->settings->run.directory, (long long)update);
@@ -312,12 +312,12 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   r->saved = update;
   SMOE_TRY(check_unasked(r, options, update));
   smoe_watchdog_start(r->group, settings->comm.watchdog_s, settings->comm.watchdog_end);
-  smoe_ending_watch(r->group);
+  smoe_stop_watch(r->group);
   if (options->trace) SMOE_TRY_ALL(r->group, smoe_phase_trace_begin(options->trace, r->group->rank));
   smoe_progress_begin(&r->progress, r->model, settings, update);
   const double began = smoe_seconds();
   for (; update < settings->train.updates; update++) SMOE_TRY(one_update(r, update));
-  smoe_ending_done(settings, smoe_seconds() - began);
+  smoe_run_report_done(settings, smoe_seconds() - began);
   return SMOE_OK;
 }
 
@@ -340,7 +340,7 @@ smoe_status smoe_train(const smoe_config *config, const smoe_group *group,
   smoe_step_destroy(&r.step);
   smoe_model_destroy(r.model);
   smoe_corpus_close(&r.corpus);
-  smoe_ending_failed(status, settings, r.done, r.saved);
+  smoe_run_report_error(status, settings, r.done, r.saved);
   smoe_log_file(NULL);
   smoe_free(r.checkpoints);
   smoe_free(r.routing);

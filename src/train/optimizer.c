@@ -45,7 +45,7 @@ static void gather_slices(const smoe_group *group, double *all, const double *mi
 static void slice_squares(const smoe_params *params, double *square) {
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
-    if (param->placement != SMOE_REPLICATED || param->frozen) continue;
+    if (param->sharding != SMOE_REPLICATED || param->frozen) continue;
     size_t first;
     const size_t n = smoe_params_in_slice(params, i, &first);
     const size_t own = param->offset + first - params->slice_first;
@@ -70,7 +70,7 @@ static double shared_square(const smoe_params *params) {
 static void expert_slice_squares(const smoe_params *params, double *square) {
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
-    if (param->placement != SMOE_EXPERT || param->frozen) continue;
+    if (param->sharding != SMOE_EXPERT || param->frozen) continue;
     for (int j = 0; j < params->n_local; j++) {
       size_t first;
       const size_t n = smoe_params_expert_in_slice(params, i, j, &first);
@@ -131,7 +131,7 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
     if (param->frozen) continue;
     adam.decay = param->decay ? settings->optimizer.decay : 0;
     size_t first;
-    if (param->placement == SMOE_REPLICATED) {
+    if (param->sharding == SMOE_REPLICATED) {
       const size_t n = smoe_params_in_slice(params, i, &first), at = param->offset + first;
       if (n == 0) continue;
       const size_t own = at - params->slice_first;
@@ -147,5 +147,5 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
       }
     }
   }
-  smoe_params_share(params);
+  smoe_params_allgather(params);
 }

@@ -49,7 +49,7 @@ static void place(smoe_params *params, const int64_t *load, int n_layers) {
   smoe_placement_pack(expert_at, load, n_layers, e, g);
   const double before = smoe_placement_imbalance(params->topology.expert_at, load, n_layers, e, g);
   const double after = smoe_placement_imbalance(expert_at, load, n_layers, e, g);
-  smoe_params_place(params, expert_at);
+  smoe_params_move_experts(params, expert_at);
   smoe_note("placement: largest/mean rank load %.2f -> %.2f", before, after);
   smoe_free(expert_at);
 }

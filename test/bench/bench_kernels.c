@@ -88,7 +88,7 @@ static double bench_rest(memory *m, size_t c) {
   double total = 0;
   BENCH("norm forward", "GB/s", 2 * bytes, smoe_norm_forward(m->y, mean, rstd, m->x, gamma, beta, TOKENS, c));
   total += 2 * best;
-  BENCH("norm again", "GB/s", 2 * bytes, smoe_norm_again(m->y, mean, rstd, m->x, gamma, beta, TOKENS, c));
+  BENCH("norm again", "GB/s", 2 * bytes, smoe_norm_recompute(m->y, mean, rstd, m->x, gamma, beta, TOKENS, c));
   total += 2 * best;
   BENCH("norm backward", "GB/s", 4 * bytes,
         smoe_norm_backward(m->wide, gamma, beta, m->y, m->x, gamma, mean, rstd, TOKENS, c));

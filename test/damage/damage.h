@@ -47,7 +47,7 @@ typedef struct damage_test {
   const char *path; /**< of the sound file */
   const damage_kind *kinds;
   int n_kinds;
-  damage_outcome (*read)(const char *path); /**< runs in the child; the report is left in smoe_report */
+  damage_outcome (*read)(const char *path); /**< runs in the child; the report is left in smoe_last_error */
   const char *unsummed;                     /**< dataset that the seal alone protects; NULL */
   int panic_code;                           /**< exit code of a reader that may end the run; 0: it may not */
 } damage_test;

@@ -66,7 +66,7 @@ static void damage(const damage_test *test, const damage_kind *kind, damage_dice
   if (file < 0) exit(99);
   kind->structure(dice, file, target);
   H5Fclose(file);
-  if (kind->sealed) CHECK(smoe_h5_seal(path) == SMOE_OK, "%s", smoe_report());
+  if (kind->sealed) CHECK(smoe_h5_seal(path) == SMOE_OK, "%s", smoe_last_error());
 }
 
 /** Read the file and end with the outcome. aloud: what a sanitizer has to say is to be seen. */
@@ -76,7 +76,7 @@ static void child(const damage_test *test, const char *path, bool aloud) {
   alarm(TIME_LIMIT);
   if (!aloud && (!freopen("/dev/null", "w", stdout) || !freopen("/dev/null", "w", stderr))) _exit(99);
   const damage_outcome outcome = test->read(path);
-  snprintf(report, SMOE_REPORT_MAX, "%s", smoe_report());
+  snprintf(report, SMOE_REPORT_MAX, "%s", smoe_last_error());
   _exit((int)outcome);
 }
 

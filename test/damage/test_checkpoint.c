@@ -38,7 +38,7 @@ static void begin(model *m) {
   smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){16, 0, 0}, normal, false, "norm/gain");
   smoe_arena_measure(&m->arena, "model");
   smoe_params_layout(params, &m->arena, true);
-  CHECK(smoe_arena_reserve(&m->arena) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_arena_reserve(&m->arena) == SMOE_OK, "%s", smoe_last_error());
   smoe_params_layout(params, &m->arena, true);
 }
 
@@ -123,7 +123,7 @@ int main(int argc, char **argv) {
   begin(&loaded);
   fill();
   meta.configuration = test_source(1, 3000);
-  CHECK(smoe_checkpoint_save(test_path("run"), &saved.params, &meta) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_checkpoint_save(test_path("run"), &saved.params, &meta) == SMOE_OK, "%s", smoe_last_error());
   damage_test test = {"checkpoint",
                       test_path("run/step-000000012.h5"),
                       raw_kinds,
@@ -131,7 +131,7 @@ int main(int argc, char **argv) {
                       read_checkpoint,
                       "meta/configuration",
                       0};
-  CHECK(read_checkpoint(test.path) == DAMAGE_SAME, "%s", smoe_report());
+  CHECK(read_checkpoint(test.path) == DAMAGE_SAME, "%s", smoe_last_error());
   int n_wrong = damage_run(&test, argc, argv);
   if (!unsealed) {
     test.name = "checkpoint, sealed again";

@@ -74,8 +74,8 @@ int main(int argc, char **argv) {
   options.vocabulary = 400;
   char *text = test_source(1, 60000);
   const char *input = test_file("text.py", text, strlen(text));
-  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_corpus_open_local(&sound, options.output) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_corpus_open_local(&sound, options.output) == SMOE_OK, "%s", smoe_last_error());
   for (int s = 0; s < SMOE_SPLITS; s++) {
     tokens[s] = smoe_alloc((size_t)sound.n_tokens[s] * sizeof *tokens[s]);
     smoe_corpus_read(&sound, s, 0, (size_t)sound.n_tokens[s], tokens[s]);
@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
   damage_test test = {"corpus",    options.output,
                       raw_kinds,   sizeof raw_kinds / sizeof *raw_kinds,
                       read_corpus, .panic_code = SMOE_ERR_FORMAT};
-  CHECK(read_corpus(test.path) == DAMAGE_SAME, "%s", smoe_report());
+  CHECK(read_corpus(test.path) == DAMAGE_SAME, "%s", smoe_last_error());
   int n_wrong = damage_run(&test, argc, argv);
   test.name = "corpus, sealed again";
   test.kinds = sealed_kinds;

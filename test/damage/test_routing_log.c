@@ -32,7 +32,7 @@ static void make_log(const char *directory) {
   }
   smoe_routing_log_tokens(log, 20);
   for (int m = 0; m < LAYERS; m++) smoe_routing_log_tokens_add(log, m, 0, TOKENS, id, expert, gate);
-  CHECK(smoe_routing_log_write(log, directory, 20) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_routing_log_write(log, directory, 20) == SMOE_OK, "%s", smoe_last_error());
   smoe_routing_log_destroy(log);
 }
 
@@ -72,7 +72,7 @@ int main(int argc, char **argv) {
   make_log(test_path("routing"));
   damage_test test = {"routing log", test_path("routing/step-000000020.h5"), raw_kinds,
                       sizeof raw_kinds / sizeof *raw_kinds, read_sealed};
-  CHECK(read_log(test.path) == DAMAGE_SAME, "%s", smoe_report());
+  CHECK(read_log(test.path) == DAMAGE_SAME, "%s", smoe_last_error());
   int n_wrong = damage_run(&test, argc, argv);
   test.name = "routing log, sealed again";
   test.kinds = sealed_kinds;

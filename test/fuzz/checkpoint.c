@@ -51,5 +51,5 @@ void fuzz_one(const uint8_t *data, size_t size) {
   if (smoe_checkpoint_load(path, &params) == SMOE_OK)
     FUZZ_CHECK(memcmp(arena.base, saved, arena.bytes) == 0);
   else
-    FUZZ_CHECK(strstr(smoe_report(), path));
+    FUZZ_CHECK(strstr(smoe_last_error(), path));
 }

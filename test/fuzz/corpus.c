@@ -44,7 +44,7 @@ static void read_all(void) {
 void fuzz_one(const uint8_t *data, size_t size) {
   const char *path = files_damage(data, size);
   const smoe_status verified = smoe_corpus_verify(path);
-  FUZZ_CHECK(verified == SMOE_OK || strstr(smoe_report(), path));
+  FUZZ_CHECK(verified == SMOE_OK || strstr(smoe_last_error(), path));
   if (smoe_corpus_open_local(&corpus, path) != SMOE_OK) return;
   read_all();
   fuzz_panic_code = 0;

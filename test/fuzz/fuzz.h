@@ -41,7 +41,7 @@ char *fuzz_read(const char *path, size_t *size);
   do {                                                                                                       \
     if (!(condition)) {                                                                                      \
       fprintf(stderr, "%s:%d: does not hold: %s; last report: %s\n", __FILE__, __LINE__, #condition,         \
-              smoe_report());                                                                                \
+              smoe_last_error());                                                                            \
       abort();                                                                                               \
     }                                                                                                        \
   } while (0)

@@ -109,7 +109,7 @@ static inline double piecewise_check(piecewise *p, const char *what, smoe_real *
 /** Gradient of a parameter: the sum over lanes, or those of all local experts. In memory of smoe_alloc. */
 static inline smoe_real *piecewise_gradient(const smoe_params *params, int index) {
   const smoe_param *param = &params->param[index];
-  const bool expert = param->placement == SMOE_EXPERT;
+  const bool expert = param->sharding == SMOE_EXPERT;
   const int parts = expert ? params->n_local : params->lanes.count;
   smoe_real *gradient = smoe_alloc((size_t)(expert ? parts : 1) * param->count * sizeof *gradient);
   for (int j = 0; j < parts; j++) {
@@ -125,7 +125,7 @@ static inline smoe_real *piecewise_gradient(const smoe_params *params, int index
 static inline double piecewise_check_param(piecewise *p, const smoe_params *params, int index,
                                            const smoe_real *gradient) {
   const smoe_param *param = &params->param[index];
-  if (param->placement == SMOE_REPLICATED)
+  if (param->sharding == SMOE_REPLICATED)
     return piecewise_check(p, param->name, smoe_params_shared(params, index), gradient, param->count);
   double largest = 0;
   for (int j = 0; j < params->n_local; j++) {
@@ -146,7 +146,7 @@ static inline void piecewise_check_params(piecewise *p, const smoe_params *param
   for (int i = 0; i < params->n_params; i++) gradient[i] = piecewise_gradient(params, i);
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
-    const size_t copies = param->placement == SMOE_EXPERT ? (size_t)params->n_local : 1;
+    const size_t copies = param->sharding == SMOE_EXPERT ? (size_t)params->n_local : 1;
     double frozen = 0;
     for (size_t k = 0; k < copies * param->count; k++) frozen = fmax(frozen, fabs((double)gradient[i][k]));
     if (param->frozen)

@@ -76,7 +76,7 @@ static void take_start(smoe_params *params) {
   for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++) params->expert_grad[i] -= START;
   char *used = smoe_alloc(params->shared_count);
   for (int i = 0; i < params->n_params; i++)
-    if (params->param[i].placement == SMOE_REPLICATED)
+    if (params->param[i].sharding == SMOE_REPLICATED)
       memset(used + params->param[i].offset, 1, params->param[i].count);
   for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
     CHECK(used[i % params->shared_count] || params->lane_grad[i] == 0, "written between parameters");

@@ -122,7 +122,7 @@ static void test_evaluation(const char *method, int stage) {
         "%s, stage %d: other sums", method, stage);
   CHECK(memcmp(logits[0], logits[1], sizeof *logits) == 0, "%s, stage %d: other logits", method, stage);
   for (int i = 0; i < f.model->params.n_params; i++) {
-    if (f.model->params.param[i].placement == SMOE_EXPERT) continue;
+    if (f.model->params.param[i].sharding == SMOE_EXPERT) continue;
     smoe_real *gradient = piecewise_gradient(&f.model->params, i);
     for (size_t k = 0; k < f.model->params.param[i].count; k++)
       CHECK(gradient[k] == 0, "an evaluation adds to the gradient of %s", f.model->params.param[i].name);

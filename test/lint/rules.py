@@ -100,7 +100,7 @@ ROOMS = {
 # Headers without a source file of their name, and files that are a room of their own in a folder.
 ROOM_OF_HEADER = {"real": "base", "kernel": "kernel", "checkpoint": "io", "train": "train",
                   "params": "params"}
-ROOM_OF_FILE = {"src/model/params.c": "params"}
+ROOM_OF_FILE = {}
 
 
 def _room_of_header(root: Path, name: str) -> str | None:

@@ -83,7 +83,7 @@ static inline int test_same_files(const char *path_a, const char *path_b) {
   hid_t a, b;
   char **names_a, **names_b;
   int n = 0;
-  CHECK(smoe_h5_open(&a, path_a) == SMOE_OK && smoe_h5_open(&b, path_b) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_h5_open(&a, path_a) == SMOE_OK && smoe_h5_open(&b, path_b) == SMOE_OK, "%s", smoe_last_error());
   if (a < 0 || b < 0) return 0;
   CHECK(smoe_h5_list(a, "/", &names_a) == SMOE_OK && smoe_h5_list(b, "/", &names_b) == SMOE_OK);
   for (; names_a[n] && names_b[n]; n++) {
@@ -117,10 +117,10 @@ static inline void test_fault(const char *site, int rank) {
 #define CHECK_REFUSED(expression, code, word)                                                                \
   do {                                                                                                       \
     const smoe_status got_ = (expression);                                                                   \
-    CHECK(got_ == (code), "status %d: %s", (int)got_, smoe_report());                                        \
-    CHECK(strstr(smoe_report(), (word)), "the report does not say '%s': %s", (word), smoe_report());         \
+    CHECK(got_ == (code), "status %d: %s", (int)got_, smoe_last_error());                                    \
+    CHECK(strstr(smoe_last_error(), (word)), "the report does not say '%s': %s", (word), smoe_last_error()); \
   } while (0)
 
-#define CHECK_OK(expression) CHECK((expression) == SMOE_OK, "%s", smoe_report())
+#define CHECK_OK(expression) CHECK((expression) == SMOE_OK, "%s", smoe_last_error())
 
 #endif

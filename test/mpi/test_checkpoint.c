@@ -55,7 +55,7 @@ static void fill(model *m) {
       params->shared_m[param->offset + first + i - params->slice_first] = moment(2 * p, first + i);
       params->shared_v[param->offset + first + i - params->slice_first] = moment(2 * p + 1, first + i);
     }
-    for (int j = 0; j < params->n_local && param->placement == SMOE_EXPERT; j++)
+    for (int j = 0; j < params->n_local && param->sharding == SMOE_EXPERT; j++)
       for (size_t i = 0; i < param->count; i++) {
         const size_t at = (size_t)j * params->expert_count + param->offset + i;
         const size_t index = (size_t)smoe_params_expert_number(params, j) * param->count + i;
@@ -336,8 +336,8 @@ static void test_full_disk(const char *directory) {
     const smoe_status status = smoe_checkpoint_save(directory, &m.params, &meta);
     limit.rlim_cur = before;
     setrlimit(RLIMIT_FSIZE, &limit);
-    CHECK(status == SMOE_ERR_IO && strstr(smoe_report(), directory), "status %d: %s", (int)status,
-          smoe_report());
+    CHECK(status == SMOE_ERR_IO && strstr(smoe_last_error(), directory), "status %d: %s", (int)status,
+          smoe_last_error());
     smoe_group_barrier(&world);
     CHECK(test_count_files(directory, ".part") == 0 && access(path, F_OK) != 0, "a file is left");
     check_load(&world, latest, true);

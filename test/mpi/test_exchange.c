@@ -1,7 +1,7 @@
 /* The token exchange against what one rank would work out alone.
  *
  * Every number is a function of its global index, so each rank knows the whole
- * micro-batch and checks its own part of the exchange bit by bit. All shapes go the plain way;
+ * micro-batch and checks its own part of the exchange bit by bit. all shapes go the plain way;
  * the other ways, nodes and replicas, are tried on some shapes each.
  */
 #include "stablemoe/exchange.h"
@@ -37,7 +37,7 @@ typedef struct {
 
 static smoe_group group;
 static smoe_topology topology;
-static smoe_exchange_way way;
+static smoe_exchange_options options;
 static char label[400];
 
 static int first_rank(void) {
@@ -126,8 +126,8 @@ static void make_world(world *w, int n_experts, int n_slots, double factor, choi
            "rank %d of %d (%d, %d nodes), %d experts, %d slots, factor %g, %s, %s, kind %d, alltoallv %d, "
            "overlap %d, slices %g",
            group.rank, group.n_ranks, n_ranks, topology.nodes.n_nodes, n_experts, n_slots, factor,
-           choice_name[choice], layout_name[layout], (int)way.kind, (int)way.alltoallv, way.overlap,
-           way.slice_bytes);
+           choice_name[choice], layout_name[layout], (int)options.kind, (int)options.alltoallv,
+           options.overlap, options.slice_bytes);
 }
 
 static int same(const void *a, const void *b, size_t bytes) {
@@ -337,13 +337,13 @@ static void test_case(smoe_exchange *ex, const world *w) {
 
 /* One exchange for all choices and layouts: a plan leaves nothing behind for the next. */
 static void test_shape(int n_experts, int n_slots, double factor) {
-  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH, TOKENS, TOKENS, factor, 0, way};
+  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH, TOKENS, TOKENS, factor, 0, options};
   smoe_arena arena;
   smoe_exchange ex;
   smoe_arena_measure(&arena, "exchange");
   smoe_exchange_declare(&ex, &topology, &shape, &arena);
   smoe_exchange_release(&ex);
-  if (smoe_arena_reserve(&arena) != SMOE_OK) SMOE_PANIC(SMOE_ERR_MEMORY, "%s", smoe_report());
+  if (smoe_arena_reserve(&arena) != SMOE_OK) SMOE_PANIC(SMOE_ERR_MEMORY, "%s", smoe_last_error());
   smoe_exchange_declare(&ex, &topology, &shape, &arena);
   for (int c = 0; c < N_CHOICES; c++) {
     for (int l = 0; l < N_LAYOUTS; l++) {
@@ -372,9 +372,10 @@ static void deal(int n_experts) {
   topology.expert_at = table;
 }
 
-/* A way on two shapes, which together with the other ways' are all. */
+/* A set of options on two shapes, which together with the other ways' are all. */
 static void test_way(int number, int node_ranks) {
-  if (way.kind == SMOE_EXCHANGE_TWO_LEVEL) smoe_nodes_find(&topology.nodes, &topology.experts, node_ranks);
+  if (options.kind == SMOE_EXCHANGE_TWO_LEVEL)
+    smoe_nodes_find(&topology.nodes, &topology.experts, node_ranks);
   for (int i = 0; i < 2; i++) {
     const int shape = (i == 0 ? number : 3 * number + 5) % 8, n_experts = shape & 1 ? EXPERTS_MAX : 4;
     if (number % 3 == 0) deal(n_experts);
@@ -391,14 +392,14 @@ static void test_ways(void) {
   int number = 0;
   for (int slices = 0; slices < 2; slices++)
     for (size_t o = 0; o < sizeof overlap / sizeof *overlap; o++) {
-      way = (smoe_exchange_way){.overlap = overlap[o],
-                                .slice_bytes = slices ? 2.5 * WIDTH * sizeof(smoe_real) : 0};
+      options = (smoe_exchange_options){.overlap = overlap[o],
+                                        .slice_bytes = slices ? 2.5 * WIDTH * sizeof(smoe_real) : 0};
       for (int a = SMOE_ALLTOALLV_AUTO; a <= SMOE_ALLTOALLV_PAIRWISE; a++) {
-        way.alltoallv = (smoe_alltoallv)a;
+        options.alltoallv = (smoe_alltoallv)a;
         test_way(number++, 0);
       }
-      way.alltoallv = SMOE_ALLTOALLV_AUTO;
-      way.kind = SMOE_EXCHANGE_TWO_LEVEL;
+      options.alltoallv = SMOE_ALLTOALLV_AUTO;
+      options.kind = SMOE_EXCHANGE_TWO_LEVEL;
       for (size_t n = 0; n < sizeof node_ranks / sizeof *node_ranks; n++) test_way(number++, node_ranks[n]);
     }
 }
@@ -408,12 +409,12 @@ static void test_replicas(void) {
   for (int expert_ranks = 1; expert_ranks <= 2; expert_ranks++) {
     if (group.n_ranks % expert_ranks || expert_ranks == group.n_ranks) continue;
     if (smoe_topology_create(&topology, &group, 4, expert_ranks) != SMOE_OK)
-      SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_report());
-    way = (smoe_exchange_way){0};
+      SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_last_error());
+    options = (smoe_exchange_options){0};
     test_shape(4, 2, 0.5);
-    way = (smoe_exchange_way){.overlap = 2, .alltoallv = SMOE_ALLTOALLV_PAIRWISE};
+    options = (smoe_exchange_options){.overlap = 2, .alltoallv = SMOE_ALLTOALLV_PAIRWISE};
     test_shape(4, 1, 0);
-    way = (smoe_exchange_way){.overlap = 2, .kind = SMOE_EXCHANGE_TWO_LEVEL};
+    options = (smoe_exchange_options){.overlap = 2, .kind = SMOE_EXCHANGE_TWO_LEVEL};
     smoe_nodes_find(&topology.nodes, &topology.experts, 1);
     test_shape(4, 2, 0.5);
     smoe_topology_release(&topology);

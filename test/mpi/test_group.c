@@ -21,14 +21,14 @@ static const char *with_rank(int rank, const char *text) {
 static void check_agreed(smoe_status mine, smoe_status expected, int rank, const char *text) {
   const smoe_status status = smoe_group_agree(&group, mine);
   CHECK(status == expected, "rank %d got %d, not %d", group.rank, (int)status, (int)expected);
-  CHECK(strcmp(smoe_report(), with_rank(rank, text)) == 0, "'%s'", smoe_report());
+  CHECK(strcmp(smoe_last_error(), with_rank(rank, text)) == 0, "'%s'", smoe_last_error());
 }
 
 static void test_agree(void) {
   const int last = group.n_ranks - 1;
   smoe_report_set("kept");
   CHECK(smoe_group_agree(&group, SMOE_OK) == SMOE_OK);
-  CHECK(strcmp(smoe_report(), "kept") == 0, "'%s'", smoe_report());
+  CHECK(strcmp(smoe_last_error(), "kept") == 0, "'%s'", smoe_last_error());
 
   char text[64];
   snprintf(text, sizeof text, "no file %d", group.rank);
@@ -63,7 +63,7 @@ static smoe_status try_all(smoe_status mine) {
 static void test_try_all(void) {
   CHECK(try_all(SMOE_OK) == SMOE_OK);
   CHECK(try_all(group.rank == 0 ? SMOE_FAIL(SMOE_ERR_FORMAT, "rank %d", 0) : SMOE_OK) == SMOE_ERR_FORMAT);
-  CHECK(strstr(smoe_report(), "rank 0"), "'%s'", smoe_report());
+  CHECK(strstr(smoe_last_error(), "rank 0"), "'%s'", smoe_last_error());
 }
 
 static void test_same(void) {
@@ -72,7 +72,7 @@ static void test_same(void) {
   CHECK(smoe_group_same(&group, -7, "x") == SMOE_OK);
   const smoe_status status = smoe_group_same(&group, group.rank - 1, "update");
   CHECK(status == (group.n_ranks > 1 ? SMOE_ERR_BUG : SMOE_OK), "%d", (int)status);
-  if (group.n_ranks > 1) CHECK(strstr(smoe_report(), "update"), "'%s'", smoe_report());
+  if (group.n_ranks > 1) CHECK(strstr(smoe_last_error(), "update"), "'%s'", smoe_last_error());
 }
 
 static void test_sums(void) {

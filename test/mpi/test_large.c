@@ -62,7 +62,7 @@ static void there_and_back(const smoe_exchange *ex, const char *name, smoe_real 
   }
 }
 
-static void try_way(const char *name, smoe_exchange_way way, size_t n) {
+static void try_way(const char *name, smoe_exchange_options way, size_t n) {
   if (way.kind == SMOE_EXCHANGE_TWO_LEVEL) smoe_nodes_find(&topology.nodes, &topology.experts, 1);
   const smoe_exchange_shape shape = {2, 1, WIDTH, n, (int64_t)n * 2, 0, 0, way};
   smoe_arena arena;
@@ -70,7 +70,7 @@ static void try_way(const char *name, smoe_exchange_way way, size_t n) {
   smoe_arena_measure(&arena, "exchange");
   smoe_exchange_declare(&ex, &topology, &shape, &arena);
   smoe_exchange_release(&ex);
-  if (smoe_arena_reserve(&arena) != SMOE_OK) SMOE_PANIC(SMOE_ERR_MEMORY, "%s", smoe_report());
+  if (smoe_arena_reserve(&arena) != SMOE_OK) SMOE_PANIC(SMOE_ERR_MEMORY, "%s", smoe_last_error());
   smoe_exchange_declare(&ex, &topology, &shape, &arena);
   int32_t *expert = smoe_alloc(n * sizeof *expert);
   for (size_t i = 0; i < n; i++) expert[i] = 1 - group.rank;
@@ -98,12 +98,12 @@ int main(int argc, char **argv) {
              10 * bytes / (1 << 30), group.n_ranks, there / (1 << 30));
   } else {
     topology = smoe_topology_whole(&group);
-    try_way("plain", (smoe_exchange_way){0}, n);
-    try_way("slices", (smoe_exchange_way){.slice_bytes = 3e8}, n);
-    try_way("linear", (smoe_exchange_way){.alltoallv = SMOE_ALLTOALLV_LINEAR}, n);
-    try_way("pairwise", (smoe_exchange_way){.alltoallv = SMOE_ALLTOALLV_PAIRWISE}, n);
-    try_way("overlap", (smoe_exchange_way){.overlap = 1}, n);
-    try_way("two-level", (smoe_exchange_way){.kind = SMOE_EXCHANGE_TWO_LEVEL}, n);
+    try_way("plain", (smoe_exchange_options){0}, n);
+    try_way("slices", (smoe_exchange_options){.slice_bytes = 3e8}, n);
+    try_way("linear", (smoe_exchange_options){.alltoallv = SMOE_ALLTOALLV_LINEAR}, n);
+    try_way("pairwise", (smoe_exchange_options){.alltoallv = SMOE_ALLTOALLV_PAIRWISE}, n);
+    try_way("overlap", (smoe_exchange_options){.overlap = 1}, n);
+    try_way("two-level", (smoe_exchange_options){.kind = SMOE_EXCHANGE_TWO_LEVEL}, n);
     verdict = test_verdict("large");
   }
   smoe_group_end(&group);

@@ -19,7 +19,7 @@ static sums sums_of(const smoe_params *params) {
     for (int i = 0; i < params->n_params; i++) {
       const smoe_param *param = &params->param[i];
       size_t first;
-      if (param->placement != SMOE_EXPERT) continue;
+      if (param->sharding != SMOE_EXPERT) continue;
       const size_t n = smoe_params_expert_in_slice(params, i, j, &first);
       if (n == 0) continue;
       const int e = smoe_params_expert_number(params, j);
@@ -41,7 +41,7 @@ static void fill_moments(smoe_params *params) {
     for (int i = 0; i < params->n_params; i++) {
       const smoe_param *param = &params->param[i];
       size_t first;
-      if (param->placement != SMOE_EXPERT) continue;
+      if (param->sharding != SMOE_EXPERT) continue;
       const size_t n = smoe_params_expert_in_slice(params, i, j, &first);
       const size_t at = (size_t)j * params->expert_count + param->offset + first;
       for (size_t k = 0; k < n; k++) {
@@ -84,7 +84,7 @@ static void check(const smoe_group *group, const char *method, int stage, const 
     int32_t expert_at[EXPERTS];
     const sums before = sums_of(a);
     table(expert_at, turn, b->topology.experts.n_ranks);
-    smoe_params_place(b, expert_at);
+    smoe_params_move_experts(b, expert_at);
     sums placed = sums_of(b);
     memcpy(placed.gradient, before.gradient, sizeof placed.gradient); /* destroyed by the move */
     CHECK(memcmp(&before, &placed, sizeof placed) == 0, "%s, turn %d: moved", method, turn);

@@ -26,7 +26,7 @@ typedef struct dump {
 static void perturb(smoe_params *params, uint64_t seed) {
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
-    const bool expert = param->placement == SMOE_EXPERT;
+    const bool expert = param->sharding == SMOE_EXPERT;
     for (int j = 0; j < (expert ? params->n_local : 1); j++) {
       smoe_real *value = expert ? smoe_params_expert(params, i, j) : smoe_params_shared(params, i);
       const uint64_t first = expert ? (uint64_t)smoe_params_expert_number(params, j) * param->count : 0;
@@ -46,7 +46,7 @@ static smoe_status write_tensor(const dump *d, const char *path, int index, cons
                                 const smoe_real *expert) {
   const smoe_params *params = &d->model->params;
   const smoe_param *param = &params->param[index];
-  const int lead = param->placement == SMOE_EXPERT;
+  const int lead = param->sharding == SMOE_EXPERT;
   int64_t shape[SMOE_DIMS_MAX + 1] = {params->n_experts};
   memcpy(shape + lead, param->shape, (size_t)param->n_dims * sizeof *shape);
   SMOE_TRY_ALL(d->group, smoe_h5_dataset(d->file, path, SMOE_H5_REAL_FILE, param->n_dims + lead, shape));
@@ -188,7 +188,7 @@ int main(int argc, char **argv) {
   const size_t n_sets = smoe_router_keysets(sets);
   dump d = {.config = smoe_config_create(sets, n_sets), .group = &group};
   const smoe_status status = run(&d, argv[1], argv[2]);
-  if (status != SMOE_OK && group.rank == 0) fprintf(stderr, "dump: %s\n", smoe_report());
+  if (status != SMOE_OK && group.rank == 0) fprintf(stderr, "dump: %s\n", smoe_last_error());
   smoe_step_destroy(&d.step);
   smoe_model_destroy(d.model);
   smoe_corpus_close(&d.corpus);

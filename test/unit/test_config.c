@@ -45,7 +45,7 @@ static void refuse(const char *yaml, const char *part) {
   smoe_config *config = create();
   const smoe_status status = smoe_config_parse(config, yaml, "a.yml");
   CHECK(status == SMOE_ERR_CONFIG, "status %d for:\n%s", status, yaml);
-  CHECK(strstr(smoe_report(), part), "'%s' not in '%s'", part, smoe_report());
+  CHECK(strstr(smoe_last_error(), part), "'%s' not in '%s'", part, smoe_last_error());
   smoe_config_destroy(config);
 }
 
@@ -53,12 +53,12 @@ static void refuse_override(const char *assignment, const char *part) {
   smoe_config *config = create();
   const smoe_status status = smoe_config_override(config, assignment);
   CHECK(status == SMOE_ERR_CONFIG, "status %d for %s", status, assignment);
-  CHECK(strstr(smoe_report(), part), "'%s' not in '%s'", part, smoe_report());
+  CHECK(strstr(smoe_last_error(), part), "'%s' not in '%s'", part, smoe_last_error());
   smoe_config_destroy(config);
 }
 
 static void must_override(smoe_config *config, const char *assignment) {
-  CHECK(smoe_config_override(config, assignment) == SMOE_OK, "%s: %s", assignment, smoe_report());
+  CHECK(smoe_config_override(config, assignment) == SMOE_OK, "%s: %s", assignment, smoe_last_error());
 }
 
 /* Overrides separated by spaces that smoe_config_resolve must refuse; part NULL: must accept. */
@@ -68,8 +68,8 @@ static void resolve(const char *assignments, const char *part) {
   for (char *a = strtok(copy, " "); a; a = strtok(NULL, " ")) must_override(config, a);
   const smoe_status status = smoe_config_resolve(config);
   CHECK(status == (part ? SMOE_ERR_CONFIG : SMOE_OK), "status %d for %s: %s", status, assignments,
-        smoe_report());
-  if (part) CHECK(strstr(smoe_report(), part), "'%s' not in '%s'", part, smoe_report());
+        smoe_last_error());
+  if (part) CHECK(strstr(smoe_last_error(), part), "'%s' not in '%s'", part, smoe_last_error());
   smoe_free(copy);
   smoe_config_destroy(config);
 }
@@ -93,7 +93,7 @@ static void test_defaults(void) {
   CHECK(s->log.load_every == 10 && s->log.probe_every == -1 && s->log.probe_sequences == 8);
   CHECK(s->log.tokens_every == 0);
   CHECK(options(config)->width == 50 && options(config)->weight == 0.3 && options(config)->shape == 1);
-  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_last_error());
   CHECK(s->model.inner == 1024 && s->moe.inner == 1024, "inner is four times the width");
   CHECK(s->router.stage1_updates == 100 && s->log.probe_every == 8);
   smoe_config_destroy(config);
@@ -112,7 +112,7 @@ static void test_parse(void) {
       "router:\n  fake:\n    width: -5\n    weight: -.5E+1\n    note: é ü\n    deep:\n      noisy: true\n";
   char text[1024];
   snprintf(text, sizeof text, yaml, "");
-  CHECK(smoe_config_parse(config, text, "a.yml") == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_config_parse(config, text, "a.yml") == SMOE_OK, "%s", smoe_last_error());
   const smoe_settings *s = smoe_config_settings(config);
   CHECK(s->run.seed == 12 && strcmp(s->run.directory, "a b: #c") == 0);
   CHECK(s->optimizer.lr == 1e-3 && s->train.updates == 1000000 && s->train.lanes == 4);
@@ -120,10 +120,10 @@ static void test_parse(void) {
   CHECK(options(config)->width == -5 && options(config)->weight == -5 && options(config)->noisy);
   CHECK(strcmp(options(config)->note, "é ü") == 0);
   CHECK(s->model.width == 256, "what a file does not name keeps its value");
-  CHECK(smoe_config_parse(config, "", "empty") == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_config_parse(config, "# nothing\n", "empty") == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_config_parse(config, "---\n", "empty") == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_config_parse(config, "run: {seed: 13}", "again") == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_config_parse(config, "", "empty") == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_config_parse(config, "# nothing\n", "empty") == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_config_parse(config, "---\n", "empty") == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_config_parse(config, "run: {seed: 13}", "again") == SMOE_OK, "%s", smoe_last_error());
   CHECK(s->run.seed == 13 && s->train.lanes == 4, "a second file is read over the first");
   smoe_config_destroy(config);
 }
@@ -243,7 +243,7 @@ static void test_resolve(void) {
   must_override(config, "train.updates=5");
   must_override(config, "schedule.warmup=0");
   must_override(config, "model.inner=7");
-  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_last_error());
   CHECK(s->router.stage1_updates == 1 && s->log.probe_every == 1 && s->model.inner == 7);
   CHECK(s->moe.inner == 1024, "the experts' inner width does not follow that of the blocks");
   must_override(config, "train.updates=5000");
@@ -254,7 +254,7 @@ static void test_resolve(void) {
   must_override(config, "train.updates=1");
   must_override(config, "schedule.warmup=0");
   must_override(config, "log.probe_every=0");
-  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_last_error());
   s = smoe_config_settings(config);
   CHECK(s->router.stage1_updates == 0 && s->log.probe_every == 0);
   smoe_config_destroy(config);
@@ -265,7 +265,7 @@ static void round_trip(const smoe_config *config) {
   for (int commented = 0; commented < 2; commented++) {
     char *text = smoe_config_text(config, commented);
     smoe_config *copy = create();
-    CHECK(smoe_config_parse(copy, text, "text") == SMOE_OK, "%s in\n%s", smoe_report(), text);
+    CHECK(smoe_config_parse(copy, text, "text") == SMOE_OK, "%s in\n%s", smoe_last_error(), text);
     CHECK(memcmp(smoe_config_settings(copy), smoe_config_settings(config), sizeof(smoe_settings)) == 0);
     CHECK(memcmp(options(copy), options(config), sizeof(fake_options)) == 0, "in\n%s", text);
     char *again = smoe_config_text(copy, commented);
@@ -304,7 +304,7 @@ static void test_round_trip(void) {
   must_override(config, "run.seed=9223372036854775807");
   must_override(config, "router.fake.shape=round");
   must_override(config, "router.fake.deep.noisy=true");
-  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s", smoe_last_error());
   CHECK(smoe_config_settings(config)->run.seed == INT64_MAX);
   round_trip(config);
   smoe_config_destroy(config);
@@ -348,8 +348,8 @@ static void test_text(void) {
 static void test_files(void) {
   smoe_config *config = create();
   CHECK(smoe_config_load(config, "/nonexistent/a.yml") == SMOE_ERR_IO);
-  CHECK(strstr(smoe_report(), "/nonexistent/a.yml") && strstr(smoe_report(), "No such file"), "%s",
-        smoe_report());
+  CHECK(strstr(smoe_last_error(), "/nonexistent/a.yml") && strstr(smoe_last_error(), "No such file"), "%s",
+        smoe_last_error());
   CHECK(smoe_config_load(config, "/") == SMOE_ERR_IO, "a directory");
   char path[] = "/tmp/test_config_XXXXXX";
   const int fd = mkstemp(path);
@@ -359,18 +359,18 @@ static void test_files(void) {
   fclose(file);
   CHECK(smoe_config_load(config, path) == SMOE_ERR_CONFIG);
   char *start = smoe_sprintf("%s:3: there is no key", path);
-  CHECK(strncmp(smoe_report(), start, strlen(start)) == 0, "%s", smoe_report());
+  CHECK(strncmp(smoe_last_error(), start, strlen(start)) == 0, "%s", smoe_last_error());
   smoe_free(start);
   file = fopen(path, "w");
   fwrite("run:\n  seed: 6\n\0\n", 1, 17, file);
   fclose(file);
-  CHECK(smoe_config_load(config, path) == SMOE_ERR_CONFIG && strstr(smoe_report(), ":3: not a text file"),
-        "%s", smoe_report());
+  CHECK(smoe_config_load(config, path) == SMOE_ERR_CONFIG && strstr(smoe_last_error(), ":3: not a text file"),
+        "%s", smoe_last_error());
   file = fopen(path, "w");
   for (int i = 0; i < 100000; i++) fputs("# a comment\n", file);
   fclose(file);
-  CHECK(smoe_config_load(config, path) == SMOE_ERR_CONFIG && strstr(smoe_report(), "1 MiB"), "%s",
-        smoe_report());
+  CHECK(smoe_config_load(config, path) == SMOE_ERR_CONFIG && strstr(smoe_last_error(), "1 MiB"), "%s",
+        smoe_last_error());
   unlink(path);
   smoe_config_destroy(config);
 }

@@ -34,7 +34,7 @@ static const char *make_corpus(const char *name, int vocabulary) {
   smoe_prepare_options options = smoe_prepare_defaults();
   options.output = test_path(name);
   options.vocabulary = vocabulary;
-  CHECK(smoe_prepare(&options, shards, 3) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, shards, 3) == SMOE_OK, "%s", smoe_last_error());
   return options.output;
 }
 
@@ -71,7 +71,7 @@ static void check_sequences(const smoe_corpus *corpus) {
 
 static void check_fingerprint(const smoe_group *group, const smoe_corpus *corpus) {
   smoe_corpus other;
-  CHECK(smoe_corpus_open(&other, group, make_corpus("same.h5", 70000)) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_corpus_open(&other, group, make_corpus("same.h5", 70000)) == SMOE_OK, "%s", smoe_last_error());
   CHECK(other.fingerprint == corpus->fingerprint, "the width of the file's integers is in the fingerprint");
   CHECK(other.vocabulary == 70000, "vocabulary %d", other.vocabulary);
   check_tokens(&other);
@@ -82,8 +82,8 @@ static void check_fingerprint(const smoe_group *group, const smoe_corpus *corpus
 static void expect_refusal(const smoe_group *group, const char *path, smoe_status want, const char *words) {
   smoe_corpus corpus;
   const smoe_status status = smoe_corpus_open(&corpus, group, path);
-  CHECK(status == want && strstr(smoe_report(), words), "'%s': status %d, report '%s'", path, status,
-        status ? smoe_report() : "");
+  CHECK(status == want && strstr(smoe_last_error(), words), "'%s': status %d, report '%s'", path, status,
+        status ? smoe_last_error() : "");
   if (status == SMOE_OK) smoe_corpus_close(&corpus);
 }
 
@@ -92,7 +92,7 @@ static const char *broken(int what) {
   const char *path = test_path("broken.h5");
   const int64_t n = 4, offsets = 2, document[2] = {0, what == 2 ? 3 : 4};
   hid_t file;
-  CHECK(smoe_h5_create(&file, path, NULL) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_h5_create(&file, path, NULL) == SMOE_OK, "%s", smoe_last_error());
   static const char *const groups[] = {"/train", "/valid", "/test"};
   for (int s = 0; s < SMOE_SPLITS; s++) {
     char name[64];
@@ -112,7 +112,7 @@ static const char *broken(int what) {
   smoe_h5_set_u64(file, "/", "fingerprint", 1);
   smoe_h5_set_f64(file, "/", "unigram_nats", 1.0);
   smoe_h5_set_f64(file, "/", "bigram_nats", 1.0);
-  CHECK(smoe_h5_close(file) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_h5_close(file) == SMOE_OK, "%s", smoe_last_error());
   return path;
 }
 
@@ -160,7 +160,7 @@ int main(int argc, char **argv) {
   smoe_group group;
   smoe_group_start(&group, &argc, &argv);
   smoe_corpus corpus;
-  CHECK(smoe_corpus_open(&corpus, &group, path) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_corpus_open(&corpus, &group, path) == SMOE_OK, "%s", smoe_last_error());
   CHECK(corpus.vocabulary == V && corpus.end_id == -1 && !corpus.model, "V %d, end %d", corpus.vocabulary,
         corpus.end_id);
   check_tokens(&corpus);

@@ -17,12 +17,12 @@ static const char *path_of(const char *name) {
   return path;
 }
 
-#define CHECK_OK(expression) CHECK((expression) == SMOE_OK, "%s", smoe_report())
+#define CHECK_OK(expression) CHECK((expression) == SMOE_OK, "%s", smoe_last_error())
 #define CHECK_FAILS(expression, code, word)                                                                  \
   do {                                                                                                       \
     const smoe_status got_ = (expression);                                                                   \
     CHECK(got_ == (code), "status %d", (int)got_);                                                           \
-    CHECK(strstr(smoe_report(), (word)), "the report does not say '%s': %s", (word), smoe_report());         \
+    CHECK(strstr(smoe_last_error(), (word)), "the report does not say '%s': %s", (word), smoe_last_error()); \
   } while (0)
 
 /** Write ranges in an odd order, read them back whole, in ranges and in boxes. */

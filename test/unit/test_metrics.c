@@ -52,7 +52,7 @@ static void write_update(smoe_metrics *metrics, int64_t update, const smoe_evalu
                                    .layer = layer};
   const double phase[SMOE_PHASES] = {[SMOE_PHASE_ATTENTION] = 0.25};
   CHECK(smoe_metrics_write(metrics, update, update * 100, &result, valid, 0.5, phase) == SMOE_OK, "%s",
-        smoe_report());
+        smoe_last_error());
 }
 
 static char *read_all(const char *path) {
@@ -68,7 +68,7 @@ static char *read_all(const char *path) {
 /** A run that went up to `last`, beginning after `first`, into the directory of that name. */
 static void write_run(const char *directory, int64_t first, int64_t last, int64_t every) {
   smoe_metrics metrics;
-  CHECK(smoe_metrics_open(&metrics, directory, &model, first) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_metrics_open(&metrics, directory, &model, first) == SMOE_OK, "%s", smoe_last_error());
   for (int64_t update = first + 1; update <= last; update++)
     if (update % every == 0) write_update(&metrics, update, NULL);
   smoe_metrics_close(&metrics);
@@ -132,7 +132,7 @@ static void check_column(const char *directory, const char *name, const char *ex
 static void test_line(void) {
   const char *directory = new_directory("line");
   smoe_metrics metrics;
-  CHECK(smoe_metrics_open(&metrics, directory, &model, 0) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_metrics_open(&metrics, directory, &model, 0) == SMOE_OK, "%s", smoe_last_error());
   write_update(&metrics, 7, &(smoe_evaluation){.loss = 2, .perplexity = exp(2)});
   smoe_metrics_close(&metrics);
   static const char *const expected[][2] = {
@@ -318,8 +318,8 @@ static void test_other_columns(void) {
 static void test_errors(void) {
   smoe_metrics metrics;
   const char *nowhere = test_path("nowhere");
-  CHECK(smoe_metrics_open(&metrics, nowhere, &model, 0) == SMOE_ERR_IO && strstr(smoe_report(), nowhere),
-        "%s", smoe_report());
+  CHECK(smoe_metrics_open(&metrics, nowhere, &model, 0) == SMOE_ERR_IO && strstr(smoe_last_error(), nowhere),
+        "%s", smoe_last_error());
   CHECK(smoe_metrics_open(&metrics, nowhere, &model, 5) == SMOE_ERR_IO && metrics.file == NULL);
   smoe_metrics_close(&metrics);
 
@@ -333,7 +333,7 @@ static void test_errors(void) {
   if (access("/dev/full", W_OK) != 0) return;
   const char *directory = new_directory("full");
   CHECK(symlink("/dev/full", csv_in(directory)) == 0);
-  CHECK(smoe_metrics_open(&metrics, directory, &model, 0) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_metrics_open(&metrics, directory, &model, 0) == SMOE_OK, "%s", smoe_last_error());
   const smoe_step_result result = {
       .n_targets = 1,
       .layer = (smoe_routing_load[LAYERS]){{.load = (int64_t[EXPERTS]){1}}, {.load = (int64_t[EXPERTS]){1}}}};

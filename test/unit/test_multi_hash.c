@@ -70,7 +70,8 @@ static void check_refused(const char *const *overrides, const char *expected) {
   smoe_config *config = smoe_config_create(sets, smoe_router_keysets(sets));
   smoe_free(sets);
   for (size_t i = 0; overrides[i]; i++) fixture_try(smoe_config_override(config, overrides[i]), overrides[i]);
-  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_report(), expected), "%s", smoe_report());
+  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_last_error(), expected), "%s",
+        smoe_last_error());
   smoe_config_destroy(config);
 }
 

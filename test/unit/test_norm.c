@@ -36,7 +36,7 @@ static void norm(size_t n, size_t c, double offset) {
   for (size_t i = 0; i < n; i++) reference_row(&r, x + i * c, gamma, beta, dy + i * c, i, c);
 
   smoe_norm_forward(y, mean, rstd, x, gamma, beta, n, c);
-  smoe_norm_again(again, mean, rstd, x, gamma, beta, n, c);
+  smoe_norm_recompute(again, mean, rstd, x, gamma, beta, n, c);
   smoe_norm_backward(dx, dgamma, dbeta, dy, x, gamma, mean, rstd, n, c);
   /* The mean of large values has their rounding. */
   const double tolerance = 1e-5 * fmax(1, fabs(offset));

@@ -27,7 +27,7 @@ static void build(smoe_params *params, smoe_arena *arena, int rank, int n_ranks,
   smoe_params_layout(params, arena, training);
   const size_t planned = arena->peak;
   CHECK(params->shared == NULL);
-  CHECK(smoe_arena_reserve(arena) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_arena_reserve(arena) == SMOE_OK, "%s", smoe_last_error());
   smoe_params_layout(params, arena, training);
   CHECK(arena->used == planned, "%zu planned, %zu taken", planned, arena->used);
   smoe_params_initialise(params, SEED);
@@ -42,8 +42,8 @@ static void test_layout(const smoe_params *params) {
   size_t end[2] = {0, 0};
   for (int p = 0; p < params->n_params; p++) {
     const smoe_param *param = &params->param[p];
-    CHECK(param->offset % SMOE_UNIT == 0 && param->offset >= end[param->placement], "%s", param->name);
-    end[param->placement] = param->offset + param->count;
+    CHECK(param->offset % SMOE_UNIT == 0 && param->offset >= end[param->sharding], "%s", param->name);
+    end[param->sharding] = param->offset + param->count;
   }
   CHECK(params->shared_count % SMOE_UNIT == 0 && params->shared_count >= end[SMOE_REPLICATED]);
   CHECK(params->expert_count % SMOE_UNIT == 0 && params->expert_count >= end[SMOE_EXPERT]);
@@ -57,7 +57,7 @@ static void test_layout(const smoe_params *params) {
 static void test_padding(const smoe_params *params) {
   char *used = calloc(params->shared_count, 1);
   for (int p = 0; p < params->n_params; p++)
-    if (params->param[p].placement == SMOE_REPLICATED)
+    if (params->param[p].sharding == SMOE_REPLICATED)
       memset(used + params->param[p].offset, 1, params->param[p].count);
   size_t bad = 0;
   for (size_t i = 0; i < params->shared_count; i++) bad += !used[i] && params->shared[i] != 0;
@@ -90,7 +90,7 @@ static void test_slices(int n_ranks) {
   build(&whole, &arena, 0, 1, false);
   CHECK(whole.shared_m == NULL && whole.lane_grad == NULL);
   for (int p = 0; p < whole.n_params; p++)
-    CHECK(covered[p] == (whole.param[p].placement == SMOE_EXPERT ? 0 : whole.param[p].count), "%s: %zu",
+    CHECK(covered[p] == (whole.param[p].sharding == SMOE_EXPERT ? 0 : whole.param[p].count), "%s: %zu",
           whole.param[p].name, covered[p]);
   drop(&whole, &arena);
 }

@@ -109,11 +109,12 @@ static void check_directory(void) {
   const char *input = test_path("text");
   smoe_prepare_options options = options_for("corpus.h5");
   options.extensions = ".txt,.py";
-  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_last_error());
   smoe_corpus corpus, again;
   smoe_tokenizer *tokenizer = NULL;
-  CHECK(smoe_corpus_open_local(&corpus, options.output) == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_tokenizer_open(&tokenizer, corpus.model, corpus.model_bytes) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_corpus_open_local(&corpus, options.output) == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_tokenizer_open(&tokenizer, corpus.model, corpus.model_bytes) == SMOE_OK, "%s",
+        smoe_last_error());
   if (!tokenizer) return;
   CHECK(corpus.vocabulary == VOCABULARY, "V %d", corpus.vocabulary);
   int found[FILES] = {0}, n_wrong = 0;
@@ -132,13 +133,13 @@ static void check_directory(void) {
   check_statistics(&corpus);
 
   options.output = test_path("again.h5");
-  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_corpus_open_local(&again, options.output) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_corpus_open_local(&again, options.output) == SMOE_OK, "%s", smoe_last_error());
   CHECK(again.fingerprint == corpus.fingerprint, "the same text made other tokens");
   smoe_corpus_close(&again);
   options.seed = 2;
-  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_corpus_open_local(&again, options.output) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_corpus_open_local(&again, options.output) == SMOE_OK, "%s", smoe_last_error());
   CHECK(again.fingerprint != corpus.fingerprint, "another seed made the same splits");
   smoe_corpus_close(&again);
 
@@ -147,8 +148,8 @@ static void check_directory(void) {
   options = options_for("given.h5");
   options.model_path = model;
   options.vocabulary = 0;
-  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_corpus_open_local(&again, options.output) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_corpus_open_local(&again, options.output) == SMOE_OK, "%s", smoe_last_error());
   CHECK(again.vocabulary == VOCABULARY, "V %d", again.vocabulary);
   smoe_corpus_close(&again);
   smoe_tokenizer_close(tokenizer);
@@ -161,9 +162,9 @@ static void check_single_file(bool lines) {
   const char *input = test_file("single.txt", text, strlen(text));
   smoe_prepare_options options = options_for("single.h5");
   options.lines = lines;
-  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, &input, 1) == SMOE_OK, "%s", smoe_last_error());
   smoe_corpus corpus;
-  CHECK(smoe_corpus_open_local(&corpus, options.output) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_corpus_open_local(&corpus, options.output) == SMOE_OK, "%s", smoe_last_error());
   int64_t bytes = 0, documents = 0, wanted = 0, n_lines = 0;
   for (size_t i = 0; text[i]; i++) {
     wanted += !lines || text[i] != '\n';
@@ -188,8 +189,8 @@ static bool exists(const char *path) {
 
 static void expect(smoe_prepare_options options, const char *input, smoe_status want, const char *words) {
   const smoe_status status = smoe_prepare(&options, &input, 1);
-  CHECK(status == want && strstr(smoe_report(), words), "'%s': status %d, report '%s'", input, status,
-        status ? smoe_report() : "");
+  CHECK(status == want && strstr(smoe_last_error(), words), "'%s': status %d, report '%s'", input, status,
+        status ? smoe_last_error() : "");
   CHECK(!exists(options.output) || want == SMOE_OK, "'%s' was left behind", options.output);
   char *part = smoe_sprintf("%s.part", options.output);
   CHECK(!exists(part), "'%s' was left behind", part);
@@ -267,9 +268,9 @@ static void check_shards(void) {
   options.vocabulary = 0;
   const char *inputs[] = {shard("a_1.bin", 20240520, 1, 1000, 1000),
                           shard("a_2.bin", 20240520, 1, 1000, 1000)};
-  CHECK(smoe_prepare(&options, inputs, 2) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_prepare(&options, inputs, 2) == SMOE_OK, "%s", smoe_last_error());
   smoe_corpus corpus;
-  CHECK(smoe_corpus_open_local(&corpus, options.output) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_corpus_open_local(&corpus, options.output) == SMOE_OK, "%s", smoe_last_error());
   static const int64_t n_tokens[] = {1600, 200, 200}, n_documents[] = {16, 2, 2};
   for (int s = 0; s < SMOE_SPLITS; s++)
     CHECK(corpus.n_tokens[s] == n_tokens[s] && corpus.n_documents[s] == n_documents[s],

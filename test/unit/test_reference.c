@@ -42,12 +42,12 @@ static void test_reference(const char *path) {
 /* A file must load, resolve, and name a routing method there is; its text must repeat it. */
 static void test_file(const char *path) {
   smoe_config *config = create(), *copy = create();
-  CHECK(smoe_config_load(config, path) == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s: %s", path, smoe_report());
-  CHECK(smoe_router_check(config) == SMOE_OK, "%s: %s", path, smoe_report());
+  CHECK(smoe_config_load(config, path) == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_config_resolve(config) == SMOE_OK, "%s: %s", path, smoe_last_error());
+  CHECK(smoe_router_check(config) == SMOE_OK, "%s: %s", path, smoe_last_error());
   char *text = smoe_config_text(config, false);
-  CHECK(smoe_config_parse(copy, text, path) == SMOE_OK, "%s", smoe_report());
-  CHECK(smoe_config_resolve(copy) == SMOE_OK, "%s", smoe_report());
+  CHECK(smoe_config_parse(copy, text, path) == SMOE_OK, "%s", smoe_last_error());
+  CHECK(smoe_config_resolve(copy) == SMOE_OK, "%s", smoe_last_error());
   char *again = smoe_config_text(copy, false);
   CHECK(strcmp(text, again) == 0, "%s", path);
   smoe_free(text);

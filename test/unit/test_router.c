@@ -419,11 +419,11 @@ static void test_array(void) {
         smoe_router_find("stable ") == NULL);
   smoe_config *config = fixture_config("stable", NULL);
   fixture_try(smoe_config_override(config, "router.method=stabel"), "method");
-  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_report(), "'stabel'"), "%s",
-        smoe_report());
+  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_last_error(), "'stabel'"), "%s",
+        smoe_last_error());
   for (size_t i = 0; smoe_router_methods[i]; i++)
-    CHECK(strstr(smoe_report(), smoe_router_methods[i]->name), "%s is not named: %s",
-          smoe_router_methods[i]->name, smoe_report());
+    CHECK(strstr(smoe_last_error(), smoe_router_methods[i]->name), "%s is not named: %s",
+          smoe_router_methods[i]->name, smoe_last_error());
   smoe_config_destroy(config);
 }
 

@@ -249,8 +249,8 @@ static void test_topk(void) {
   }
   smoe_config *config = fixture_config("topk", NULL);
   fixture_try(smoe_config_override(config, "router.topk.k=4"), "k");
-  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_report(), "moe.experts 3"), "%s",
-        smoe_report());
+  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_last_error(), "moe.experts 3"), "%s",
+        smoe_last_error());
   smoe_config_destroy(config);
 }
 
@@ -359,8 +359,8 @@ static void test_causal(void) {
   end(&p);
   smoe_config *config = fixture_config("expert_choice", LIST("router.expert_choice.causal=true"));
   fixture_try(smoe_config_override(config, "moe.experts=5"), "experts");
-  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_report(), "too few"), "%s",
-        smoe_report());
+  CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_last_error(), "too few"), "%s",
+        smoe_last_error());
   smoe_config_destroy(config);
 }
 

@@ -1,6 +1,6 @@
 /** How a run ends before its last update, and what it says then. */
-#ifndef STABLEMOE_TRAIN_ENDING_H
-#define STABLEMOE_TRAIN_ENDING_H
+#ifndef STABLEMOE_TRAIN_STOP_H
+#define STABLEMOE_TRAIN_STOP_H
 
 #include "stablemoe/config.h"
 #include "stablemoe/group.h"
@@ -16,26 +16,26 @@ typedef enum smoe_stop {
   SMOE_STOPS
 } smoe_stop;
 
-/** Take SIGTERM, SIGUSR1 and the first SIGINT for wishes; a second SIGINT ends the process. Local. */
-void smoe_ending_watch(const smoe_group *group);
+/** Take SIGTERM, SIGUSR1 and the first SIGINT for requests; a second SIGINT ends the process. Local. */
+void smoe_stop_watch(const smoe_group *group);
 
 /** Whether any rank was asked to stop, or the time is up.
  *
  *  Collective over group; the same on all ranks. A file `stop` is removed, so that a later resume goes on.
  *  launched: seconds (timer.h) from which run.max_minutes counts.
  */
-smoe_stop smoe_ending_asked(const smoe_group *group, const smoe_settings *settings, double launched);
+smoe_stop smoe_stop_request(const smoe_group *group, const smoe_settings *settings, double launched);
 
 /** Remove a file `stop`; whether there was one. Collective over group. */
-bool smoe_ending_unasked(const smoe_group *group, const smoe_settings *settings);
+bool smoe_stop_clear(const smoe_group *group, const smoe_settings *settings);
 
 /** Say that the run was stopped after update `done`, and give the status to end with: SMOE_STOPPED_BY_HAND where
  *  a person asked for it, who does not want the run back by itself, else SMOE_STOPPED. Local.
  */
-smoe_status smoe_ending_stopped(smoe_stop stop, const smoe_settings *settings, int64_t done);
+smoe_status smoe_stop_report(smoe_stop stop, const smoe_settings *settings, int64_t done);
 
 /** Say that all updates are done, in so many seconds here. Local. */
-void smoe_ending_done(const smoe_settings *settings, double seconds);
+void smoe_run_report_done(const smoe_settings *settings, double seconds);
 
 /** Say what is left of a run that an error ends: nothing where status is none. Local.
  *
@@ -43,6 +43,6 @@ void smoe_ending_done(const smoe_settings *settings, double seconds);
  *  done:   updates done, 0 where none was begun.
  *  saved:  update of the newest checkpoint, 0 where there is none.
  */
-void smoe_ending_failed(smoe_status status, const smoe_settings *settings, int64_t done, int64_t saved);
+void smoe_run_report_error(smoe_status status, const smoe_settings *settings, int64_t done, int64_t saved);
 
 #endif

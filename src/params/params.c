@@ -28,10 +28,10 @@ static void find_slice(smoe_params *params) {
 void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts) {
   *params = (smoe_params){.group = *group, .lanes = *lanes, .n_experts = n_experts};
   const smoe_topology whole = smoe_topology_whole(group);
-  smoe_params_spread(params, &whole);
+  smoe_params_set_topology(params, &whole);
 }
 
-void smoe_params_spread(smoe_params *params, const smoe_topology *topology) {
+void smoe_params_set_topology(smoe_params *params, const smoe_topology *topology) {
   const smoe_group *experts = &topology->experts;
   SMOE_ASSERT(params->n_params == 0);
   params->topology = *topology;
@@ -40,9 +40,9 @@ void smoe_params_spread(smoe_params *params, const smoe_topology *topology) {
       smoe_expert_first(params->n_experts, experts->rank + 1, experts->n_ranks) - params->place_first;
 }
 
-int smoe_params_declare(smoe_params *params, smoe_placement placement, const int64_t *shape, smoe_init init,
+int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64_t *shape, smoe_init init,
                         bool decay, const char *name_format, ...) {
-  smoe_param param = {.placement = placement, .init = init, .decay = decay, .count = 1};
+  smoe_param param = {.sharding = sharding, .init = init, .decay = decay, .count = 1};
   va_list arguments;
   va_start(arguments, name_format);
   const int length = vsnprintf(param.name, sizeof param.name, name_format, arguments);
@@ -56,10 +56,10 @@ int smoe_params_declare(smoe_params *params, smoe_placement placement, const int
     param.count *= (size_t)shape[param.n_dims];
   }
   if (param.n_dims == 0) SMOE_PANIC(SMOE_ERR_BUG, "parameter '%s' has no elements", param.name);
-  if (placement == SMOE_EXPERT && params->n_experts == 0)
+  if (sharding == SMOE_EXPERT && params->n_experts == 0)
     SMOE_PANIC(SMOE_ERR_BUG, "'%s' belongs to experts, and the model has none", param.name);
 
-  size_t *end = placement == SMOE_EXPERT ? &params->expert_count : &params->shared_count;
+  size_t *end = sharding == SMOE_EXPERT ? &params->expert_count : &params->shared_count;
   param.offset = *end;
   *end += round_to_unit(param.count);
   params->param = smoe_realloc(params->param, (size_t)(params->n_params + 1) * sizeof *params->param);
@@ -176,7 +176,7 @@ void smoe_params_initialise(smoe_params *params, uint64_t seed) {
   zero(params->expert_v, params->expert_slice_count);
   for (int p = 0; p < params->n_params; p++) {
     const smoe_param *param = &params->param[p];
-    if (param->placement == SMOE_REPLICATED)
+    if (param->sharding == SMOE_REPLICATED)
       fill(params->shared + param->offset, param, seed, 0);
     else
       for (int j = 0; j < params->n_local; j++)
@@ -221,7 +221,7 @@ static void place_moments(const smoe_params *params, const int32_t *expert_at, s
   if (n) memcpy(own, moved + params->expert_slice_first, n * sizeof *own);
 }
 
-void smoe_params_place(smoe_params *params, const int32_t *expert_at) {
+void smoe_params_move_experts(smoe_params *params, const int32_t *expert_at) {
   const size_t experts = (size_t)params->n_local * params->expert_count;
   const bool split = params->topology.replicas.n_ranks > 1;
   smoe_real *moved = params->expert_grad;
@@ -235,7 +235,7 @@ void smoe_params_place(smoe_params *params, const int32_t *expert_at) {
   memcpy(params->topology.expert_at, expert_at, (size_t)params->n_experts * sizeof *expert_at);
 }
 
-void smoe_params_share(smoe_params *params) {
+void smoe_params_allgather(smoe_params *params) {
   smoe_share_slices(&params->group, params->shared, params->shared_count);
   smoe_share_slices(&params->topology.replicas, params->expert,
                     (size_t)params->n_local * params->expert_count);
@@ -253,22 +253,22 @@ int smoe_params_expert_number(const smoe_params *params, int j) {
 }
 
 smoe_real *smoe_params_shared(const smoe_params *params, int index) {
-  SMOE_ASSERT(params->param[index].placement == SMOE_REPLICATED);
+  SMOE_ASSERT(params->param[index].sharding == SMOE_REPLICATED);
   return params->shared + params->param[index].offset;
 }
 
 smoe_real *smoe_params_lane_grad(const smoe_params *params, int index, int lane) {
-  SMOE_ASSERT(params->param[index].placement == SMOE_REPLICATED && lane >= 0 && lane < params->lanes.count);
+  SMOE_ASSERT(params->param[index].sharding == SMOE_REPLICATED && lane >= 0 && lane < params->lanes.count);
   return params->lane_grad + (size_t)lane * params->shared_count + params->param[index].offset;
 }
 
 smoe_real *smoe_params_expert(const smoe_params *params, int index, int j) {
-  SMOE_ASSERT(params->param[index].placement == SMOE_EXPERT && j >= 0 && j < params->n_local);
+  SMOE_ASSERT(params->param[index].sharding == SMOE_EXPERT && j >= 0 && j < params->n_local);
   return params->expert + (size_t)j * params->expert_count + params->param[index].offset;
 }
 
 smoe_real *smoe_params_expert_grad(const smoe_params *params, int index, int j) {
-  SMOE_ASSERT(params->param[index].placement == SMOE_EXPERT && j >= 0 && j < params->n_local);
+  SMOE_ASSERT(params->param[index].sharding == SMOE_EXPERT && j >= 0 && j < params->n_local);
   return params->expert_grad + (size_t)j * params->expert_count + params->param[index].offset;
 }
 
@@ -295,22 +295,22 @@ static size_t common(size_t begin, size_t count, size_t slice_first, size_t slic
 size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first) {
   const smoe_param *param = &params->param[index];
   *first = 0;
-  if (param->placement != SMOE_REPLICATED) return 0;
+  if (param->sharding != SMOE_REPLICATED) return 0;
   return common(param->offset, param->count, params->slice_first, params->slice_count, first);
 }
 
 size_t smoe_params_expert_in_slice(const smoe_params *params, int index, int j, size_t *first) {
   const smoe_param *param = &params->param[index];
-  SMOE_ASSERT(param->placement == SMOE_EXPERT && j >= 0 && j < params->n_local);
+  SMOE_ASSERT(param->sharding == SMOE_EXPERT && j >= 0 && j < params->n_local);
   return common((size_t)j * params->expert_count + param->offset, param->count, params->expert_slice_first,
                 params->expert_slice_count, first);
 }
 
-int64_t smoe_params_total(const smoe_params *params, smoe_placement placement) {
+int64_t smoe_params_total(const smoe_params *params, smoe_sharding sharding) {
   int64_t total = 0;
   for (int p = 0; p < params->n_params; p++)
-    if (params->param[p].placement == placement) total += (int64_t)params->param[p].count;
-  return placement == SMOE_EXPERT ? total * params->n_experts : total;
+    if (params->param[p].sharding == sharding) total += (int64_t)params->param[p].count;
+  return sharding == SMOE_EXPERT ? total * params->n_experts : total;
 }
 
 uint64_t smoe_checksum(const smoe_real *values, size_t first, size_t n) {

@@ -1,4 +1,4 @@
-#include "checkpoint_piece.h"
+#include "checkpoint_chunk.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -6,44 +6,44 @@
 const char *const smoe_set_folder[SMOE_SETS] = {"param", "adam/m", "adam/v"};
 const char *const smoe_set_checksum[SMOE_SETS] = {"checksum/param", "checksum/adam_m", "checksum/adam_v"};
 
-size_t smoe_piece_slots(const smoe_params *params, int param) {
-  return params->param[param].placement == SMOE_EXPERT ? (size_t)params->n_experts : 1;
+size_t smoe_chunk_slots(const smoe_params *params, int param) {
+  return params->param[param].sharding == SMOE_EXPERT ? (size_t)params->n_experts : 1;
 }
 
-size_t smoe_piece_slot(const smoe_params *params, int set, int param) {
+size_t smoe_chunk_slot(const smoe_params *params, int set, int param) {
   size_t before = 0, all = 0;
   for (int p = 0; p < params->n_params; p++) {
     if (p == param) before = all;
-    all += smoe_piece_slots(params, p);
+    all += smoe_chunk_slots(params, p);
   }
   return (size_t)set * all + before;
 }
 
 /** Start of this rank's slice of a set. */
-static smoe_real *set_values(const smoe_params *params, int set, smoe_placement placement) {
-  if (placement == SMOE_EXPERT)
+static smoe_real *set_values(const smoe_params *params, int set, smoe_sharding sharding) {
+  if (sharding == SMOE_EXPERT)
     return set == 0   ? params->expert + params->expert_slice_first
            : set == 1 ? params->expert_m
                       : params->expert_v;
   return set == 0 ? params->shared + params->slice_first : set == 1 ? params->shared_m : params->shared_v;
 }
 
-static smoe_piece *add_pieces(smoe_piece *piece, const smoe_params *params, int set, int p, size_t slot) {
+static smoe_chunk *add_chunks(smoe_chunk *chunk, const smoe_params *params, int set, int p, size_t slot) {
   const smoe_param *param = &params->param[p];
-  smoe_real *values = set_values(params, set, param->placement);
-  if (param->placement == SMOE_REPLICATED) {
+  smoe_real *values = set_values(params, set, param->sharding);
+  if (param->sharding == SMOE_REPLICATED) {
     size_t begin;
     const size_t n = smoe_params_in_slice(params, p, &begin);
     if (n) values += param->offset + begin - params->slice_first;
-    *piece++ = (smoe_piece){set, p, slot, (int64_t)begin, begin, n, values};
-    return piece;
+    *chunk++ = (smoe_chunk){set, p, slot, (int64_t)begin, begin, n, values};
+    return chunk;
   }
   for (int j = 0; j < params->n_local; j++) {
     const size_t expert = (size_t)smoe_params_expert_number(params, j);
     size_t begin;
     const size_t n = smoe_params_expert_in_slice(params, p, j, &begin);
     const size_t at = (size_t)j * params->expert_count + param->offset + begin;
-    *piece++ = (smoe_piece){.set = set,
+    *chunk++ = (smoe_chunk){.set = set,
                             .param = p,
                             .slot = slot + expert,
                             .first = (int64_t)(expert * param->count + begin),
@@ -51,37 +51,37 @@ static smoe_piece *add_pieces(smoe_piece *piece, const smoe_params *params, int 
                             .n = n,
                             .values = n ? values + (at - params->expert_slice_first) : values};
   }
-  return piece;
+  return chunk;
 }
 
-smoe_piece *smoe_pieces(const smoe_params *params, size_t *n, int *n_sets) {
+smoe_chunk *smoe_chunks(const smoe_params *params, size_t *n, int *n_sets) {
   *n_sets = params->shared_m ? SMOE_SETS : 1;
   const size_t most = (size_t)*n_sets * (size_t)params->n_params * (size_t)(params->n_local + 1);
-  smoe_piece *pieces = smoe_alloc(most * sizeof *pieces), *end = pieces;
+  smoe_chunk *chunks = smoe_alloc(most * sizeof *chunks), *end = chunks;
   size_t slot = 0;
   for (int set = 0; set < *n_sets; set++)
     for (int p = 0; p < params->n_params; p++) {
-      end = add_pieces(end, params, set, p, slot);
-      slot += smoe_piece_slots(params, p);
+      end = add_chunks(end, params, set, p, slot);
+      slot += smoe_chunk_slots(params, p);
     }
-  *n = (size_t)(end - pieces);
-  return pieces;
+  *n = (size_t)(end - chunks);
+  return chunks;
 }
 
-void smoe_piece_checksums(uint64_t *sums, const smoe_piece *piece, size_t n) {
+void smoe_chunk_checksums(uint64_t *sums, const smoe_chunk *chunk, size_t n) {
   for (size_t i = 0; i < n; i++)
-    sums[piece[i].slot] += smoe_checksum(piece[i].values, piece[i].begin, piece[i].n);
+    sums[chunk[i].slot] += smoe_checksum(chunk[i].values, chunk[i].begin, chunk[i].n);
 }
 
-const char *smoe_piece_name(char *text, const char *folder, const smoe_param *param) {
-  snprintf(text, SMOE_PIECE_NAME, "%s/%s", folder, param->name);
+const char *smoe_chunk_name(char *text, const char *folder, const smoe_param *param) {
+  snprintf(text, SMOE_CHUNK_NAME, "%s/%s", folder, param->name);
   return text;
 }
 
-int smoe_piece_shape(const smoe_params *params, int p, int64_t shape[SMOE_H5_DIMS]) {
+int smoe_chunk_shape(const smoe_params *params, int p, int64_t shape[SMOE_H5_DIMS]) {
   const smoe_param *param = &params->param[p];
   int n = 0;
-  if (param->placement == SMOE_EXPERT) shape[n++] = params->n_experts;
+  if (param->sharding == SMOE_EXPERT) shape[n++] = params->n_experts;
   for (int d = 0; d < param->n_dims; d++) shape[n++] = param->shape[d];
   return n;
 }

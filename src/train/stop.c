@@ -1,4 +1,4 @@
-#include "ending.h"
+#include "stop.h"
 
 #include <signal.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "stablemoe/run_directory.h"
 #include "stablemoe/timer.h"
 
-static volatile sig_atomic_t wish; /* smoe_stop */
+static volatile sig_atomic_t stop_request; /* smoe_stop */
 static volatile sig_atomic_t speaks;
 
 static void on_signal(int number) {
@@ -19,11 +19,11 @@ static void on_signal(int number) {
   const smoe_stop stop = number == SIGINT    ? SMOE_STOP_INT
                          : number == SIGTERM ? SMOE_STOP_TERM
                                              : SMOE_STOP_USR1;
-  if ((sig_atomic_t)stop > wish) wish = (sig_atomic_t)stop;
+  if ((sig_atomic_t)stop > stop_request) stop_request = (sig_atomic_t)stop;
   if (number == SIGINT && speaks && write(STDERR_FILENO, again, sizeof again - 1) < 0) speaks = 0;
 }
 
-void smoe_ending_watch(const smoe_group *group) {
+void smoe_stop_watch(const smoe_group *group) {
   struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
   speaks = group->rank == 0;
   sigaction(SIGTERM, &action, NULL);
@@ -35,8 +35,8 @@ void smoe_ending_watch(const smoe_group *group) {
   sigaction(SIGINT, &action, NULL);
 }
 
-smoe_stop smoe_ending_asked(const smoe_group *group, const smoe_settings *settings, double launched) {
-  double stop = wish;
+smoe_stop smoe_stop_request(const smoe_group *group, const smoe_settings *settings, double launched) {
+  double stop = stop_request;
   const double limit = settings->run.max_minutes;
   if (limit > 0 && stop < SMOE_STOP_TIME && smoe_seconds() - launched >= 60 * limit) stop = SMOE_STOP_TIME;
   if (group->rank == 0 && smoe_run_directory_stop(settings->run.directory)) stop = SMOE_STOP_FILE;
@@ -44,13 +44,13 @@ smoe_stop smoe_ending_asked(const smoe_group *group, const smoe_settings *settin
   return (smoe_stop)stop;
 }
 
-bool smoe_ending_unasked(const smoe_group *group, const smoe_settings *settings) {
+bool smoe_stop_clear(const smoe_group *group, const smoe_settings *settings) {
   bool there = group->rank == 0 && smoe_run_directory_stop(settings->run.directory);
   smoe_group_broadcast(group, &there, sizeof there, 0);
   return there;
 }
 
-smoe_status smoe_ending_stopped(smoe_stop stop, const smoe_settings *settings, int64_t done) {
+smoe_status smoe_stop_report(smoe_stop stop, const smoe_settings *settings, int64_t done) {
   static const char *const names[SMOE_STOPS] = {
       [SMOE_STOP_USR1] = "SIGUSR1",         [SMOE_STOP_TERM] = "SIGTERM",
       [SMOE_STOP_TIME] = "run.max_minutes", [SMOE_STOP_INT] = "Ctrl-C",
@@ -61,14 +61,14 @@ smoe_status smoe_ending_stopped(smoe_stop stop, const smoe_settings *settings, i
   return stop >= SMOE_STOP_INT ? SMOE_STOPPED_BY_HAND : SMOE_STOPPED;
 }
 
-void smoe_ending_done(const smoe_settings *settings, double seconds) {
+void smoe_run_report_done(const smoe_settings *settings, double seconds) {
   char duration[32];
   smoe_progress_duration(duration, sizeof duration, seconds);
   smoe_note("done: all %lld updates, in %s; the model is '%s/checkpoints/latest'",
             (long long)settings->train.updates, duration, settings->run.directory);
 }
 
-void smoe_ending_failed(smoe_status status, const smoe_settings *settings, int64_t done, int64_t saved) {
+void smoe_run_report_error(smoe_status status, const smoe_settings *settings, int64_t done, int64_t saved) {
   if (status == SMOE_OK || status == SMOE_STOPPED || status == SMOE_STOPPED_BY_HAND) return;
   if (done > 0 && saved > 0)
     smoe_note("an error ends the run after update %lld of %lld; the newest checkpoint is of update %lld: "
@@ -77,7 +77,7 @@ void smoe_ending_failed(smoe_status status, const smoe_settings *settings, int64
   else if (done > 0)
     smoe_note("an error ends the run after update %lld of %lld, before its first checkpoint", (long long)done,
               (long long)settings->train.updates);
-  const char *report = smoe_report();
+  const char *report = smoe_last_error();
   const bool ranked = strncmp(report, "on rank ", 8) == 0;
   smoe_log_only("error (%s)%s %s", smoe_status_name(status), ranked ? "" : ":", report);
 }
