@@ -97,6 +97,24 @@ void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, cons
                         const smoe_real *x, const smoe_real *gamma, const smoe_real *mean,
                         const smoe_real *rstd, size_t n, size_t c);
 
+/** RMS norm: y = x rrms gamma, rrms = 1 / sqrt(mean of x^2 + 1e-5), over C.
+ *
+ *  y     out  [N, C]
+ *  rrms  out  [N]: kept for backward
+ *
+ *  Source: Zhang and Sennrich 2019.
+ */
+void smoe_rms_norm_forward(smoe_real *y, smoe_real *rrms, const smoe_real *x, const smoe_real *gamma,
+                           size_t n, size_t c);
+
+/** Recompute y from the kept rrms; bitwise identical to smoe_rms_norm_forward. */
+void smoe_rms_norm_recompute(smoe_real *y, const smoe_real *rrms, const smoe_real *x, const smoe_real *gamma,
+                             size_t n, size_t c);
+
+/** dx [N, C] +=, dgamma [C] +=. */
+void smoe_rms_norm_backward(smoe_real *dx, smoe_real *dgamma, const smoe_real *dy, const smoe_real *x,
+                            const smoe_real *gamma, const smoe_real *rrms, size_t n, size_t c);
+
 /* ---- pointwise.c ---- */
 
 /** h [N, F] = relu(h + b), in place; NaN stays NaN. */

@@ -105,3 +105,63 @@ void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, cons
                        c, j, c - j < columns ? c : j + columns);
   }
 }
+
+/* ---- RMS norm ---- */
+
+static void row_scale_by(smoe_real *restrict y, smoe_real factor, const smoe_real *restrict x,
+                         const smoe_real *restrict gamma, size_t c) {
+  for (size_t j = 0; j < c; j++) y[j] = x[j] * factor * gamma[j];
+}
+
+void smoe_rms_norm_forward(smoe_real *y, smoe_real *rrms, const smoe_real *x, const smoe_real *gamma,
+                           size_t n, size_t c) {
+#pragma omp parallel for if (n * c > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++) {
+    rrms[i] = 1 / sqrt_real(row_sum_squares(x + i * c, 0, c) / (smoe_real)c + norm_epsilon);
+    row_scale_by(y + i * c, rrms[i], x + i * c, gamma, c);
+  }
+}
+
+void smoe_rms_norm_recompute(smoe_real *y, const smoe_real *rrms, const smoe_real *x, const smoe_real *gamma,
+                             size_t n, size_t c) {
+#pragma omp parallel for if (n * c > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++) row_scale_by(y + i * c, rrms[i], x + i * c, gamma, c);
+}
+
+/* With h = x rrms and g = dy gamma: dx += rrms (g - h <g h>/C). */
+static void rms_row_backward(smoe_real *restrict dx, const smoe_real *restrict dy,
+                             const smoe_real *restrict x, const smoe_real *restrict gamma, smoe_real rrms,
+                             size_t c) {
+  smoe_real sum[PARTIALS] = {0};
+  size_t i = 0;
+  for (; i + PARTIALS <= c; i += PARTIALS)
+    for (size_t j = 0; j < PARTIALS; j++) sum[j] += dy[i + j] * gamma[i + j] * (x[i + j] * rrms);
+  for (size_t j = 0; i < c; i++, j++) sum[j] += dy[i] * gamma[i] * (x[i] * rrms);
+  const smoe_real mean = partials_sum(sum) / (smoe_real)c;
+  for (size_t j = 0; j < c; j++) dx[j] += rrms * (dy[j] * gamma[j] - x[j] * rrms * mean);
+}
+
+/* dgamma += sum of dy h: columns first .. last - 1 of n rows, in row order. */
+static void rms_columns_backward(smoe_real *restrict dgamma, const smoe_real *restrict dy,
+                                 const smoe_real *restrict x, const smoe_real *restrict rrms, size_t n,
+                                 size_t c, size_t first, size_t last) {
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = first; j < last; j++) dgamma[j] += dy[i * c + j] * (x[i * c + j] * rrms[i]);
+}
+
+void smoe_rms_norm_backward(smoe_real *dx, smoe_real *dgamma, const smoe_real *dy, const smoe_real *x,
+                            const smoe_real *gamma, const smoe_real *rrms, size_t n, size_t c) {
+  /* Cut as in smoe_norm_backward. */
+  const bool parallel = omp_get_max_threads() > 1 && n * c > PARALLEL_MIN;
+  const size_t rows = parallel ? n : NORM_ROWS, columns = parallel ? NORM_COLUMNS : c;
+  for (size_t first = 0; first < n; first += rows) {
+    const size_t last = n - first < rows ? n : first + rows;
+#pragma omp parallel for if (parallel)
+    for (size_t i = first; i < last; i++)
+      rms_row_backward(dx + i * c, dy + i * c, x + i * c, gamma, rrms[i], c);
+#pragma omp parallel for if (parallel)
+    for (size_t j = 0; j < c; j += columns)
+      rms_columns_backward(dgamma, dy + first * c, x + first * c, rrms + first, last - first, c, j,
+                           c - j < columns ? c : j + columns);
+  }
+}

@@ -27,6 +27,12 @@ static size_t all_kernels(smoe_real *result, size_t size) {
   TAKE(dgamma, C);
   TAKE(dbeta, C);
   smoe_norm_backward(dnormed, dgamma, dbeta, dx, x, w, mean, rstd, N, C);
+  TAKE(rms_normed, N * C);
+  TAKE(rrms, N);
+  smoe_rms_norm_forward(rms_normed, rrms, x, w, N, C);
+  TAKE(rms_dnormed, N * C);
+  TAKE(rms_dgamma, C);
+  smoe_rms_norm_backward(rms_dnormed, rms_dgamma, dx, x, w, rrms, N, C);
   TAKE(attended, N * C);
   TAKE(lse, S * H * T);
   smoe_attention_forward(attended, lse, qkv, scratch, S, T, H, D);
@@ -89,17 +95,20 @@ static void threads(void) {
 static void neighbours(void) {
   enum { ROWS = 21, WIDTH = 77 };
   smoe_real *x = values_uniform(ROWS * WIDTH, 1), *gamma = values_uniform(WIDTH, 2),
-            *y = values_zero(ROWS * WIDTH);
+            *y = values_zero(ROWS * WIDTH), *z = values_zero(ROWS * WIDTH);
   smoe_real *p = values_zero(ROWS * WIDTH), *logits = values_copy(x, ROWS * WIDTH), loss[ROWS], mean[ROWS],
-            rstd[ROWS];
+            rstd[ROWS], rrms[ROWS];
   smoe_real row[WIDTH], row_loss, row_mean, row_rstd;
   int32_t *target = values_ids(ROWS, WIDTH, 3);
   smoe_norm_forward(y, mean, rstd, x, gamma, gamma, ROWS, WIDTH);
+  smoe_rms_norm_forward(z, rrms, x, gamma, ROWS, WIDTH);
   smoe_softmax_forward(p, x, ROWS, WIDTH);
   smoe_cross_entropy(loss, logits, target, 1, 0.5, true, ROWS, WIDTH);
   for (size_t i = 0; i < ROWS; i++) {
     smoe_norm_forward(row, &row_mean, &row_rstd, x + i * WIDTH, gamma, gamma, 1, WIDTH);
     near_same_bits("norm of a row", row, y + i * WIDTH, WIDTH);
+    smoe_rms_norm_forward(row, &row_rstd, x + i * WIDTH, gamma, 1, WIDTH);
+    near_same_bits("rms norm of a row", row, z + i * WIDTH, WIDTH);
     smoe_softmax_forward(row, x + i * WIDTH, 1, WIDTH);
     near_same_bits("softmax of a row", row, p + i * WIDTH, WIDTH);
     memcpy(row, x + i * WIDTH, sizeof row);
@@ -107,7 +116,8 @@ static void neighbours(void) {
     near_same_bits("cross entropy of a row", row, logits + i * WIDTH, WIDTH);
     near_same_bits("loss of a row", &row_loss, loss + i, 1);
   }
-  smoe_free(x), smoe_free(gamma), smoe_free(y), smoe_free(p), smoe_free(logits), smoe_free(target);
+  smoe_free(x), smoe_free(gamma), smoe_free(y), smoe_free(z), smoe_free(p), smoe_free(logits);
+  smoe_free(target);
 }
 
 /* The optimizer's slices depend on the number of ranks, so a step must not depend on the slices. */

@@ -1,0 +1,58 @@
+"""Results of the C kernels (kernels.c) against their equations in NumPy.
+
+    test_kernels.py PROGRAM TOLERANCE
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+try:
+    import numpy as np
+except ImportError as missing:
+    print(f"skipped: {missing}; install python3-numpy", file=sys.stderr)
+    sys.exit(77)
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+from analysis import reference_layers as ref
+
+
+def read_cases(program):
+    """Case -> name -> array, of what the program writes."""
+    cases = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernels.bin")
+        subprocess.run([program, path], check=True)
+        with open(path, "rb") as file:
+            for line in file:
+                name, count = line.decode().split()
+                case, array = name.split("/")
+                cases.setdefault(case, {})[array] = np.frombuffer(file.read(8 * int(count)))
+    return cases
+
+
+class Kernels(unittest.TestCase):
+    cases, tolerance = {}, 0.0
+
+    def near(self, what, got, expect):
+        """The largest difference over the largest magnitude of the expected array."""
+        expect = np.asarray(expect).ravel()
+        self.assertEqual(got.shape, expect.shape, what)
+        error = np.abs(got - expect).max() / np.abs(expect).max()
+        self.assertTrue(error <= self.tolerance, f"{what}: error {error:.3g}")
+
+    def test_rms_norm(self):
+        a = self.cases["rms_norm"]
+        rows = (-1, int(a["width"][0]))
+        y, cache = ref.rms_norm_forward(a["x"].reshape(rows), a["gamma"])
+        dx, dgamma = ref.rms_norm_backward(a["dy"].reshape(rows), a["gamma"], cache)
+        self.near("y", a["y"], y)
+        self.near("dx", a["dx"], dx)
+        self.near("dgamma", a["dgamma"], dgamma)
+
+
+if __name__ == "__main__":
+    Kernels.cases, Kernels.tolerance = read_cases(sys.argv[1]), float(sys.argv[2])
+    unittest.main(argv=sys.argv[:1])
