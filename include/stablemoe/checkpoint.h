@@ -25,7 +25,9 @@ typedef struct smoe_checkpoint_meta {
   uint64_t seed;
   int64_t n_tokens_seen; /**< training tokens so far */
   uint64_t fingerprint;  /**< of the corpus */
-  char corpus[1024];     /**< path of the corpus */
+  uint64_t tokenizer;    /**< hash of the corpus's tokenizer; 0 where unknown */
+  char corpus[1024];     /**< path of the corpus, as given */
+  char absolute[4096];   /**< the same from the root; "" where unknown */
   char *configuration;   /**< YAML text, in memory of smoe_alloc */
 } smoe_checkpoint_meta;
 

@@ -11,15 +11,17 @@ enum { SMOE_SPLITS = 3 };
 /** What a corpus file says of itself; the same on all ranks. */
 typedef struct smoe_corpus {
   char path[1024];
-  int vocabulary; /**< V; every id is in 0 .. V - 1 */
-  int32_t end_id; /**< ends a document; -1 where unknown */
+  char absolute[4096]; /**< the same path from the root; "" where it cannot be had */
+  int vocabulary;      /**< V; every id is in 0 .. V - 1 */
+  int32_t end_id;      /**< ends a document; -1 where unknown */
   int64_t n_tokens[SMOE_SPLITS];
   int64_t n_documents[SMOE_SPLITS];
   int64_t n_bytes[SMOE_SPLITS]; /**< of UTF-8 text; 0 where unknown */
   double unigram;               /**< add-one cross entropy of the validation split, nats per token */
   double bigram;
   uint64_t fingerprint; /**< of all tokens; stored in checkpoints */
-  char *model;          /**< serialised tokenizer; NULL where there is none */
+  uint64_t tokenizer; /**< hash of the tokenizer: what an id means; stored in checkpoints; 0 where unknown */
+  char *model;        /**< serialised tokenizer; NULL where there is none */
   size_t model_bytes;
   void *file; /**< open file, read-only, this rank's own */
 } smoe_corpus;
@@ -57,6 +59,19 @@ enum { SMOE_CORPUS_CHECKED = 1 << 27 };
  *  Errors:  as smoe_corpus_verify, agreed on all ranks.
  */
 smoe_status smoe_corpus_check(const smoe_corpus *corpus, const smoe_group *group);
+
+/** Check that ids of a corpus mean what they meant in the training of a model.
+ *
+ *  Local. Where a hash is unknown (0) only the fingerprints can be compared; a difference is a warning then.
+ *  tokenizer, fingerprint  in   of the corpus that the model was trained on
+ *  model                   in   path, for the report
+ *  Errors:  SMOE_ERR_CONFIG where the tokenizers differ.
+ */
+smoe_status smoe_corpus_check_tokenizer(const smoe_corpus *corpus, uint64_t tokenizer, uint64_t fingerprint,
+                                        const char *model);
+
+/** Write the serialised tokenizer of a corpus to a file; where it has none, remove the file. Local. Errors: SMOE_ERR_IO. */
+smoe_status smoe_corpus_write_tokenizer(const smoe_corpus *corpus, const char *path);
 
 /** Close it; fine for a zeroed or already closed one. Local. */
 void smoe_corpus_close(smoe_corpus *corpus);

@@ -109,6 +109,9 @@ smoe_status smoe_h5_write_document(hid_t file, const char *name, const char *tex
 /** Read a document; *text in memory of smoe_alloc, NULL on error. Local. */
 smoe_status smoe_h5_read_document(hid_t file, const char *name, char **text);
 
+/** Return true if an object has an attribute of that name. Local. */
+bool smoe_h5_has_attribute(hid_t file, const char *object, const char *name);
+
 /** Attributes of an object ("/" for the file). Writing is collective, reading local. */
 smoe_status smoe_h5_set_i64(hid_t file, const char *object, const char *name, int64_t value);
 smoe_status smoe_h5_set_u64(hid_t file, const char *object, const char *name, uint64_t value);

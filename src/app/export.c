@@ -48,15 +48,18 @@ static char *about(const smoe_config *config, const smoe_checkpoint_meta *meta, 
 }
 
 /* The tokenizer is worth a warning, not the export: other programs may have one of their own. */
-static smoe_status find_tokenizer(smoe_corpus *corpus, const options *o, const smoe_checkpoint_meta *meta) {
+static smoe_status find_tokenizer(smoe_corpus *corpus, const options *o, const smoe_checkpoint_meta *meta,
+                                  const char *path) {
   *corpus = (smoe_corpus){0};
-  if (smoe_corpus_open_local(corpus, o->corpus ? o->corpus : meta->corpus) != SMOE_OK) {
+  if (smoe_corpus_open_local(corpus, o->corpus ? o->corpus : smoe_app_corpus_path(meta)) != SMOE_OK) {
     if (o->corpus) return SMOE_FAIL(SMOE_ERR_IO, "no tokenizer: %s", smoe_last_error());
     smoe_warn("no tokenizer is written: %s; name its corpus with --corpus", smoe_last_error());
   } else if (!corpus->model) {
     smoe_warn("no tokenizer is written: '%s' holds none", corpus->path);
-  } else if (!o->corpus && corpus->fingerprint != meta->fingerprint) {
-    smoe_warn("'%s' is not the corpus that the model was trained on: its tokens have changed", corpus->path);
+  } else if (smoe_corpus_check_tokenizer(corpus, meta->tokenizer, meta->fingerprint, path) != SMOE_OK) {
+    if (o->corpus) return SMOE_ERR_CONFIG;
+    smoe_warn("no tokenizer is written: %s", smoe_last_error());
+    smoe_corpus_close(corpus);
   }
   return SMOE_OK;
 }
@@ -95,7 +98,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_app_checkpoint_path(path, sizeof path, arguments->word[0]);
   smoe_status status = smoe_checkpoint_read_meta(path, &alone, &meta);
   if (status == SMOE_OK) status = smoe_config_parse(config, meta.configuration, path);
-  if (status == SMOE_OK) status = find_tokenizer(&corpus, values, &meta);
+  if (status == SMOE_OK) status = find_tokenizer(&corpus, values, &meta, path);
   if (status == SMOE_OK) status = write_export(values, path, config, &meta, &corpus);
   smoe_corpus_close(&corpus);
   smoe_free(meta.configuration);

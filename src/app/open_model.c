@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "stablemoe/log.h"
 
@@ -11,6 +12,10 @@ void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path) {
     snprintf(out, bytes, "%s/checkpoints/latest", path);
   else
     snprintf(out, bytes, "%s", path);
+}
+
+const char *smoe_app_corpus_path(const smoe_checkpoint_meta *meta) {
+  return meta->absolute[0] && access(meta->absolute, F_OK) == 0 ? meta->absolute : meta->corpus;
 }
 
 static smoe_status configure(smoe_app_model *m, const char *path, bool single) {
@@ -31,7 +36,8 @@ smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, cons
   SMOE_TRY(smoe_checkpoint_read_meta(file, group, &m->meta));
   SMOE_TRY_ALL(group, configure(m, file, single));
   const smoe_settings *settings = smoe_config_settings(m->config);
-  SMOE_TRY(smoe_corpus_open(&m->corpus, group, corpus ? corpus : m->meta.corpus));
+  SMOE_TRY(smoe_corpus_open(&m->corpus, group, corpus ? corpus : smoe_app_corpus_path(&m->meta)));
+  SMOE_TRY_ALL(group, smoe_corpus_check_tokenizer(&m->corpus, m->meta.tokenizer, m->meta.fingerprint, file));
   const int64_t parts = settings->train.lanes * settings->train.micro_batches;
   const smoe_model_shape shape = {.vocabulary = m->corpus.vocabulary,
                                   .n_lanes = single ? 1 : (int)settings->train.lanes,

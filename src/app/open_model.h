@@ -29,7 +29,10 @@ void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path);
 smoe_status smoe_app_model_open(smoe_app_model *out, const smoe_group *group, const char *path,
                                 const char *corpus, bool single);
 
-/** Give it back; fine after a failed open. Local. */
+/** Path of the corpus that a checkpoint was trained on: absolute where that is there, else as it was given. Local. */
+const char *smoe_app_corpus_path(const smoe_checkpoint_meta *meta);
+
+/** Free what smoe_app_model_open took, also after it failed. Local. */
 void smoe_app_model_close(smoe_app_model *model);
 
 #endif

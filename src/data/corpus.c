@@ -1,6 +1,7 @@
 #include "stablemoe/corpus.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -77,12 +78,18 @@ static smoe_status read_split(smoe_corpus *corpus, hid_t file, smoe_split split)
 }
 
 static smoe_status read_model(smoe_corpus *corpus, hid_t file) {
+  char kind[32] = "none"; /* other programs may leave it out */
+  if (smoe_h5_has_attribute(file, "/", "tokenizer"))
+    SMOE_TRY(smoe_h5_get_text(file, "/", "tokenizer", kind, sizeof kind));
+  corpus->tokenizer = smoe_tokenizer_hash(kind, NULL, 0);
   if (!smoe_h5_exists(file, "/tokenizer/model")) return SMOE_OK;
   int64_t n = 0;
   SMOE_TRY(vector_size(file, "/tokenizer/model", H5T_STD_U8LE, 1, &n));
   corpus->model = smoe_alloc((size_t)n);
   corpus->model_bytes = (size_t)n;
-  return smoe_h5_read(file, "/tokenizer/model", H5T_NATIVE_UINT8, corpus->model, 0, n);
+  SMOE_TRY(smoe_h5_read(file, "/tokenizer/model", H5T_NATIVE_UINT8, corpus->model, 0, n));
+  corpus->tokenizer = smoe_tokenizer_hash(kind, corpus->model, corpus->model_bytes);
+  return SMOE_OK;
 }
 
 static smoe_status read_about(smoe_corpus *corpus, hid_t file) {
@@ -101,6 +108,7 @@ smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path) {
              path);
   SMOE_CHECK(!smoe_fault("corpus.open"), SMOE_ERR_IO, "cannot open '%s': injected fault", path);
   memcpy(corpus->path, path, strlen(path) + 1);
+  if (!realpath(path, corpus->absolute)) corpus->absolute[0] = '\0';
   hid_t file;
   SMOE_CHECK(access(path, F_OK) == 0, SMOE_ERR_IO,
              "cannot open '%s': %s; `stablemoe prepare TEXT... -o %s` makes a corpus", path, strerror(errno),

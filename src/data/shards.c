@@ -17,11 +17,12 @@ typedef struct shard_kind {
   int vocabulary;
   int32_t end_id;
   const char *name;
+  const char *key; /**< attribute `tokenizer` of the corpus */
 } shard_kind;
 
 static const shard_kind kinds[] = {
-    {20240520, 1, 2, 50257, 50256, "GPT-2"},
-    {20240801, 7, 4, 128256, 128001, "Llama 3"},
+    {20240520, 1, 2, 50257, 50256, "GPT-2", "gpt2"},
+    {20240801, 7, 4, 128256, 128001, "Llama 3", "llama3"},
 };
 
 typedef struct shard {
@@ -208,7 +209,7 @@ static smoe_status run(import *in, const smoe_prepare_options *options, const ch
   SMOE_TRY(smoe_spool_open(&in->spool, options->output, in->vocabulary));
   SMOE_TRY(copy_shards(in));
   char *sources = smoe_sources_text(inputs, in->n_shards);
-  const smoe_corpus_about about = {.kind = "none", .sources = sources, .end_id = in->end_id};
+  const smoe_corpus_about about = {.kind = in->shards[0].kind->key, .sources = sources, .end_id = in->end_id};
   const smoe_status status = smoe_corpus_write(&in->spool, &about);
   smoe_free(sources);
   return status;

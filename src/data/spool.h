@@ -24,7 +24,7 @@ typedef struct smoe_spool {
 
 /** What a corpus file says beside the tokens. */
 typedef struct smoe_corpus_about {
-  const char *kind;                /**< of the tokenizer: "bpe", "unigram", "given" or "none" */
+  const char *kind; /**< of the tokenizer: "bpe", "unigram", "given"; "gpt2", "llama3" or "none" of shards */
   const char *sources;             /**< what it was made from, a line each */
   int32_t end_id;                  /**< -1 where unknown */
   const smoe_tokenizer *tokenizer; /**< NULL where there is none */
@@ -34,6 +34,9 @@ typedef struct smoe_corpus_about {
 
 /** Name of a split: "train", "valid", "test". Local. */
 const char *smoe_split_name(smoe_split split);
+
+/** Hash of a serialised tokenizer, or of the kind of a corpus that holds none; 0 where its ids are unknown. Local. */
+uint64_t smoe_tokenizer_hash(const char *kind, const char *model, size_t model_bytes);
 
 /** Open the temporary files. Local. Errors: SMOE_ERR_IO where the output's directory cannot be written. */
 smoe_status smoe_spool_open(smoe_spool *spool, const char *output, int vocabulary);

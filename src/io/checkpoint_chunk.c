@@ -116,5 +116,10 @@ smoe_status smoe_checkpoint_meta_of(hid_t file, smoe_checkpoint_meta *meta) {
   SMOE_TRY(smoe_h5_get_i64(file, "/meta", "tokens", &meta->n_tokens_seen));
   SMOE_TRY(smoe_h5_get_u64(file, "/meta", "fingerprint", &meta->fingerprint));
   SMOE_TRY(smoe_h5_get_text(file, "/meta", "corpus", meta->corpus, sizeof meta->corpus));
+  /* Checkpoints of earlier versions have neither. */
+  if (smoe_h5_has_attribute(file, "/meta", "tokenizer"))
+    SMOE_TRY(smoe_h5_get_u64(file, "/meta", "tokenizer", &meta->tokenizer));
+  if (smoe_h5_has_attribute(file, "/meta", "corpus_absolute"))
+    SMOE_TRY(smoe_h5_get_text(file, "/meta", "corpus_absolute", meta->absolute, sizeof meta->absolute));
   return smoe_h5_read_document(file, "/meta/configuration", &meta->configuration);
 }

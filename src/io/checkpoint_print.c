@@ -54,6 +54,7 @@ static smoe_status print_file(hid_t file, const char *path) {
   printf("  %-12s %lld\n", "tokens seen", (long long)meta.n_tokens_seen);
   printf("  %-12s %s\n", "corpus", meta.corpus);
   printf("  %-12s %016llx\n", "fingerprint", (unsigned long long)meta.fingerprint);
+  printf("  %-12s %016llx\n", "tokenizer", (unsigned long long)meta.tokenizer);
   printf("  %-12s %s\n", "moments", smoe_h5_exists(file, smoe_set_folder[1]) ? "yes" : "no");
   SMOE_TRY(print_texts(file));
   return print_entries(file);

@@ -56,6 +56,10 @@ smoe_status smoe_h5_set_text(hid_t file, const char *object, const char *name, c
   return status;
 }
 
+bool smoe_h5_has_attribute(hid_t file, const char *object, const char *name) {
+  return H5Aexists_by_name(file, object, name, H5P_DEFAULT) > 0;
+}
+
 /** Open a scalar attribute whose type has this class. */
 static smoe_status open_scalar(hid_t file, const char *object, const char *name, H5T_class_t class,
                                hid_t *attribute, hid_t *type) {

@@ -112,9 +112,19 @@ static void open_log(run *r) {
 /* ---- resuming ---- */
 
 static smoe_status check_meta(const run *r, const char *path, const smoe_checkpoint_meta *meta) {
-  SMOE_CHECK(meta->fingerprint == r->corpus.fingerprint, SMOE_ERR_CONFIG,
+  const bool same = meta->fingerprint == r->corpus.fingerprint;
+  const bool other = meta->absolute[0] && strcmp(meta->absolute, r->corpus.absolute) != 0;
+  SMOE_CHECK(same || !other, SMOE_ERR_CONFIG,
              "'%s' was trained on another corpus ('%s') than data.corpus = '%s': resume with that one", path,
-             meta->corpus, r->settings->data.corpus);
+             meta->absolute, r->settings->data.corpus);
+  SMOE_CHECK(same, SMOE_ERR_CONFIG,
+             "the corpus '%s' is not what it was when '%s' was saved: %s (fingerprint %016llx, not %016llx). "
+             "Restore that corpus, or begin a new run",
+             r->corpus.path, path,
+             meta->tokenizer && meta->tokenizer != r->corpus.tokenizer
+                 ? "it was prepared again with another tokenizer"
+                 : "it has other tokens",
+             (unsigned long long)r->corpus.fingerprint, (unsigned long long)meta->fingerprint);
   SMOE_CHECK(meta->seed == (uint64_t)r->settings->run.seed, SMOE_ERR_CONFIG,
              "'%s' was trained with run.seed = %llu: resume with that seed", path,
              (unsigned long long)meta->seed);
@@ -181,11 +191,20 @@ static smoe_status start_anew(run *r) {
   return smoe_routers_prepare(r->model, &r->corpus);
 }
 
+/* The corpus may be prepared again later; its tokenizer is what the model's ids mean. */
+static smoe_status keep_tokenizer(const run *r) {
+  char *path = smoe_sprintf("%s/tokenizer.model", r->settings->run.directory);
+  const smoe_status status = smoe_corpus_write_tokenizer(&r->corpus, path);
+  smoe_free(path);
+  return status;
+}
+
 static smoe_status begin(run *r, const smoe_train_options *options, int64_t *update) {
   const smoe_settings *settings = r->settings;
   *update = 0;
   if (options->resume) SMOE_TRY(resume(r, update));
   if (options->resume && *update == 0) SMOE_TRY(start_anew(r));
+  SMOE_TRY_ALL(r->group, r->group->rank == 0 ? keep_tokenizer(r) : SMOE_OK);
   SMOE_TRY(smoe_routing_log_rewind(r->group, r->routing, *update));
   open_log(r);
   SMOE_TRY_ALL(r->group, smoe_metrics_open(&r->metrics, settings->run.directory, r->model, *update));
@@ -206,9 +225,11 @@ static smoe_status save(run *r, int64_t done) {
       .seed = (uint64_t)settings->run.seed,
       .n_tokens_seen = done * settings->train.batch_sequences * settings->model.context,
       .fingerprint = r->corpus.fingerprint,
+      .tokenizer = r->corpus.tokenizer,
       .configuration = smoe_config_text(r->config, false),
   };
   snprintf(meta.corpus, sizeof meta.corpus, "%s", settings->data.corpus);
+  snprintf(meta.absolute, sizeof meta.absolute, "%s", r->corpus.absolute);
   /* The log first: a checkpoint without its log would leave a hole after a resume. */
   smoe_status status = r->log ? smoe_routing_log_write(r->log, r->routing, done) : SMOE_OK;
   if (status == SMOE_OK) status = smoe_checkpoint_save(r->checkpoints, &r->model->params, &meta);

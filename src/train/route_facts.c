@@ -10,11 +10,7 @@ static smoe_status read_embedding(const char *path, const smoe_group *group, con
   smoe_checkpoint_meta meta;
   SMOE_TRY(smoe_checkpoint_read_meta(path, group, &meta));
   smoe_free(meta.configuration);
-  if (meta.fingerprint != corpus->fingerprint)
-    smoe_warn(
-        "the model '%s' was trained on another corpus ('%s') than '%s': its embeddings serve only if both "
-        "have the same tokenizer",
-        path, meta.corpus, corpus->path);
+  SMOE_TRY_ALL(group, smoe_corpus_check_tokenizer(corpus, meta.tokenizer, meta.fingerprint, path));
   int64_t rows, columns;
   SMOE_TRY(smoe_checkpoint_read_matrix(path, group, "embedding/table", &rows, &columns, values));
   *width = (size_t)columns;

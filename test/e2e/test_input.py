@@ -229,7 +229,8 @@ class Input(p.ProgramTest):
                 f"{command}-text": ([command, self.text], "format", "is not an HDF5 file"),
                 f"{command}-corpus": ([command, self.corpus], "format", "is not a StableMoE checkpoint"),
                 f"{command}-foreign": ([command, self.path("foreign.h5")], "format", "is not a StableMoE checkpoint"),
-                f"{command}-other": ([command, self.run_path, "-c", self.path("other.h5")], "format", "shape"),
+                f"{command}-other": ([command, self.run_path, "-c", self.path("other.h5")], "config",
+                                     "tokenizer of .*other.h5. is not the one"),
                 f"{command}-no-corpus": ([command, self.run_path, "-c", nothing], "io", "No such file"),
             }
         cases |= {

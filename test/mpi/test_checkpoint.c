@@ -89,7 +89,9 @@ static smoe_checkpoint_meta meta_of(int64_t update) {
                                 .seed = UINT64_MAX - 1,
                                 .n_tokens_seen = 1234567890123,
                                 .fingerprint = 0xfedcba9876543210u,
+                                .tokenizer = 0x0123456789abcdefu,
                                 .corpus = "corpus.h5",
+                                .absolute = "/data/corpus.h5",
                                 .configuration = text};
 }
 
@@ -140,6 +142,7 @@ static void test_meta(const char *path) {
   CHECK_OK(smoe_checkpoint_read_meta(path, &world, &read));
   CHECK(read.update == meta.update && read.stage == meta.stage && read.seed == meta.seed);
   CHECK(read.n_tokens_seen == meta.n_tokens_seen && read.fingerprint == meta.fingerprint);
+  CHECK(read.tokenizer == meta.tokenizer && strcmp(read.absolute, meta.absolute) == 0);
   CHECK(strcmp(read.corpus, meta.corpus) == 0 && strcmp(read.configuration, meta.configuration) == 0);
   smoe_free(read.configuration);
   CHECK_REFUSED(smoe_checkpoint_read_meta("/none/such.h5", &world, &read), SMOE_ERR_IO, "/none/such.h5");
