@@ -7,6 +7,8 @@ Letters: N rows, S sequences, T rows of a sequence, C width, F inner width, H he
 D width of a head, V vocabulary.
 """
 
+import math
+
 import numpy as np
 
 RMS_EPSILON = 1e-5
@@ -25,3 +27,29 @@ def rms_norm_backward(dy, gamma, cache):
     # The length of xhat is fixed: remove what dxhat has along it.
     dx = rrms * (dxhat - xhat * (dxhat * xhat).mean(axis=-1, keepdims=True))
     return dx, (dy * xhat).sum(axis=tuple(range(dy.ndim - 1)))
+
+
+def normal_distribution(x):
+    return np.vectorize(lambda v: math.erfc(-v / math.sqrt(2)) / 2, otypes=[float])(x)
+
+
+def gelu_forward(x):
+    """x Phi(x), in the exact form."""
+    return x * normal_distribution(x), x
+
+
+def gelu_backward(dy, x):
+    return dy * (normal_distribution(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi))
+
+
+def swiglu_forward(ab):
+    """silu(a) b for rows [a, b] of 2 F."""
+    a, b = np.split(ab, 2, axis=-1)
+    gate = 1 / (1 + np.exp(-a))
+    return a * gate * b, (a, b, gate)
+
+
+def swiglu_backward(dh, cache):
+    a, b, gate = cache
+    da = dh * b * (gate + a * gate * (1 - gate))
+    return np.concatenate([da, dh * a * gate], axis=-1)

@@ -115,13 +115,38 @@ void smoe_rms_norm_recompute(smoe_real *y, const smoe_real *rrms, const smoe_rea
 void smoe_rms_norm_backward(smoe_real *dx, smoe_real *dgamma, const smoe_real *dy, const smoe_real *x,
                             const smoe_real *gamma, const smoe_real *rrms, size_t n, size_t c);
 
-/* ---- pointwise.c ---- */
+/* ---- pointwise.c, activation.c ---- */
 
 /** h [N, F] = relu(h + b), in place; NaN stays NaN. */
 void smoe_bias_relu_forward(smoe_real *h, const smoe_real *b, size_t n, size_t f);
 
 /** dh [n] = h > 0 ? dh : 0, in place (the backward of relu, from its output). */
 void smoe_relu_backward(smoe_real *dh, const smoe_real *h, size_t n);
+
+/** y [N, F] = gelu(x + b), gelu(x) = x Phi(x), Phi the standard normal distribution function in its exact (erf) form.
+ *
+ *  y  out    [N, F]; may be x where backward is not needed
+ *  x  inout  [N, F]: b is added to it; kept for backward
+ *  b  in     [F], or NULL: none; then x is not written, and a second call recomputes y
+ *
+ *  In single precision Phi has a relative error of about 1e-6.
+ *  Source: Hendrycks and Gimpel 2016.
+ */
+void smoe_bias_gelu_forward(smoe_real *y, smoe_real *x, const smoe_real *b, size_t n, size_t f);
+
+/** dy [n] *= Phi(x) + x phi(x), in place; phi is the normal density, x [n] as smoe_bias_gelu_forward left it. */
+void smoe_gelu_backward(smoe_real *dy, const smoe_real *x, size_t n);
+
+/** h [N, F] = silu(a) b, silu(a) = a / (1 + exp(-a)).
+ *
+ *  ab  in  [N, 2 F]: the gate a [F] and then b [F] of each row, as one product gives them; kept for backward
+ *
+ *  Source: Shazeer 2020.
+ */
+void smoe_swiglu_forward(smoe_real *h, const smoe_real *ab, size_t n, size_t f);
+
+/** dab [N, 2 F] = (written, not added); dab may be ab. */
+void smoe_swiglu_backward(smoe_real *dab, const smoe_real *dh, const smoe_real *ab, size_t n, size_t f);
 
 /** y [n] += x [n]. */
 void smoe_add(smoe_real *y, const smoe_real *x, size_t n);

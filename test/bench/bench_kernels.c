@@ -4,42 +4,12 @@
  *  several rounds and only ratios within one run mean something. The last line of each
  *  width says what share of the matrix product's rate a whole Transformer block reaches.
  */
-#include <stdio.h>
 #include <string.h>
 
-#include "stablemoe/arena.h"
+#include "bench.h"
 #include "stablemoe/kernel.h"
-#include "stablemoe/random.h"
-#include "stablemoe/timer.h"
 
-enum { CONTEXT = 256, SEQUENCES = 4, TOKENS = CONTEXT * SEQUENCES, VOCABULARY = 8192, ROUNDS = 5 };
-
-static double best; /* seconds of the last BENCH */
-
-/* Run the statement in rounds of at least 20 ms; work is in units of 1e-9 per second. */
-#define BENCH(name, unit, work, statement)                                                                   \
-  do {                                                                                                       \
-    best = 1e30;                                                                                             \
-    statement;                                                                                               \
-    for (int round_ = 0; round_ < ROUNDS; round_++) {                                                        \
-      const double start_ = smoe_seconds();                                                                  \
-      int n_ = 0;                                                                                            \
-      double spent_;                                                                                         \
-      do {                                                                                                   \
-        statement;                                                                                           \
-        n_++;                                                                                                \
-      } while ((spent_ = smoe_seconds() - start_) < 0.02);                                                   \
-      if (spent_ / n_ < best) best = spent_ / n_;                                                            \
-    }                                                                                                        \
-    printf("  %-34s %9.1f us %8.1f %s\n", name, 1e6 * best, 1e-9 * (work) / best, unit);                     \
-  } while (0)
-
-static smoe_real *reals(size_t n) {
-  smoe_real *x = smoe_alloc(n * sizeof *x);
-  for (size_t i = 0; i < n; i++)
-    x[i] = (smoe_real)(smoe_random_uniform(1, SMOE_RANDOM_TEST, 0, i % 4096) - 0.5);
-  return x;
-}
+enum { CONTEXT = 256, SEQUENCES = 4, TOKENS = CONTEXT * SEQUENCES, VOCABULARY = 8192 };
 
 /* A linear map's three products; returns the seconds of all. */
 static double bench_linear(const char *what, smoe_real *y, smoe_real *x, smoe_real *w, smoe_real *b, size_t c,

@@ -41,11 +41,35 @@ static void rms_norm(void) {
   smoe_free(dgamma);
 }
 
+static void activations(void) {
+  enum { N = 6, F = 37 };
+  name_of_case = "gelu";
+  smoe_real *x = values_uniform(2 * N * F, 1), *b = values_uniform(F, 2), *dy = values_uniform(N * F, 3);
+  smoe_real *y = values_zero(N * F), *kept = values_zero(N * F), *dx = values_copy(dy, N * F);
+  for (size_t i = 0; i < 2 * N * F; i++) x[i] *= 4;
+  memcpy(kept, x, N * F * sizeof *x);
+  smoe_bias_gelu_forward(y, kept, b, N, F);
+  smoe_gelu_backward(dx, kept, N * F);
+  write_number("width", F);
+  write_reals("x", x, N * F), write_reals("b", b, F), write_reals("dy", dy, N * F);
+  write_reals("y", y, N * F), write_reals("dx", dx, N * F);
+
+  name_of_case = "swiglu";
+  smoe_real *dab = values_zero(2 * N * F);
+  smoe_swiglu_forward(y, x, N, F);
+  smoe_swiglu_backward(dab, dy, x, N, F);
+  write_number("width", F);
+  write_reals("ab", x, 2 * N * F), write_reals("dh", dy, N * F);
+  write_reals("h", y, N * F), write_reals("dab", dab, 2 * N * F);
+  smoe_free(x), smoe_free(b), smoe_free(dy), smoe_free(y), smoe_free(kept), smoe_free(dx), smoe_free(dab);
+}
+
 int main(int argc, char **argv) {
   if (argc != 2 || !(output = fopen(argv[1], "wb"))) {
     fprintf(stderr, "usage: kernels OUTPUT\n");
     return 2;
   }
   rms_norm();
+  activations();
   return fclose(output) ? 1 : 0;
 }

@@ -52,6 +52,18 @@ class Kernels(unittest.TestCase):
         self.near("dx", a["dx"], dx)
         self.near("dgamma", a["dgamma"], dgamma)
 
+    def test_gelu(self):
+        a = self.cases["gelu"]
+        y, cache = ref.gelu_forward(a["x"].reshape(-1, int(a["width"][0])) + a["b"])
+        self.near("y", a["y"], y)
+        self.near("dx", a["dx"], ref.gelu_backward(a["dy"].reshape(y.shape), cache))
+
+    def test_swiglu(self):
+        a = self.cases["swiglu"]
+        h, cache = ref.swiglu_forward(a["ab"].reshape(-1, 2 * int(a["width"][0])))
+        self.near("h", a["h"], h)
+        self.near("dab", a["dab"], ref.swiglu_backward(a["dh"].reshape(h.shape), cache))
+
 
 if __name__ == "__main__":
     Kernels.cases, Kernels.tolerance = read_cases(sys.argv[1]), float(sys.argv[2])

@@ -56,6 +56,15 @@ static size_t all_kernels(smoe_real *result, size_t size) {
   smoe_relu_backward(dy, h, N * F);
   smoe_add(h, dy, N * F);
   smoe_add_rows_scaled(h, x, C, y, N, F);
+  TAKE(gelu, N * F);
+  TAKE(before, N * F);
+  memcpy(before, y, N * F * sizeof *before);
+  smoe_bias_gelu_forward(gelu, before, b, N, F);
+  smoe_gelu_backward(before, gelu, N * F);
+  TAKE(gated, N * F / 2);
+  smoe_swiglu_forward(gated, y, N, F / 2);
+  TAKE(dgated, N * F);
+  smoe_swiglu_backward(dgated, gated, y, N, F / 2);
   TAKE(m, N * F);
   TAKE(v, N * F);
   TAKE(weight, N * F);
