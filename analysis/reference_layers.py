@@ -53,3 +53,18 @@ def swiglu_backward(dh, cache):
     a, b, gate = cache
     da = dh * b * (gate + a * gate * (1 - gate))
     return np.concatenate([da, dh * a * gate], axis=-1)
+
+
+def rope_angles(position, d, base=10000.0):
+    """[N, D / 2] for positions [N]."""
+    return position[:, None] * base ** (-2 * np.arange(d // 2) / d)
+
+
+def rope_forward(x, angles):
+    """x [N, H, D] turned by angles [N, D / 2], number i of a head paired with i + D / 2.
+
+    The gradient of x is the gradient of the result turned by -angles.
+    """
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -193,6 +193,31 @@ void smoe_embedding_forward(smoe_real *x, const int32_t *token, const smoe_real 
 void smoe_embedding_backward(smoe_real *dtable, smoe_real *dposition, const smoe_real *dx,
                              const int32_t *token, smoe_real scale, size_t s, size_t t, size_t c);
 
+/* ---- rope.c: rotary positions ---- */
+
+/** table [T, D] for smoe_rope_forward: row t has the cosines [D / 2] and then the sines [D / 2] of the angles
+ *  t base^(-2 i / D), computed in double.
+ *
+ *  D must be even. Source: Su et al. 2021; base is 10000 there.
+ */
+void smoe_rope_table(smoe_real *table, size_t t, size_t d, double base);
+
+/** Rotate the heads of each row by the angles of its position, in place; number i of a head is paired with i + D / 2
+ *  (the convention of Llama).
+ *
+ *  x         inout  [N, H, D], rows ld apart (q and k of a row may be rotated in one call where k follows q)
+ *  position  in     [N] rows of the table; a row with -1 stays as it is
+ *  table     in     of smoe_rope_table
+ *
+ *  Adjoint:  smoe_rope_backward
+ */
+void smoe_rope_forward(smoe_real *x, size_t ld, const int32_t *position, const smoe_real *table, size_t n,
+                       size_t h, size_t d);
+
+/** Rotate the gradient dx [N, H, D] by the negative angles, in place. */
+void smoe_rope_backward(smoe_real *dx, size_t ld, const int32_t *position, const smoe_real *table, size_t n,
+                        size_t h, size_t d);
+
 /* ---- attention.c: causal self-attention in blocks; the score matrix is never whole ---- */
 
 /** Reals of scratch for either direction: a fixed amount per thread, for as many threads as are set now

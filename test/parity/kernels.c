@@ -64,6 +64,21 @@ static void activations(void) {
   smoe_free(x), smoe_free(b), smoe_free(dy), smoe_free(y), smoe_free(kept), smoe_free(dx), smoe_free(dab);
 }
 
+static void rope(void) {
+  enum { N = 9, H = 2, D = 12, T = 40 };
+  name_of_case = "rope";
+  smoe_real *table = values_zero(T * D), *x = values_uniform(N * H * D, 1);
+  int32_t *position = values_ids(N, T, 2);
+  double place[N];
+  for (size_t i = 0; i < N; i++) place[i] = position[i];
+  smoe_rope_table(table, T, D, 5000);
+  write_number("heads", H), write_number("base", 5000), write_doubles("position", place, N);
+  write_reals("x", x, N * H * D);
+  smoe_rope_forward(x, H * D, position, table, N, H, D);
+  write_reals("y", x, N * H * D);
+  smoe_free(table), smoe_free(x), smoe_free(position);
+}
+
 int main(int argc, char **argv) {
   if (argc != 2 || !(output = fopen(argv[1], "wb"))) {
     fprintf(stderr, "usage: kernels OUTPUT\n");
@@ -71,5 +86,6 @@ int main(int argc, char **argv) {
   }
   rms_norm();
   activations();
+  rope();
   return fclose(output) ? 1 : 0;
 }

@@ -64,6 +64,12 @@ class Kernels(unittest.TestCase):
         self.near("h", a["h"], h)
         self.near("dab", a["dab"], ref.swiglu_backward(a["dh"].reshape(h.shape), cache))
 
+    def test_rope(self):
+        a = self.cases["rope"]
+        x = a["x"].reshape(len(a["position"]), int(a["heads"][0]), -1)
+        angles = ref.rope_angles(np.maximum(a["position"], 0), x.shape[-1], a["base"][0])  # of -1: not turned
+        self.near("y", a["y"], ref.rope_forward(x, angles))
+
 
 if __name__ == "__main__":
     Kernels.cases, Kernels.tolerance = read_cases(sys.argv[1]), float(sys.argv[2])

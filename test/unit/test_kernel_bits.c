@@ -65,6 +65,9 @@ static size_t all_kernels(smoe_real *result, size_t size) {
   smoe_swiglu_forward(gated, y, N, F / 2);
   TAKE(dgated, N * F);
   smoe_swiglu_backward(dgated, gated, y, N, F / 2);
+  TAKE(turned, N * 3 * C);
+  memcpy(turned, qkv, N * 3 * C * sizeof *turned);
+  smoe_rope_forward(turned, 3 * C, token, table, N, 2 * H, D);
   TAKE(m, N * F);
   TAKE(v, N * F);
   TAKE(weight, N * F);
