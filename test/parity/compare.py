@@ -88,7 +88,7 @@ def compare(path, tolerance):
             group = file[f"update{i}"]
             stage = int(group.attrs["stage"])
             params, dumped = read_arrays(group["param"]), read_arrays(group["grad"])
-            losses, grads, info = ref.gradients(params, read_batches(group), config, stage)
+            losses, grads, info = ref.gradients(params, read_batches(group), config, stage, i)
             for name, value in losses.items():
                 result.check(f"update {i} {name} loss", group.attrs[name], value)
             frozen = {name for name in params if group["param"][name].attrs["frozen"]}
@@ -99,7 +99,8 @@ def compare(path, tolerance):
             norm = ref.gradient_norm(grads)
             result.check(f"update {i} gradient norm", group.attrs["norm"], norm)
 
-            decayed = {name for name in params if group["param"][name].attrs["decay"]}
+            decayed = {name for name in params if ref.is_decayed(name)}
+            result.same_names(f"update {i} decay", {n for n in params if group["param"][n].attrs["decay"]}, decayed)
             factor = ref.clip_factor(norm, config)
             ref.adam(params, grads, moments, decayed, config, i, factor)
             after = read_arrays(file[f"update{i + 1}/param"])

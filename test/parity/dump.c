@@ -5,6 +5,7 @@
 
 #include "stablemoe/h5.h"
 #include "stablemoe/random.h"
+#include "stablemoe/route_facts.h"
 #include "stablemoe/step.h"
 
 enum { UPDATES = 2, PATH = 256 };
@@ -170,6 +171,7 @@ static smoe_status run(dump *d, const char *config_path, const char *output) {
   SMOE_TRY_ALL(d->group, smoe_step_create(&d->step, d->model, &d->corpus, d->settings));
   smoe_params_initialise(&d->model->params, (uint64_t)d->settings->run.seed);
   perturb(&d->model->params, (uint64_t)d->settings->run.seed);
+  SMOE_TRY(smoe_routers_prepare(d->model, &d->corpus)); /* after the noise: tables hold experts */
   SMOE_TRY_ALL(d->group, smoe_h5_create(&d->file, output, d->group));
   const smoe_status status = updates(d);
   const smoe_status closed = smoe_group_agree(d->group, smoe_h5_close(d->file));

@@ -13,10 +13,14 @@ except ImportError as missing:
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 from analysis import reference as ref
+from analysis.reference import assignment, tables
+from analysis.reference import counter_random as random
 
 S, T, C, F, FE, V, E, WIDTH = 3, 5, 8, 12, 10, 11, 4, 6
 CONFIG = ref.Config(blocks=2, heads=2, scale_embedding=True, moe_layers=2, position="scattered", experts=E,
                     sublayers=2, balance_weight=0.3, distill_weight=0.7)
+
+SMALL = replace(CONFIG, moe_layers=1, position="middle", sublayers=1)
 
 
 def make_params(config, seed=0, width=C, vocabulary=V, context=T):
@@ -25,8 +29,8 @@ def make_params(config, seed=0, width=C, vocabulary=V, context=T):
     shapes = {"embedding/table": (vocabulary, width), "embedding/position": (context, width),
               "norm/gamma": (width,), "norm/beta": (width,)}
 
-    def ffn(prefix, inner, lead=()):
-        forms = ((width,), (width,), (inner, width), (inner,), (width, inner), (width,))
+    def ffn(prefix, inner, lead=(), of=width):
+        forms = ((of,), (of,), (inner, of), (inner,), (of, inner), (of,))
         for name, shape in zip(ref.FFN, forms):
             shapes[f"{prefix}/{name}"] = lead + shape
 
@@ -36,16 +40,37 @@ def make_params(config, seed=0, width=C, vocabulary=V, context=T):
                             ("proj/weight", (width, width)), ("proj/bias", (width,))):
             shapes[f"block{i}/attention/{name}"] = shape
         ffn(f"block{i}/ffn", F)
+    def distilled(prefix):
+        shapes[f"{prefix}/embedding"] = (vocabulary, WIDTH)
+        shapes[f"{prefix}/centroid"] = (config.experts, WIDTH)
+        if config.features == "cnn":
+            shapes[f"{prefix}/tap"] = (5,)
+        if config.features != "transformer":
+            return
+        shapes[f"{prefix}/position"] = (context, WIDTH)
+        for layer in range(config.distill_layers):
+            attention = f"{prefix}/layer{layer}/attention"
+            shapes.update({f"{attention}/norm/gamma": (WIDTH,), f"{attention}/norm/beta": (WIDTH,),
+                           f"{attention}/qkv/weight": (3 * WIDTH, WIDTH),
+                           f"{attention}/proj/weight": (WIDTH, WIDTH), f"{attention}/proj/bias": (WIDTH,)})
+            ffn(f"{prefix}/layer{layer}/ffn", 4 * WIDTH, of=WIDTH)
+        shapes.update({f"{prefix}/norm/gamma": (WIDTH,), f"{prefix}/norm/beta": (WIDTH,)})
+
     for m in range(config.moe_layers):
-        shapes[f"moe{m}/router/centroid"] = (config.experts, width)
-        shapes[f"moe{m}/router/distilled/embedding"] = (vocabulary, WIDTH)
-        shapes[f"moe{m}/router/distilled/centroid"] = (config.experts, WIDTH)
+        if config.method != "hash":
+            shapes[f"moe{m}/router/centroid"] = (config.experts, width)
+        if config.method in ("stable", "base_stage2"):
+            distilled(f"moe{m}/router/distilled")
+        if config.method in ("hash", "replay"):
+            shapes[f"moe{m}/router/table"] = (vocabulary, 1)
         for s in range(config.sublayers):
             ffn(f"moe{m}/expert/ffn{s}", FE, (config.experts,))
     params = {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
     for name in params:
         if name.endswith("gamma"):
             params[name] += 1.0
+        if name.endswith("router/table"):
+            params[name] = rng.integers(0, config.experts, shapes[name]).astype(float)
     return params
 
 
@@ -59,14 +84,15 @@ def make_batch(seed=1, sequences=S, context=T, vocabulary=V):
 def total(params, batches, config, stage):
     n_targets = sum((targets >= 0).sum() for _, targets in batches)
     loss = 0.0
-    for tokens, targets in batches:
-        terms, _ = ref.forward(params, tokens, targets, config, stage)
+    for number, (tokens, targets) in enumerate(batches):
+        terms, _ = ref.forward(params, tokens, targets, config, stage, micro_batch=number)
         loss += terms["task"] + terms["balance"] + terms["distill"]
     return loss / n_targets
 
 
 class Gradients(unittest.TestCase):
-    def check(self, config, stage, padded=False):
+    def check(self, config, stage, padded=False, below=""):
+        """Against central differences; below: only parameters whose names begin so."""
         params = make_params(config)
         batches = [make_batch(1), make_batch(2)]
         if padded:
@@ -75,6 +101,8 @@ class Gradients(unittest.TestCase):
         _, grads, info = ref.gradients(params, batches, config, stage)
         step, rng = 1e-5, np.random.default_rng(3)
         for name, grad in grads.items():
+            if not name.startswith(below):
+                continue
             value = params[name]
             picks = rng.choice(value.size, min(value.size, 4), replace=False)
             picks = np.append(picks, np.argmax(np.abs(grad)))
@@ -113,6 +141,34 @@ class Gradients(unittest.TestCase):
     def test_dense(self):
         self.check(replace(CONFIG, moe_layers=0, experts=0), 1)
 
+    def test_features(self):
+        for features in ("bigram", "cnn", "transformer"):
+            with self.subTest(features):
+                config = replace(SMALL, features=features, distill_layers=2, capacity_factor=1.0)
+                _, grads, _ = self.check(config, 1, padded=True, below="moe0/router")
+                for name, grad in grads.items():
+                    self.assertGreater(np.abs(grad).max(), 0, name)
+
+    def test_methods(self):
+        """Choices are constants of the gradient; what a method draws at random is the same on both sides."""
+        cases = {
+            "base": {}, "base_stage2": {}, "switch": {"jitter": "0.3"}, "hash": {"variant": "random"},
+            "gshard": {"second": "random"}, "topk": {"k": "3", "normalise": "true"}, "replay": {"gate": "sigmoid"},
+            "expert_choice": {"capacity": "1.5", "max_experts": "2", "causal": "false"}}
+        for method, keys in cases.items():
+            with self.subTest(method):
+                config = replace(SMALL, method=method, router=keys, lanes=3, capacity_factor=0.8, seed=3)
+                _, grads, info = self.check(config, 1, padded=True, below="moe0/router")
+                dropped = sum(layer["dropped"] for micro in info for layer in micro)
+                self.assertEqual(dropped > 0, method != "expert_choice", "experts that choose need not drop")
+                for name, grad in grads.items():
+                    self.assertGreater(np.abs(grad).max(), 0, name)
+        for method, keys in {"topk": {"k": "2", "normalise": "false"},
+                             "expert_choice": {"capacity": "2", "causal": "true"}}.items():
+            with self.subTest(method, keys=keys):
+                self.check(replace(SMALL, method=method, router=keys), 1, below="moe0/router")
+        self.check(replace(SMALL, method="topk", router={"k": "2", "normalise": "true"}), 1, below="embedding")
+
 
 class Equations(unittest.TestCase):
     def test_places(self):
@@ -145,7 +201,7 @@ class Equations(unittest.TestCase):
         rng = np.random.default_rng(7)
         n = 14
         x, token = rng.standard_normal((n, C)), rng.integers(0, V, n)
-        y, terms, info, _ = ref.moe_forward(x, token, params, "moe0", config, 1, False)
+        y, terms, info, _ = ref.moe_forward(ref.Call(config, params, "moe0", 0, token, n), x)
         centroid = params["moe0/router/centroid"]
         chosen = [max(range(E), key=lambda i, t=t: centroid[i] @ x[t]) for t in range(n)]
         used, balance, distill, dropped = [0] * E, 0.0, 0.0, 0
@@ -171,6 +227,77 @@ class Equations(unittest.TestCase):
         self.assertAlmostEqual(terms["balance"], 0.3 * balance, places=12)
         self.assertAlmostEqual(terms["distill"], 0.7 * distill, places=12)
 
+    def call(self, method, keys, score, lanes=1, training=True):
+        """A call whose scores are given: the hidden states are the scores, the centroids the identity."""
+        n, e = score.shape
+        config = replace(CONFIG, method=method, router=keys, lanes=lanes, experts=e, moe_layers=1)
+        params = {"moe0/router/centroid": np.eye(e), "embedding/table": np.zeros((V, C))}
+        return ref.Call(config, params, "moe0", 0, np.zeros(n, int), n // lanes, training=training)
+
+    def test_choices_by_hand(self):
+        score = np.log(np.array([[5.0, 3, 2], [1, 6, 3], [2, 3, 5], [4, 5, 1]]))
+        route = ref.METHODS["topk"].route(self.call("topk", {"k": "2", "normalise": "true"}, score), score)
+        self.assertEqual(route.expert.tolist(), [[0, 1], [1, 2], [2, 1], [1, 0]])
+        np.testing.assert_allclose(route.gate, [[5 / 8, 3 / 8], [6 / 9, 3 / 9], [5 / 8, 3 / 8], [5 / 9, 4 / 9]])
+
+        call = self.call("expert_choice", {"capacity": "1.5", "causal": "false"}, score)  # 4 * 1.5 / 3 = 2 each
+        route = ref.METHODS["expert_choice"].route(call, score)
+        self.assertEqual(route.expert.tolist(), [[0, -1, -1], [1, 2, -1], [2, -1, -1], [1, 0, -1]])
+        np.testing.assert_allclose(route.gate[1, :2], [0.6, 0.3])
+        call = self.call("expert_choice", {"capacity": "1.5", "causal": "false", "evaluation": "tokens"}, score,
+                         training=False)  # rounded: two for each
+        self.assertEqual(ref.METHODS["expert_choice"].route(call, score).expert.tolist(),
+                         [[0, 1, -1], [1, 2, -1], [2, 1, -1], [1, 0, -1]])
+
+        call = self.call("gshard", {"second": "always"}, score, lanes=2)
+        route = ref.METHODS["gshard"].route(call, score)
+        share = ref.METHODS["gshard"].shares(call, route)
+        np.testing.assert_allclose(share, [[0.5, 0.5, 0]] * 2 + [[0, 0.5, 0.5]] * 2)
+        p = np.exp(score) / np.exp(score).sum(axis=1, keepdims=True)
+        self.assertAlmostEqual(ref.METHODS["gshard"].losses(call, route, np.array([4, 3, 1]))["balance"],
+                               0.3 * 3 * (p * share).sum())
+
+    def test_auction(self):
+        rng = np.random.default_rng(2)
+        for n, e in ((12, 4), (11, 4), (3, 5), (1, 3), (0, 3), (7, 1)):
+            score = rng.standard_normal((n, e))
+            expert = assignment.auction(score)
+            np.testing.assert_array_equal(np.bincount(expert, minlength=e), assignment.shares(score))
+        score = rng.standard_normal((8, 2))  # the best half by the difference of scores is the exact solution
+        order = np.argsort(score[:, 1] - score[:, 0])
+        best = score[order[:4], 0].sum() + score[order[4:], 1].sum()
+        got = score[np.arange(8), assignment.auction(score)].sum()
+        self.assertGreaterEqual(got, best - 8 * (score.max() - score.min()) / 50)
+
+    def test_tables(self):
+        count = np.array([5, 9, 0, 7, 1, 7])
+        table = tables.balanced(count, 2, 1, 0)  # 9, 7, 7, 5, 1: 1 -> 0, 3 -> 1, 5 -> 1, 0 -> 0, 4 -> 0 or 1 at 14
+        self.assertEqual(table[[1, 3, 5, 0, 4]].tolist(), [0, 1, 1, 0, 0])
+        spread = tables.dispersed(count, np.array([0, 0, 0, 0, 1, 1]), 2)
+        self.assertEqual(sorted(spread[:4].tolist()), [0, 0, 1, 1])
+        x = np.array([[0.0], [0.1], [5.0], [5.1], [9.0]])
+        cluster = tables.clusters(x, 3, 4, 0)
+        self.assertEqual(len({*cluster[:2]}), 1)
+        self.assertEqual(len({*cluster[2:4]}), 1)
+        self.assertEqual(len({*cluster}), 3)
+        self.assertNotEqual(tables.drawn(50, 4, 1, 0).tolist(), tables.drawn(50, 4, 1, 1).tolist())
+
+    def test_random_numbers(self):
+        """Known answers of Random123 (kat_vectors): philox4x32-10."""
+        def words(seed, purpose, update, index):
+            return [int(w) for w in random.philox(seed, purpose, update, index)]
+
+        self.assertEqual(words(0, 0, 0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8])
+        ones = 0xFFFFFFFF
+        self.assertEqual(words(2**64 - 1, ones, ones, 2**64 - 1),
+                         [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD])
+        self.assertEqual(words(0x299F31D0A4093822, 0x03707344, 0x13198A2E, 0x85A308D3243F6A88),
+                         [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1])
+        image = [random.permute(3, random.ORDER, 2, 21, i) for i in range(21)]
+        self.assertEqual(sorted(image), list(range(21)))
+        self.assertNotEqual(image, sorted(image))
+        self.assertEqual(random.hash_text("a"), 0xE40C292C)
+
     def test_stage_2_follows_the_token_id(self):
         params = make_params(CONFIG)
         tokens, targets = make_batch(3, sequences=8)
@@ -178,7 +305,7 @@ class Equations(unittest.TestCase):
         self.assertEqual((terms["balance"], terms["distill"]), (0.0, 0.0))
         for info in cache["moe"]:
             for word in range(V):
-                self.assertLessEqual(len(set(info["expert"][tokens.ravel() == word])), 1)
+                self.assertLessEqual(len(set(info["expert"][tokens.ravel() == word, 0])), 1)
         evaluated, _ = ref.forward(params, tokens, targets, CONFIG, 1, training=False)
         self.assertEqual(evaluated["task"], terms["task"])
 

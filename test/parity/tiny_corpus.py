@@ -19,3 +19,4 @@ def write_corpus(path, rng, vocabulary, n_tokens):
             file[f"{split}/tokens"] = tokens.astype("<u2")
             file[f"{split}/document"] = np.array([0, n_tokens], dtype="<i8")
             file[split].attrs["n_bytes"] = np.int64(0)
+        file["count"] = np.bincount(file["train/tokens"][()], minlength=vocabulary).astype("<i8")

@@ -1,0 +1,385 @@
+"""Every routing method: choices and gates, loss terms, gradients. Letters as in doc/methods.md.
+
+A method has three functions:
+
+    route(call, x)                                   -> Routing
+    losses(call, routing, load)                      -> {name: weighted sum over tokens}
+    backward(call, x, routing, load, dgate, scale, grads) -> dx, and adds to grads
+
+load [E] counts all choices of the micro-batch before anything is dropped, and is a constant of the gradient.
+dgate [N, K] is the gradient of the gates, 0 for unused and dropped slots. scale divides the losses.
+"""
+
+import numpy as np
+
+from . import counter_random as random
+from . import distilled, tables
+from .assignment import auction
+from .call import Routing, argmax, best, gap
+from .layers import sigmoid
+
+# ---- gates that are the sigmoid of one score: StableMoE, BASE, replay ----
+
+
+def centroid(call):
+    return call.params[f"{call.prefix}/router/centroid"]
+
+
+def sigmoid_gates(x, rows, expert):
+    """sigmoid(E_a x_t) for each used slot; a score that is not finite gives 0."""
+    score = np.einsum("tc,tkc->tk", x, rows[np.maximum(expert, 0)])
+    return np.where((expert >= 0) & np.isfinite(score), sigmoid(score), 0.0)
+
+
+def sigmoid_backward(call, x, routing, dgate, grads):
+    used = routing.expert >= 0
+    dscore = np.where(used, dgate * routing.gate * (1 - routing.gate), 0.0)
+    at = np.maximum(routing.expert, 0)
+    for k in range(at.shape[1]):
+        np.add.at(grads[f"{call.prefix}/router/centroid"], at[:, k], dscore[:, k, None] * x)
+    return np.einsum("tk,tkc->tc", dscore, centroid(call)[at])
+
+
+def masked(call, expert):
+    return np.where(call.real, expert, -1)
+
+
+class Stable:
+    """StableMoE (Dai et al. 2022): greedy, and distilled for stage 2 and for every evaluation."""
+
+    @staticmethod
+    def target(call, score):
+        """The choice that stage 1 trains with."""
+        return masked(call, argmax(score)), gap(score[call.real])
+
+    def route(self, call, x):
+        score = x @ centroid(call).T
+        greedy = masked(call, argmax(score))
+        distilled_score, cache = distilled.forward(call)
+        frozen = masked(call, argmax(distilled_score))
+        if call.learning:
+            expert, narrow = self.target(call, score)
+            narrow = min(narrow, gap(score[call.real]))
+        else:
+            expert, narrow = frozen, gap(distilled_score[call.real])
+        both = call.stage == 1 or not call.training
+        return Routing(expert[:, None], sigmoid_gates(x, centroid(call), expert[:, None]), narrow,
+                       greedy if both else None, frozen if both else None,
+                       {"greedy": greedy, "score": distilled_score, "distilled": cache})
+
+    @staticmethod
+    def excess(load):
+        """c_i = (n_i - N / E) / (N / E)."""
+        mean = load.sum() / len(load)
+        return (load - mean) / mean if mean else np.zeros(len(load))
+
+    def losses(self, call, routing, load):
+        if not call.learning:
+            return {}
+        a, gate = routing.expert[:, 0], routing.gate[:, 0]
+        return {"balance": call.config.balance_weight * (self.excess(load)[a] * gate)[a >= 0].sum(),
+                "distill": distilled.loss(call, routing.cache["score"], routing.cache["greedy"])}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        if call.learning:
+            a = routing.expert
+            dgate = dgate + np.where(a >= 0, scale * call.config.balance_weight * self.excess(load)[a], 0.0)
+            distilled.backward(call, routing.cache["score"], routing.cache["greedy"], routing.cache["distilled"],
+                               scale, grads)
+        return sigmoid_backward(call, x, routing, dgate, grads)
+
+
+def balanced_choice(call, score):
+    """The auction lane by lane, and its narrowest margin."""
+    expert, margins = np.full(len(call.token), -1), []
+    for rows in call.lanes():
+        rows = rows[call.real[rows]]
+        expert[rows] = auction(score[rows], margins)
+    return expert, min(margins, default=np.inf)
+
+
+class Base:
+    """BASE (Lewis et al. 2021): balanced in training, greedy in evaluation; no loss."""
+
+    def route(self, call, x):
+        score = x @ centroid(call).T
+        if call.training:
+            expert, narrow = balanced_choice(call, score)
+        else:
+            expert, narrow = masked(call, argmax(score)), gap(score[call.real])
+        return Routing(expert[:, None], sigmoid_gates(x, centroid(call), expert[:, None]), narrow)
+
+    def losses(self, call, routing, load):
+        return {}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        return sigmoid_backward(call, x, routing, dgate, grads)
+
+
+class BaseStage2(Stable):
+    """BASE in stage 1, while the distilled router learns its greedy choice; frozen in stage 2."""
+
+    @staticmethod
+    def target(call, score):
+        return balanced_choice(call, score)
+
+    def losses(self, call, routing, load):
+        if not call.learning:
+            return {}
+        return {"distill": distilled.loss(call, routing.cache["score"], routing.cache["greedy"])}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        return super().backward(call, x, routing, np.ones(len(load)), dgate, scale, grads)
+
+
+# ---- gates that are probabilities: Switch, GShard, top-k, Expert Choice ----
+
+
+def probabilities(call, score):
+    """softmax over the experts; 0 for padding and where no score is finite."""
+    score = np.where(np.isfinite(score), score, -np.inf)
+    top = score.max(axis=1, keepdims=True)
+    used = call.real & np.isfinite(top[:, 0])
+    p = np.zeros_like(score)
+    p[used] = np.exp(score[used] - top[used])
+    p[used] /= p[used].sum(axis=1, keepdims=True)
+    return p
+
+
+def softmax_backward(p, dp):
+    return p * (dp - (p * dp).sum(axis=1, keepdims=True))
+
+
+def balance_loss(call, p, share):
+    """weight E sum_i f_i P_i, as a sum over tokens: weight E sum_t sum_i f_i p_{t,i}."""
+    return call.config.balance_weight * p.shape[1] * (p * share).sum()
+
+
+def balance_slope(call, p, share, scale):
+    return scale * call.config.balance_weight * p.shape[1] * np.broadcast_to(share, p.shape)
+
+
+def scores_backward(call, x, dscore, grads):
+    grads[f"{call.prefix}/router/centroid"] += dscore.T @ x
+    return dscore @ centroid(call)
+
+
+def gates_to_experts(dgate, expert, n_experts):
+    """Gradients of p_{t,i} from those of the slots whose gate it is."""
+    dp = np.zeros((len(expert), n_experts))
+    rows, slots = np.nonzero(expert >= 0)
+    dp[rows, expert[rows, slots]] += dgate[rows, slots]
+    return dp
+
+
+class Switch:
+    """Switch (Fedus, Zoph, Shazeer 2021): the likeliest expert of a noisy input."""
+
+    @staticmethod
+    def noise(call, width):
+        """Factors in (1 - jitter, 1 + jitter): 16 bits each, four of one draw."""
+        jitter = float(call.config.router.get("jitter", 0))
+        if not call.training or jitter == 0:
+            return 1.0
+        draws = -(-width // 4)
+        index = call.index()[:, None] * draws + np.arange(draws)
+        word = random.bits(call.config.seed, random.JITTER, call.update, index)
+        parts = np.stack([word >> np.uint64(16 * j) & np.uint64(0xFFFF) for j in range(4)], axis=-1)
+        u = (parts.reshape(len(index), -1)[:, :width].astype(float) + 0.5) / 65536
+        return 1 + jitter * (2 * u - 1)
+
+    def route(self, call, x):
+        noise = self.noise(call, x.shape[1])
+        score = (x * noise) @ centroid(call).T
+        p, expert = probabilities(call, score), masked(call, argmax(score))[:, None]
+        gate = np.where(expert >= 0, np.take_along_axis(p, np.maximum(expert, 0), 1), 0.0)
+        return Routing(expert, gate, gap(score[call.real]), cache={"p": p, "noise": noise})
+
+    @staticmethod
+    def share(load):
+        return load / max(load.sum(), 1)
+
+    def losses(self, call, routing, load):
+        return {"balance": balance_loss(call, routing.cache["p"], self.share(load))} if call.training else {}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        p, noise = routing.cache["p"], routing.cache["noise"]
+        dp = gates_to_experts(dgate, routing.expert, p.shape[1])
+        if call.training:
+            dp = dp + balance_slope(call, p, self.share(load), scale)
+        return noise * scores_backward(call, x * noise, softmax_backward(p, dp), grads)
+
+
+class TopK(Switch):
+    """The k likeliest experts (Shazeer et al. 2017), with the balance loss of Switch over all choices."""
+
+    def route(self, call, x):
+        k, score = int(call.config.router["k"]), x @ centroid(call).T
+        p = probabilities(call, score)
+        expert = np.where(call.real[:, None], best(score, k), -1)
+        gate = np.where(expert >= 0, np.take_along_axis(p, np.maximum(expert, 0), 1), 0.0)
+        if call.config.router["normalise"] == "true":
+            gate = gate / np.where(call.real, gate.sum(axis=1), 1)[:, None]
+        return Routing(expert, gate, gap(score[call.real], k), cache={"p": p})
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        p, gate = routing.cache["p"], routing.gate
+        dp = balance_slope(call, p, self.share(load), scale) if call.training else np.zeros_like(p)
+        if call.config.router["normalise"] == "true":
+            slope = gate * (dgate - (gate * dgate).sum(axis=1, keepdims=True))
+            dscore = softmax_backward(p, dp) + gates_to_experts(slope, routing.expert, p.shape[1])
+        else:
+            dscore = softmax_backward(p, dp + gates_to_experts(dgate, routing.expert, p.shape[1]))
+        return scores_backward(call, x, dscore, grads)
+
+
+class GShard:
+    """GShard (Lepikhin et al. 2020): the two likeliest, the second one at random in training."""
+
+    def route(self, call, x):
+        score = x @ centroid(call).T
+        p, both = probabilities(call, score), np.where(call.real[:, None], best(score, 2), -1)
+        pair = np.where(both >= 0, np.take_along_axis(p, np.maximum(both, 0), 1), 0.0)
+        pair = pair / np.where(call.real, pair.sum(axis=1), 1)[:, None]
+        expert, gate, narrow = both.copy(), pair.copy(), gap(score[call.real], 2)
+        if call.training and call.config.router["second"] == "random":
+            u = call.uniform(random.ROUTER)
+            narrow = min(narrow, np.abs(2 * pair[:, 1] - u)[call.real].min(initial=np.inf))
+            stays_away = ~(2 * pair[:, 1] > u)
+            expert[stays_away, 1], gate[stays_away, 1] = -1, 0
+        return Routing(expert, gate, narrow, cache={"p": p, "both": both, "pair": pair})
+
+    @staticmethod
+    def shares(call, routing):
+        """f of each row's lane: the share of the lane's tokens whose first choice is an expert."""
+        f = np.zeros_like(routing.cache["p"])
+        for rows in call.lanes():
+            first = routing.cache["both"][rows, 0]
+            count = np.bincount(first[first >= 0], minlength=f.shape[1])
+            f[rows] = count / max(count.sum(), 1)
+        return f
+
+    def losses(self, call, routing, load):
+        if not call.training:
+            return {}
+        return {"balance": balance_loss(call, routing.cache["p"], self.shares(call, routing))}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        p, both, pair = (routing.cache[name] for name in ("p", "both", "pair"))
+        dp = balance_slope(call, p, self.shares(call, routing), scale) if call.training else np.zeros_like(p)
+        d = pair[:, 0] * pair[:, 1] * (dgate[:, 0] - dgate[:, 1])
+        slope = gates_to_experts(np.stack([d, -d], axis=1), both, p.shape[1])
+        return scores_backward(call, x, softmax_backward(p, dp) + slope, grads)
+
+
+class ExpertChoice:
+    """Expert Choice (Zhou et al. 2022): experts take the tokens of their largest probabilities."""
+
+    @staticmethod
+    def slots(config):
+        most = int(config.router.get("max_experts", 0))
+        return most if 0 < most < config.experts else config.experts
+
+    @staticmethod
+    def groups(call):
+        """A lane, or with `causal` the tokens at one position of a lane's sequences."""
+        for rows in call.lanes():
+            if call.config.router["causal"] == "true":
+                yield from rows.reshape(-1, call.context).T
+            else:
+                yield rows
+
+    def takes(self, call, p):
+        """Which expert takes which token [N, E], and the narrowest margin."""
+        taken, narrow = np.zeros(p.shape, bool), np.inf
+        for rows in self.groups(call):
+            rows = rows[call.real[rows]]
+            share = max(1, int(len(rows) * float(call.config.router["capacity"]) / p.shape[1]))
+            for e in range(p.shape[1] if len(rows) else 0):
+                order = rows[np.argsort(-p[rows, e], kind="stable")]
+                taken[order[:share], e] = p[order[:share], e] > 0
+                if share < len(order):
+                    narrow = min(narrow, p[order[share - 1], e] - p[order[share], e])
+        return taken, narrow
+
+    def route(self, call, x):
+        score, k = x @ centroid(call).T, self.slots(call.config)
+        p = probabilities(call, score)
+        if not call.training and call.config.router["evaluation"] == "tokens":
+            each = min(max(int(float(call.config.router["capacity"]) + 0.5), 1), k)
+            taken, narrow = np.zeros(p.shape, bool), gap(score[call.real], each)
+            np.put_along_axis(taken, best(score, each), True, 1)
+            taken &= call.real[:, None]
+        else:
+            taken, narrow = self.takes(call, p)
+        order = best(np.where(taken, p, -1), k)  # by falling gates; what is beyond k falls away
+        expert = np.where(np.take_along_axis(taken, order, 1), order, -1)
+        gate = np.where(expert >= 0, np.take_along_axis(p, order, 1), 0.0)
+        return Routing(expert, gate, narrow, cache={"p": p})
+
+    def losses(self, call, routing, load):
+        return {}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        p = routing.cache["p"]
+        dp = gates_to_experts(dgate, routing.expert, p.shape[1])
+        return scores_backward(call, x, softmax_backward(p, dp), grads)
+
+
+# ---- choices that are fixed: Hash, replay ----
+
+
+class Hash:
+    """Hash layers (Roller et al. 2021): a function of token ids, gate 1."""
+
+    @staticmethod
+    def slots(config):
+        return int(config.router.get("segments", 1))
+
+    def route(self, call, x):
+        variant, segments = call.config.router["variant"], self.slots(call.config)
+        each = call.config.experts // segments
+        own, before = np.maximum(call.token, 0), call.before(1)
+        before = np.where(before < 0, own, before)
+        expert = np.full((len(own), segments), -1)
+        for m in range(segments):
+            if variant == "bigram":
+                choice = tables.pair(before, own, call.vocabulary, each, call.config.seed, call.layer, m)
+            else:
+                table = call.params[f"{call.prefix}/router/table"].astype(int).reshape(segments, -1)[m]
+                place = np.arange(len(own)) % call.context
+                choice = table[{"previous": before, "position": place}.get(variant, own)]
+            expert[:, m] = masked(call, m * each + choice)
+        return Routing(expert, (expert >= 0).astype(float))
+
+    def losses(self, call, routing, load):
+        return {}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        return np.zeros_like(x)
+
+
+class Replay:
+    """The choices of another run's log; what the log does not have goes by the table."""
+
+    def route(self, call, x):
+        if call.training and call.recorded is not None:
+            expert = np.where(call.recorded < -1, -2 - call.recorded, call.recorded)
+        else:
+            expert = call.params[f"{call.prefix}/router/table"].astype(int)[np.maximum(call.token, 0)]
+        expert = np.where(call.real[:, None], expert, -1)
+        sigmoids = call.config.router["gate"] == "sigmoid"
+        gate = sigmoid_gates(x, centroid(call), expert) if sigmoids else (expert >= 0).astype(float)
+        return Routing(expert, gate)
+
+    def losses(self, call, routing, load):
+        return {}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        if call.config.router["gate"] == "one":
+            return np.zeros_like(x)
+        return sigmoid_backward(call, x, routing, dgate, grads)
+
+
+METHODS = {"stable": Stable(), "base": Base(), "base_stage2": BaseStage2(), "switch": Switch(), "topk": TopK(),
+           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "replay": Replay()}

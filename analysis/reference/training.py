@@ -1,0 +1,94 @@
+"""One update: batches, gradients, clipping, Adam, and which parameters they concern."""
+
+import numpy as np
+
+from . import counter_random as random
+from .model import backward, forward
+
+
+def sequences(split, context):
+    """Inputs and targets [S, T] of all tokens of a split in their order; -1 behind the end of the text."""
+    count = -(-(len(split) - 1) // context)
+    padded = np.full(count * context + 1, -1)
+    padded[: len(split)] = split
+    return padded[:-1].reshape(count, context), padded[1:].reshape(count, context)
+
+
+def batch(split, config, update):
+    """The update's micro-batches, a list of (tokens, targets): an epoch is a permutation of the whole sequences."""
+    context, size = config.context, config.batch_sequences
+    n = (len(split) - 1) // context
+    chosen = []
+    for place in range(update * size, (update + 1) * size):
+        s = random.permute(config.seed, random.ORDER, place // n, n, place % n)
+        chosen.append(np.asarray(split[s * context: (s + 1) * context + 1], dtype=np.int64))
+    chosen = np.stack(chosen).reshape(config.micro_batches, -1, context + 1)
+    return [(micro[:, :-1], micro[:, 1:]) for micro in chosen]
+
+
+def is_frozen(name, stage):
+    """Tables are never trained; stage 2 freezes the distilled router: no gradient, no step, no part in the norm."""
+    return name.endswith("/router/table") or (stage == 2 and "/router/distilled/" in name)
+
+
+def is_decayed(name):
+    """Weight decay pulls at matrices, embeddings and the convolution's taps, not at gains, biases and tables."""
+    return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2") and \
+        not name.endswith("/router/table")
+
+
+def gradients(params, micro_batches, config, stage, update=0, recorded=None):
+    """Mean losses and gradients of one update; micro_batches is a list of (tokens, targets).
+
+    recorded: [M, N, K] of all tokens of the update, for method replay.
+    """
+    n_targets = sum(int((targets >= 0).sum()) for _, targets in micro_batches)
+    grads = {name: np.zeros_like(value) for name, value in params.items() if not is_frozen(name, stage)}
+    losses, info, first = {"task": 0.0, "balance": 0.0, "distill": 0.0}, [], 0
+    for number, (tokens, targets) in enumerate(micro_batches):
+        part = None if recorded is None else recorded[:, first: first + tokens.size]
+        first += tokens.size
+        terms, cache = forward(params, tokens, targets, config, stage, True, update, number, part)
+        backward(grads, params, cache, config, 1 / n_targets)
+        info.append(cache["moe"])
+        for name in losses:
+            losses[name] += terms[name] / n_targets
+    for name, grad in grads.items():
+        if "/expert/" in name:
+            grad *= config.expert_gradient_factor
+    return losses, grads, info
+
+
+def learning_rate(config, update):
+    """Of the zero-based update."""
+    if update < config.warmup:
+        return config.lr * (update + 1) / config.warmup
+    if config.schedule == "linear":
+        return config.lr * (config.updates - update) / (config.updates - config.warmup)
+    if config.schedule == "inverse_sqrt":
+        return config.lr * np.sqrt(max(config.warmup, 1) / (update + 1))
+    return config.lr
+
+
+def gradient_norm(grads):
+    return np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+
+
+def clip_factor(norm, config):
+    return min(1.0, config.clip / norm) if config.clip > 0 and norm > 0 else 1.0
+
+
+def adam(params, grads, moments, decayed, config, update, factor):
+    """One Adam step in place, with decoupled decay of the parameters named in decayed.
+
+    moments: dict of (m, v) by name, begun empty; factor: of the gradients, from clipping.
+    """
+    lr, step = learning_rate(config, update), update + 1
+    for name, grad in grads.items():
+        w, g = params[name], factor * grad
+        m, v = moments.setdefault(name, (np.zeros_like(w), np.zeros_like(w)))
+        m[...] = config.beta1 * m + (1 - config.beta1) * g
+        v[...] = config.beta2 * v + (1 - config.beta2) * g**2
+        decay = lr * config.decay * w if name in decayed else 0.0
+        mhat, vhat = m / (1 - config.beta1**step), v / (1 - config.beta2**step)
+        w -= lr * mhat / (np.sqrt(vhat) + config.epsilon) + decay
