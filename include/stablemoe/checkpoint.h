@@ -23,12 +23,13 @@ typedef struct smoe_checkpoint_meta {
   int64_t update; /**< updates done */
   int stage;      /**< 1 or 2 */
   uint64_t seed;
-  int64_t n_tokens_seen; /**< training tokens so far */
-  uint64_t fingerprint;  /**< of the corpus */
-  uint64_t tokenizer;    /**< hash of the corpus's tokenizer; 0 where unknown */
-  char corpus[1024];     /**< path of the corpus, as given */
-  char absolute[4096];   /**< the same from the root; "" where unknown */
-  char *configuration;   /**< YAML text, in memory of smoe_alloc */
+  int64_t n_tokens_seen;    /**< training tokens so far */
+  int64_t n_sequences_seen; /**< position in the order of the data; -1 in files that do not store it */
+  uint64_t fingerprint;     /**< of the corpus */
+  uint64_t tokenizer;       /**< hash of the corpus's tokenizer; 0 where unknown */
+  char corpus[1024];        /**< path of the corpus, as given */
+  char absolute[4096];      /**< the same from the root; "" where unknown */
+  char *configuration;      /**< YAML text, in memory of smoe_alloc */
 } smoe_checkpoint_meta;
 
 /** Save a checkpoint as <directory>/step-<update, 9 digits>.h5 and point <directory>/latest to it.

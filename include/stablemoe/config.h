@@ -186,6 +186,22 @@ void smoe_config_json(const smoe_config *config, FILE *out);
 smoe_status smoe_config_changes(const smoe_config *config, const char *text, const char *origin,
                                 char **changes);
 
+/** Read the configuration text that a checkpoint stores. Local.
+ *
+ *  like    in   a configuration of the same key sets
+ *  stored  out  resolved; to be destroyed by the caller; NULL where reading fails
+ *  Errors:  as smoe_config_parse.
+ */
+smoe_status smoe_config_stored(const smoe_config *like, const char *text, const char *origin,
+                               smoe_config **stored);
+
+/** Take the stored values of all keys that nobody set here and that smoe_config_resolve computed from other
+ *  keys: a longer training must not move router.stage1_updates. Local.
+ *
+ *  stored  in  of smoe_config_stored
+ */
+void smoe_config_keep_derived(smoe_config *config, const smoe_config *stored);
+
 /** Print every key with default, range and help. Local. */
 void smoe_config_help(const smoe_config *config, FILE *out);
 

@@ -86,14 +86,14 @@ void smoe_corpus_read(const smoe_corpus *corpus, smoe_split split, int64_t first
 /** Number of whole sequences of T targets in a split: (n_tokens - 1) / T. Local. */
 int64_t smoe_corpus_sequences(const smoe_corpus *corpus, smoe_split split, int64_t context);
 
-/** Global number of the training sequence that stands at place j of an update's batch.
+/** Return the number of the training sequence at a position in the endless order of sequences.
  *
- *  Local. A pure function: each epoch visits every sequence once, in an order
- *  given by (seed, epoch). A batch may begin in one epoch and end in the next.
+ *  Local. A pure function: each epoch visits every sequence once, in an order given by (seed, epoch),
+ *  whatever the batches are. A batch may begin in one epoch and end in the next.
+ *  position  in  sequences that training reads before this one
  *  No sequences at all is a bug (panic).
  */
-int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t batch_sequences, int64_t update,
-                              int64_t j);
+int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t position);
 
 /** How often each token stands in the training split.
  *

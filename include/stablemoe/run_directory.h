@@ -5,7 +5,7 @@
 #include "stablemoe/config.h"
 #include "stablemoe/group.h"
 
-/** Make <run.directory> with checkpoints/ and routing/, open log.txt, write used.yml.
+/** Make <run.directory> with checkpoints/ and routing/, and open log.txt.
  *
  *  Collective over group; rank 0 does it, all ranks agree on the outcome.
  *
@@ -14,6 +14,12 @@
  */
 smoe_status smoe_run_directory_open(const smoe_config *config, const smoe_group *group, bool resume,
                                     bool overwrite);
+
+/** Write used.yml: the configuration as the run takes it, what a resume keeps of its checkpoint included.
+ *
+ *  Collective over group; rank 0 writes. Errors: agreed; SMOE_ERR_IO.
+ */
+smoe_status smoe_run_directory_describe(const smoe_config *config, const smoe_group *group);
 
 /** Whether a file named `stop` is there; it is removed, so that a later resume goes on. Local (rank 0 asks). */
 bool smoe_run_directory_stop(const char *directory);

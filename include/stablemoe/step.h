@@ -25,12 +25,14 @@ typedef struct smoe_step {
   const smoe_settings *settings;
   smoe_routing_log *tokens_log; /**< where this update's tokens are recorded; NULL: nowhere */
   int64_t n_sequences;          /**< of the training split */
-  int32_t *input, *target;      /**< [N] of one micro-batch */
-  double *total;                /**< [model->n_sums] */
-  smoe_routing_load *layer;     /**< [M] */
-  int64_t *load;                /**< [M, E] of the update; evaluations leave it alone */
-  const int32_t *recorded;      /**< of the update to come, for a method that replays; NULL: nothing is */
-  bool placed;                  /**< experts stand where they will stay */
+  int64_t data_offset;      /**< zero-based update u begins at sequence data_offset + u * batch_sequences: not
+                                     0 after a resume with another batch */
+  int32_t *input, *target;  /**< [N] of one micro-batch */
+  double *total;            /**< [model->n_sums] */
+  smoe_routing_load *layer; /**< [M] */
+  int64_t *load;            /**< [M, E] of the update; evaluations leave it alone */
+  const int32_t *recorded;  /**< of the update to come, for a method that replays; NULL: nothing is */
+  bool placed;              /**< experts stand where they will stay */
 } smoe_step;
 
 /** Set up; model is one built for training. Local.

@@ -15,10 +15,11 @@ typedef struct smoe_train_options {
 /** Train as the configuration says.
  *
  *  Collective over group.
+ *  config  inout  resolved; a resume keeps what follows from other keys as its checkpoint has it
  *  Errors:  agreed on all ranks. After a checkpoint SMOE_STOPPED where a signal (SIGTERM, SIGUSR1) or
  *           run.max_minutes ended it, SMOE_STOPPED_BY_HAND where Ctrl-C or a file named `stop` in the
  *           run directory did; that also where such a file was there before it went on.
  */
-smoe_status smoe_train(const smoe_config *config, const smoe_group *group, const smoe_train_options *options);
+smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_train_options *options);
 
 #endif

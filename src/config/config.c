@@ -91,6 +91,7 @@ smoe_config *smoe_config_create(const smoe_keyset *const *sets, size_t n_sets) {
   if (order_keys(config->entries, 0, all, n, "", 0) != n)
     SMOE_PANIC(SMOE_ERR_BUG, "a key of the configuration has no place");
   smoe_free(all);
+  config->derived = smoe_alloc(n * sizeof *config->derived);
   return config;
 }
 
@@ -104,6 +105,7 @@ void smoe_config_destroy(smoe_config *config) {
   smoe_free(config->values);
   smoe_free(config->standards);
   smoe_free(config->entries);
+  smoe_free(config->derived);
   smoe_free(config);
 }
 

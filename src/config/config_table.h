@@ -19,6 +19,7 @@ struct smoe_config {
   /** Every key in the order of writing: sections together, in each the keys before the subsections. */
   smoe_config_entry *entries;
   size_t n_entries;
+  bool *derived; /**< [n_entries] nobody set it: smoe_config_resolve computed it from other keys */
 };
 
 /** A value as somebody wrote it. */

@@ -2,18 +2,52 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <string.h>
 
 static int64_t at_least(int64_t least, int64_t value) {
   return value > least ? value : least;
 }
 
 /* Idempotent: what used.yml repeats is resolved already. */
-static void resolve_defaults(smoe_settings *s) {
+static void resolve_keys(smoe_settings *s) {
   if (s->model.inner == 0) s->model.inner = 4 * s->model.width;
   if (s->moe.inner == 0) s->moe.inner = 4 * s->model.width;
   if (s->router.stage1_updates < 0)
     s->router.stage1_updates = at_least(s->train.updates > 1 ? 1 : 0, s->train.updates / 10);
   if (s->log.probe_every < 0) s->log.probe_every = at_least(1, s->train.updates / 120);
+}
+
+static void resolve_defaults(smoe_config *config) {
+  smoe_settings *now = config->values[0];
+  const smoe_settings before = *now;
+  resolve_keys(now);
+  for (size_t i = 0; i < config->n_entries; i++) {
+    const smoe_config_entry *entry = &config->entries[i];
+    if (entry->value != (char *)now + entry->key->offset) continue; /* of another key set */
+    if (memcmp((const char *)&before + entry->key->offset, entry->value,
+               smoe_config_value_bytes(entry->key->kind)) != 0)
+      config->derived[i] = true;
+  }
+}
+
+smoe_status smoe_config_stored(const smoe_config *like, const char *text, const char *origin,
+                               smoe_config **stored) {
+  *stored = smoe_config_create(like->sets, like->n_sets);
+  const smoe_status status = smoe_config_parse(*stored, text, origin);
+  if (status == SMOE_OK) {
+    resolve_defaults(*stored);
+    return SMOE_OK;
+  }
+  smoe_config_destroy(*stored);
+  *stored = NULL;
+  return status;
+}
+
+void smoe_config_keep_derived(smoe_config *config, const smoe_config *stored) {
+  for (size_t i = 0; i < config->n_entries; i++)
+    if (config->derived[i])
+      memcpy(config->entries[i].value, stored->entries[i].value,
+             smoe_config_value_bytes(config->entries[i].key->kind));
 }
 
 static smoe_status check_batch(const smoe_settings *s) {
@@ -42,7 +76,7 @@ static smoe_status check_places(const smoe_settings *s) {
 
 smoe_status smoe_config_resolve(smoe_config *config) {
   smoe_settings *s = config->values[0];
-  resolve_defaults(s);
+  resolve_defaults(config);
   SMOE_CHECK(s->model.width % s->model.heads == 0, SMOE_ERR_CONFIG,
              "model.heads %" PRId64 " does not divide model.width %" PRId64, s->model.heads, s->model.width);
   SMOE_TRY(check_batch(s));

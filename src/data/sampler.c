@@ -6,13 +6,11 @@ int64_t smoe_corpus_sequences(const smoe_corpus *corpus, smoe_split split, int64
   return (corpus->n_tokens[split] - 1) / context;
 }
 
-int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t batch_sequences, int64_t update,
-                              int64_t j) {
+int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t position) {
   if (n_sequences < 1) SMOE_PANIC(SMOE_ERR_BUG, "no sequence to sample from");
-  const int64_t place = update * batch_sequences + j;
-  const uint32_t epoch = (uint32_t)(place / n_sequences);
+  const uint32_t epoch = (uint32_t)(position / n_sequences);
   return (int64_t)smoe_random_permute(seed, SMOE_RANDOM_ORDER, epoch, (uint64_t)n_sequences,
-                                      (uint64_t)(place % n_sequences));
+                                      (uint64_t)(position % n_sequences));
 }
 
 void smoe_corpus_sequence(const smoe_corpus *corpus, smoe_split split, int64_t s, int64_t context,

@@ -114,6 +114,9 @@ smoe_status smoe_checkpoint_meta_of(hid_t file, smoe_checkpoint_meta *meta) {
   meta->stage = (int)stage;
   SMOE_TRY(smoe_h5_get_u64(file, "/meta", "seed", &meta->seed));
   SMOE_TRY(smoe_h5_get_i64(file, "/meta", "tokens", &meta->n_tokens_seen));
+  /* Files of earlier versions lack it. */
+  if (smoe_h5_get_i64(file, "/meta", "sequences", &meta->n_sequences_seen) != SMOE_OK)
+    meta->n_sequences_seen = -1;
   SMOE_TRY(smoe_h5_get_u64(file, "/meta", "fingerprint", &meta->fingerprint));
   SMOE_TRY(smoe_h5_get_text(file, "/meta", "corpus", meta->corpus, sizeof meta->corpus));
   /* Checkpoints of earlier versions have neither. */

@@ -52,6 +52,7 @@ static smoe_status print_file(hid_t file, const char *path) {
   printf("  %-12s %d\n", "stage", meta.stage);
   printf("  %-12s %llu\n", "seed", (unsigned long long)meta.seed);
   printf("  %-12s %lld\n", "tokens seen", (long long)meta.n_tokens_seen);
+  if (meta.n_sequences_seen >= 0) printf("  %-12s %lld\n", "sequences", (long long)meta.n_sequences_seen);
   printf("  %-12s %s\n", "corpus", meta.corpus);
   printf("  %-12s %016llx\n", "fingerprint", (unsigned long long)meta.fingerprint);
   printf("  %-12s %016llx\n", "tokenizer", (unsigned long long)meta.tokenizer);

@@ -41,6 +41,7 @@ static smoe_status write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
   SMOE_TRY(smoe_h5_set_i64(file, "/meta", "stage", meta->stage));
   SMOE_TRY(smoe_h5_set_u64(file, "/meta", "seed", meta->seed));
   SMOE_TRY(smoe_h5_set_i64(file, "/meta", "tokens", meta->n_tokens_seen));
+  SMOE_TRY(smoe_h5_set_i64(file, "/meta", "sequences", meta->n_sequences_seen));
   SMOE_TRY(smoe_h5_set_u64(file, "/meta", "fingerprint", meta->fingerprint));
   SMOE_TRY(smoe_h5_set_u64(file, "/meta", "tokenizer", meta->tokenizer));
   SMOE_TRY(smoe_h5_set_text(file, "/meta", "corpus", meta->corpus));

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "replay.h"
+#include "resume.h"
 #include "stablemoe/bench.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/kernel.h"
@@ -18,8 +19,8 @@
 
 /* Everything a run holds on one rank. */
 typedef struct run {
-  const smoe_config *config;
-  const smoe_settings *settings;
+  smoe_config *config;
+  const smoe_settings *settings; /* of config */
   const smoe_group *group;
   smoe_corpus corpus;
   smoe_model *model;
@@ -31,6 +32,7 @@ typedef struct run {
   char *checkpoints, *routing; /* directories */
   double launched;             /* seconds when the run was set up: run.max_minutes counts from here */
   int64_t done, saved; /* updates: of the model as it is, if one was begun here; of the newest checkpoint */
+  int64_t n_sequences, n_tokens; /* read by training so far, by earlier lives of the run too */
 } run;
 
 /* ---- setting up ---- */
@@ -131,21 +133,6 @@ static smoe_status check_meta(const run *r, const char *path, const smoe_checkpo
   return SMOE_OK;
 }
 
-/* A resumed run may be configured otherwise; what follows from that should not come as a surprise. */
-static void say_changes(const run *r, const char *path, const smoe_checkpoint_meta *meta) {
-  char *changes = NULL;
-  if (smoe_config_changes(r->config, meta->configuration, path, &changes) != SMOE_OK)
-    smoe_warn("the configuration in '%s' is of another version: %s", path, smoe_last_error());
-  for (char *line = changes; line && *line;) {
-    char *end = strchr(line, '\n');
-    *end = '\0';
-    /* Where the files are is no part of what is computed. */
-    if (strncmp(line, "run.directory:", 14) != 0) smoe_warn("other than in '%s': %s", path, line);
-    line = end + 1;
-  }
-  smoe_free(changes);
-}
-
 /* Load one checkpoint; its update number goes to *update. */
 static smoe_status load(run *r, const char *path, int64_t *update) {
   smoe_checkpoint_meta meta = {0};
@@ -153,7 +140,12 @@ static smoe_status load(run *r, const char *path, int64_t *update) {
   smoe_status status = check_meta(r, path, &meta);
   if (status == SMOE_OK) status = smoe_checkpoint_load(path, &r->model->params);
   *update = meta.update;
-  if (status == SMOE_OK) say_changes(r, path, &meta);
+  if (status == SMOE_OK) {
+    smoe_resume_settle(r->config, path, &meta);
+    r->n_sequences = meta.n_sequences_seen;
+    r->n_tokens = meta.n_tokens_seen;
+    r->step.data_offset = r->n_sequences - meta.update * r->settings->train.batch_sequences;
+  }
   smoe_free(meta.configuration);
   return status;
 }
@@ -204,6 +196,7 @@ static smoe_status begin(run *r, const smoe_train_options *options, int64_t *upd
   *update = 0;
   if (options->resume) SMOE_TRY(resume(r, update));
   if (options->resume && *update == 0) SMOE_TRY(start_anew(r));
+  SMOE_TRY(smoe_run_directory_describe(r->config, r->group));
   SMOE_TRY_ALL(r->group, r->group->rank == 0 ? keep_tokenizer(r) : SMOE_OK);
   SMOE_TRY(smoe_routing_log_rewind(r->group, r->routing, *update));
   open_log(r);
@@ -223,7 +216,8 @@ static smoe_status save(run *r, int64_t done) {
       .update = done,
       .stage = smoe_stage(r->model, settings, done),
       .seed = (uint64_t)settings->run.seed,
-      .n_tokens_seen = done * settings->train.batch_sequences * settings->model.context,
+      .n_tokens_seen = r->n_tokens,
+      .n_sequences_seen = r->n_sequences,
       .fingerprint = r->corpus.fingerprint,
       .tokenizer = r->corpus.tokenizer,
       .configuration = smoe_config_text(r->config, false),
@@ -288,9 +282,10 @@ static smoe_status one_update(run *r, int64_t update) {
   smoe_evaluation valid;
   const bool evaluated = due(settings->train.evaluate_every, done) || last;
   if (evaluated) SMOE_TRY(validate(r, done, &valid));
-  const int64_t tokens = done * settings->train.batch_sequences * settings->model.context;
-  SMOE_TRY_ALL(r->group, smoe_metrics_write(&r->metrics, done, tokens, &result, evaluated ? &valid : NULL,
-                                            seconds, phase));
+  r->n_sequences += settings->train.batch_sequences;
+  r->n_tokens += settings->train.batch_sequences * settings->model.context;
+  SMOE_TRY_ALL(r->group, smoe_metrics_write(&r->metrics, done, r->n_tokens, &result,
+                                            evaluated ? &valid : NULL, seconds, phase));
 
   r->done = done;
   /* Asked after the last one too: a wish that came late must not stop the run that somebody goes on with. */
@@ -342,8 +337,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   return SMOE_OK;
 }
 
-smoe_status smoe_train(const smoe_config *config, const smoe_group *group,
-                       const smoe_train_options *options) {
+smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_train_options *options) {
   const smoe_settings *settings = smoe_config_settings(config);
   run r = {.config = config, .settings = settings, .group = group};
   r.checkpoints = smoe_sprintf("%s/checkpoints", settings->run.directory);

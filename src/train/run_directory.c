@@ -55,14 +55,10 @@ static smoe_status write_text(const char *path, const char *text) {
   return status;
 }
 
-static smoe_status open_files(const char *directory, const smoe_config *config) {
-  char *used = smoe_sprintf("%s/used.yml", directory), *log = smoe_sprintf("%s/log.txt", directory);
-  char *text = smoe_config_text(config, false);
-  smoe_status status = write_text(used, text);
-  if (status == SMOE_OK && !smoe_log_file(log))
-    status = SMOE_FAIL(SMOE_ERR_IO, "cannot write '%s': %s", log, strerror(errno));
-  smoe_free(text);
-  smoe_free(used);
+static smoe_status open_log(const char *directory) {
+  char *log = smoe_sprintf("%s/log.txt", directory);
+  smoe_status status = SMOE_OK;
+  if (!smoe_log_file(log)) status = SMOE_FAIL(SMOE_ERR_IO, "cannot write '%s': %s", log, strerror(errno));
   smoe_free(log);
   return status;
 }
@@ -94,7 +90,7 @@ static smoe_status open_on_root(const smoe_config *config, bool resume, bool ove
     delete_file(directory, "log.txt");
     delete_kept_metrics(directory);
   }
-  return open_files(directory, config);
+  return open_log(directory);
 }
 
 smoe_status smoe_run_directory_open(const smoe_config *config, const smoe_group *group, bool resume,
@@ -102,6 +98,19 @@ smoe_status smoe_run_directory_open(const smoe_config *config, const smoe_group 
   smoe_status status = SMOE_OK;
   if (group->rank == 0) status = open_on_root(config, resume, overwrite);
   return smoe_group_agree(group, status);
+}
+
+static smoe_status describe_on_root(const smoe_config *config) {
+  char *used = smoe_sprintf("%s/used.yml", smoe_config_settings(config)->run.directory);
+  char *text = smoe_config_text(config, false);
+  const smoe_status status = write_text(used, text);
+  smoe_free(text);
+  smoe_free(used);
+  return status;
+}
+
+smoe_status smoe_run_directory_describe(const smoe_config *config, const smoe_group *group) {
+  return smoe_group_agree(group, group->rank == 0 ? describe_on_root(config) : SMOE_OK);
 }
 
 bool smoe_run_directory_stop(const char *directory) {

@@ -43,9 +43,9 @@ void smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch) {
   const int64_t context = settings->model.context;
   const int64_t first = (micro_batch * tokens->n_global + tokens->first_token) / context;
   const int64_t n = (int64_t)tokens->n_tokens / context;
+  const int64_t position = step->data_offset + update * settings->train.batch_sequences + first;
   for (int64_t i = 0; i < n; i++) {
-    const int64_t s = smoe_sampler_sequence((uint64_t)settings->run.seed, step->n_sequences,
-                                            settings->train.batch_sequences, update, first + i);
+    const int64_t s = smoe_sampler_sequence((uint64_t)settings->run.seed, step->n_sequences, position + i);
     smoe_corpus_sequence(step->corpus, SMOE_TRAIN, s, context, step->input + i * context,
                          step->target + i * context);
   }

@@ -84,7 +84,7 @@ static smoe_status write_micro_batch(const dump *d, int64_t update, int64_t micr
   int32_t *tokens = smoe_alloc((size_t)(2 * n * context) * sizeof *tokens), *targets = tokens + n * context;
   for (int64_t s = 0; s < n; s++) {
     const int64_t sequence = smoe_sampler_sequence((uint64_t)d->settings->run.seed, d->step.n_sequences,
-                                                   batch, update, micro_batch * n + s);
+                                                   update * batch + micro_batch * n + s);
     smoe_corpus_sequence(&d->corpus, SMOE_TRAIN, sequence, context, tokens + s * context,
                          targets + s * context);
   }
