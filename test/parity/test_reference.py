@@ -307,16 +307,23 @@ class Equations(unittest.TestCase):
             for word in range(V):
                 self.assertLessEqual(len(set(info["expert"][tokens.ravel() == word, 0])), 1)
         evaluated, _ = ref.forward(params, tokens, targets, CONFIG, 1, training=False)
-        self.assertEqual(evaluated["task"], terms["task"])
+        self.assertAlmostEqual(evaluated["task"], terms["task"], places=10)
 
     def test_causal(self):
+        """A token changes its own place and what follows it, and nothing before.
+
+        Up to rounding: the changed token may take another expert, so that the others there are
+        multiplied in a matrix of other height, whose rows a BLAS may round otherwise.
+        """
         params, (tokens, targets) = make_params(CONFIG), make_batch()
         _, one = ref.forward(params, tokens, targets, CONFIG, 1)
-        tokens = tokens.copy()
-        tokens[:, -1] = (tokens[:, -1] + 1) % V
-        _, other = ref.forward(params, tokens, targets, CONFIG, 1)
-        np.testing.assert_array_equal(one["log_p"][:, :-1], other["log_p"][:, :-1])
-        self.assertGreater(np.abs(one["log_p"][:, -1] - other["log_p"][:, -1]).max(), 1e-3)
+        for place in range(T):
+            changed = tokens.copy()
+            changed[:, place] = (changed[:, place] + 1) % V
+            _, other = ref.forward(params, changed, targets, CONFIG, 1)
+            change = np.abs(one["log_p"] - other["log_p"]).max(axis=2)  # [S, T]
+            self.assertLessEqual(change[:, :place].max(initial=0.0), 1e-12, f"before place {place}: {change}")
+            self.assertGreater(change[:, place:].min(), 1e-6, f"from place {place} on: {change}")
 
     def test_argmax(self):
         score = np.array([[1.0, 2, 2], [np.nan, -5, -6], [np.inf, 0, 0]])
