@@ -1,6 +1,7 @@
-/** Messages for people: to the terminal and to the run's log.txt, from rank 0 only.
+/** Messages for people: to the terminal and to the run's log.txt, from rank 0 only, but for errors.
  *
- *  Warnings and notes go to standard error, results of a subcommand to
+ *  Every line is one write, newline included: launchers forward what ranks write in pieces, and lines written in
+ *  parts would mix. Warnings and notes go to standard error, results of a subcommand to
  *  standard output by plain printf in app/.
  */
 #ifndef STABLEMOE_LOG_H
@@ -22,6 +23,11 @@ void smoe_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /** One line about something the user should look at. Local. */
 void smoe_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/** One line "stablemoe: ..." to standard error, on any rank, also if quiet: an error report, or what the watchdog
+ *  reports. printf format, without newline. The log file is not written. Local; any thread may call it.
+ */
+void smoe_log_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /** One line to the file alone: what the terminal is told in another way. Local. */
 void smoe_log_only(const char *format, ...) __attribute__((format(printf, 1, 2)));

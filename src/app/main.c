@@ -100,7 +100,7 @@ static void print_end(const smoe_group *group, smoe_status status) {
     return;
   const char *report = smoe_last_error();
   const bool ranked = strncmp(report, "on rank ", 8) == 0;
-  fprintf(stderr, "stablemoe: error (%s)%s %s\n", smoe_status_name(status), ranked ? "" : ":", report);
+  smoe_log_error("error (%s)%s %s", smoe_status_name(status), ranked ? "" : ":", report);
 }
 
 /* The first of these variables that is there; -1: none is. */

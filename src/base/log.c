@@ -1,15 +1,22 @@
 #include "stablemoe/log.h"
 
+#include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
+
+#include "stablemoe/arena.h"
 
 static struct {
   int rank;
   bool quiet;
-  bool live; /* a progress line stands on the terminal */
+  atomic_bool live; /* a progress line is on the terminal; the watchdog's thread reads it, too */
   FILE *file;
 } state;
+
+static const char clear_line[] = "\r\033[K";
 
 void smoe_log_setup(int rank, bool quiet) {
   state.rank = rank;
@@ -39,15 +46,57 @@ static void line_to_file(const char *prefix, const char *format, va_list args) {
   va_end(copy);
 }
 
+static void write_all(const char *text, size_t bytes) {
+  while (bytes > 0) {
+    const ssize_t n = write(STDERR_FILENO, text, bytes);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return; /* nobody reads it any more */
+    text += n;
+    bytes -= (size_t)n;
+  }
+}
+
+/* Put the clearing of a progress line, prefix, message and newline into out; returns the bytes that it takes,
+ * which may be more than there are.
+ */
+static size_t compose(char *out, size_t bytes, bool clear, const char *prefix, const char *format,
+                      va_list args) {
+  const size_t head = (size_t)snprintf(out, bytes, "%s%s", clear ? clear_line : "", prefix);
+  const size_t left = head < bytes ? bytes - head : 0;
+  const size_t total = head + (size_t)vsnprintf(left ? out + head : NULL, left, format, args) + 1;
+  if (total <= bytes) out[total - 1] = '\n';
+  return total;
+}
+
+/* A line in one write: launchers forward pieces as they come, and would mix them with lines of other ranks. */
+static void line_to_stderr(const char *prefix, const char *format, va_list args) {
+  char text[4096];
+  va_list copy;
+  va_copy(copy, args);
+  const bool clear = atomic_exchange(&state.live, false);
+  const size_t bytes = compose(text, sizeof text, clear, prefix, format, args);
+  if (bytes <= sizeof text) {
+    write_all(text, bytes);
+  } else {
+    char *longer = smoe_alloc(bytes);
+    compose(longer, bytes, clear, prefix, format, copy);
+    write_all(longer, bytes);
+    smoe_free(longer);
+  }
+  va_end(copy);
+}
+
 static void line(const char *prefix, const char *format, va_list args) {
   if (state.rank != 0) return;
   line_to_file(prefix, format, args);
-  if (state.quiet) return;
-  if (state.live) fputs("\r\033[K", stderr);
-  state.live = false;
-  fputs(prefix, stderr);
-  vfprintf(stderr, format, args);
-  fputc('\n', stderr);
+  if (!state.quiet) line_to_stderr(prefix, format, args);
+}
+
+void smoe_log_error(const char *format, ...) {
+  va_list args;
+  va_start(args, format);
+  line_to_stderr("stablemoe: ", format, args);
+  va_end(args);
 }
 
 void smoe_note(const char *format, ...) {
@@ -75,9 +124,9 @@ void smoe_live(const char *format, ...) {
   if (state.rank != 0 || state.quiet || !smoe_log_is_terminal()) return;
   va_list args;
   va_start(args, format);
-  fputs("\r\033[K", stderr);
-  vfprintf(stderr, format, args);
-  fflush(stderr);
+  char text[512];
+  const size_t bytes = compose(text, sizeof text, true, "", format, args);
+  write_all(text, bytes <= sizeof text ? bytes - 1 : sizeof text - 1); /* without the newline */
   state.live = true;
   va_end(args);
 }

@@ -89,8 +89,7 @@ void smoe_panic_at(const char *file, int line, smoe_status code, const char *for
   char where[64] = "";
   if (panic.n_ranks > 1) snprintf(where, sizeof where, " on rank %d of %d", panic.rank, panic.n_ranks);
   fflush(stdout);
-  fprintf(stderr, "stablemoe: error (%s)%s: %s\n", smoe_status_name(code), where, text);
-  fflush(stderr);
+  smoe_log_error("error (%s)%s: %s", smoe_status_name(code), where, text);
   smoe_log_only("error (%s)%s: %s", smoe_status_name(code), where, text);
   if (panic.end) panic.end((int)code);
   exit((int)code);

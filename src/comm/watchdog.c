@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "stablemoe/arena.h"
+#include "stablemoe/log.h"
 #include "stablemoe/timer.h"
 
 /* Written by the rank's own thread, read by its watchdog. */
@@ -80,11 +81,11 @@ static void name_the_late(char *out, size_t bytes) {
 static void report(const char *call, double waited) {
   char late[512];
   name_the_late(late, sizeof late);
-  fprintf(stderr, "stablemoe: watchdog on rank %d of %d: %.0f s in %.*s at update %lld%s\n", dog.rank,
-          dog.n_ranks, waited, (int)strcspn(call, "("), call, (long long)atomic_load(&now.update), late);
+  smoe_log_error("watchdog on rank %d of %d: %.0f s in %.*s at update %lld%s", dog.rank, dog.n_ranks, waited,
+                 (int)strcspn(call, "("), call, (long long)atomic_load(&now.update), late);
   if (!dog.end) return;
-  fprintf(stderr, "stablemoe: error (mpi) on rank %d of %d: ended by the watchdog (comm.watchdog_end)\n",
-          dog.rank, dog.n_ranks);
+  smoe_log_error("error (mpi) on rank %d of %d: ended by the watchdog (comm.watchdog_end)", dog.rank,
+                 dog.n_ranks);
   /* The main thread sits in MPI, so no MPI call may be made here; leaving without
    * MPI_Finalize makes the launcher end the other ranks. */
   _exit(SMOE_ERR_MPI);
@@ -92,12 +93,16 @@ static void report(const char *call, double waited) {
 
 static void *watch(void *unused) {
   double reported = -1; /* beginning of the wait that was reported last */
+  double awake = smoe_seconds();
   while (!atomic_load(&dog.stop)) {
-    atomic_store(&dog.mine->beat, smoe_seconds());
+    const double beat = smoe_seconds();
+    atomic_store(&dog.mine->beat, beat);
     usleep((useconds_t)(1e6 * step_seconds()));
+    /* If this process was stopped, the others waited for it, not it for them: its wait begins when it continues. */
+    if (smoe_seconds() - beat > 3 * step_seconds()) awake = smoe_seconds();
     const char *call = atomic_load_explicit(&now.call, memory_order_acquire);
     const double since = atomic_load(&now.since), waited = smoe_seconds() - since;
-    if (!call || waited < dog.seconds || since == reported) continue;
+    if (!call || waited < dog.seconds || smoe_seconds() - awake < dog.seconds || since == reported) continue;
     reported = since;
     report(call, waited);
   }

@@ -8,6 +8,7 @@ import argparse
 import concurrent.futures
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -40,12 +41,24 @@ class Result:
 
     @property
     def reports(self):
-        return [line for line in self.err.splitlines() if "stablemoe: error" in line]
+        """The error reports, each from its first word on.
+
+        The launcher forwards pieces of what ranks write, and writes itself: other text can stand before a report
+        in its line, and behind it.
+        """
+        return re.findall(r"stablemoe: error.*?(?=stablemoe: error|$)", self.err, re.M)
 
     def __str__(self):
         ended = "did not end" if self.code is None else f"exit status {self.code}"
         return (f"\n$ {' '.join(self.command)}\n{ended} after {self.seconds:.1f} s\n"
                 f"--- stdout\n{self.out[-4000:]}\n--- stderr\n{self.err[-8000:]}")
+
+
+def found(pattern, text, flags=0):
+    """The match of a pattern in a text or result; where there is none, the test fails and shows the text."""
+    match = re.search(pattern, text.err if isinstance(text, Result) else text, flags)
+    assert match, f"no match of {pattern!r} in: {text}"
+    return match
 
 
 def descendants(pid):
@@ -95,6 +108,11 @@ class Process:
         if rank == 0 and self.command[0].endswith("stablemoe"):
             return self.popen.pid
         raise AssertionError(f"no process of rank {rank}: {self.end()}")
+
+    def said(self):
+        """What it wrote to standard error until now."""
+        at = self.files[1].fileno()
+        return os.pread(at, os.fstat(at).st_size, 0).decode(errors="replace")
 
     def wait(self, timeout=TIME_LIMIT):
         """The result; its code is None where the time ran out, and everything is ended then."""
@@ -321,7 +339,7 @@ class ProgramTest(unittest.TestCase):
         self.assertIsNotNone(result.code, f"time ran out: {result}")
         self.assertEqual(result.code, CODES[kind], result)
         self.assertEqual(len(result.reports), 1, f"one report wanted: {result}")
-        self.assertRegex(result.reports[0], rf"^stablemoe: error \({kind}\)", result)
+        self.assertRegex(result.reports[0], rf"^stablemoe: error \({kind}\)[ :]", result)
         self.assertRegex(result.reports[0], pattern, result)
         for noise in ("HDF5-DIAG", "Signal:", "Segmentation", "AddressSanitizer", "Traceback"):
             self.assertNotIn(noise, result.err, result)

@@ -29,7 +29,7 @@ class Commands(p.ProgramTest):
 
     def test_evaluate(self):
         text = self.on_ranks("evaluate", self.run_path, "--split", "valid")
-        found = {name: float(re.search(rf"{name} +([0-9.]+)", text)[1])
+        found = {name: float(p.found(rf"{name} +([0-9.]+)", text)[1])
                  for name in ("cross entropy", "perplexity", "bits per byte")}
         # What training itself wrote of the same model and the same tokens.
         loss = p.column(self.run_path, "valid_loss")[-1]

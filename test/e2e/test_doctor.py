@@ -26,7 +26,7 @@ class Doctor(p.ProgramTest):
             level, _, text = line.partition(" ")
             self.assertIn(level, LEVELS, result)
             found[level].append(text.strip())
-        warnings, wrong = re.fullmatch(r"(\d+) warnings?, (\d+) wrong", summary).groups()
+        warnings, wrong = p.found(r"^(\d+) warnings?, (\d+) wrong$", summary).groups()
         self.assertEqual((int(warnings), int(wrong)), (len(found["warning"]), len(found["wrong"])), result)
         return found
 
@@ -45,7 +45,7 @@ class Doctor(p.ProgramTest):
                              "HDF5", "writing"):
                     self.assertEqual(sum(line.startswith(what) for line in found["ok"]), 1, (what, result))
                 self.assertIn(f"placement: {ranks} on ", result.out)
-                self.assertEqual(found["wrong"], [])
+                self.assertEqual(found["wrong"], [], result)
 
     def test_warnings(self):
         no_race = {"OMPI_MCA_fs_ufs_lock_algorithm": "3"}

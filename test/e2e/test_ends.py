@@ -4,7 +4,6 @@ names are written.
 """
 
 import os
-import re
 import signal
 import time
 
@@ -18,11 +17,11 @@ class Ends(p.ProgramTest):
     def assertEnds(self, result, code, line):
         """This exit status, and this last line of what the program said, on the terminal and in log.txt."""
         self.assertEqual(result.code, code, result)
-        run = re.search(r"run\.directory=(\S+)", " ".join(result.command))[1]
+        run = p.found(r"run\.directory=(\S+)", " ".join(result.command))[1]
         with open(os.path.join(run, "log.txt")) as file:
             logged = file.read().splitlines()
         self.assertRegex(logged[-1], line, result)
-        self.assertIn(logged[-1], result.err)
+        self.assertIn(logged[-1], result.err, result)
         return logged
 
     def test_finished(self):
@@ -46,7 +45,8 @@ class Ends(p.ProgramTest):
         process = self.program.start(*self.train_args(run, ["train.updates=100000"]), ranks=ranks,
                                      before='exec env --default-signal=INT "$@"')
         limit = time.monotonic() + p.TIME_LIMIT
-        while p.last_update(self.path(run)) < 3 and process.popen.poll() is None and time.monotonic() < limit:
+        # Beyond the warmup of the configuration: a run of one update more is still longer than that.
+        while p.last_update(self.path(run)) < 6 and process.popen.poll() is None and time.monotonic() < limit:
             time.sleep(0.002)
         return process
 
@@ -65,12 +65,14 @@ class Ends(p.ProgramTest):
         pid = process.rank_pid(0)
         os.kill(process.rank_pid(1), signal.SIGSTOP)
         os.kill(pid, signal.SIGINT)
-        time.sleep(0.2)
+        limit = time.monotonic() + p.TIME_LIMIT
+        while "once more ends it at once" not in process.said() and time.monotonic() < limit:
+            time.sleep(0.01)
         self.assertTrue(p.alive(pid), "the first one is a wish")
         os.kill(pid, signal.SIGINT)
         result = process.wait()
         self.assertNotIn(result.code, (None, 0, p.STOPPED, p.STOPPED_BY_HAND), result)
-        self.assertIn("once more ends it at once", result.err)
+        self.assertIn("once more ends it at once", result.err, result)
 
     def test_stop_file(self):
         """Who stops a run by hand does not want it back: another exit status than that of a time limit."""
@@ -176,7 +178,7 @@ class Ends(p.ProgramTest):
             with self.subTest(f"{name}, below a file"):
                 result = self.program.run(*words, os.path.join(self.path("text.txt"), "below", "a.safetensors"))
                 self.assertRefused(result, "io", r"cannot make the directory '.*text.txt/below': Not a directory")
-                self.assertEqual((result.out, len(result.err.splitlines())), ("", 1), "before any work")
+                self.assertEqual((result.out, len(result.err.splitlines())), ("", 1), f"before any work: {result}")
         self.assertFine(self.program.run("info", os.path.join(run, "checkpoints", "latest")))
 
 

@@ -60,7 +60,7 @@ class Install(unittest.TestCase):
         done = run("meson", "install", "--no-rebuild", "-C", build, env=dict(os.environ, DESTDIR=cls.directory))
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr
         options = run("meson", "introspect", "--buildoptions", build).stdout
-        cls.prefix = cls.directory + re.search(r'"name": "prefix", "value": "([^"]*)"', options)[1]
+        cls.prefix = cls.directory + p.found(r'"name": "prefix", "value": "([^"]*)"', options)[1]
         cls.library = os.path.dirname(cls.one("lib*/**/libstablemoe.so"))
 
     @classmethod
@@ -97,7 +97,7 @@ class Install(unittest.TestCase):
         path = os.pathsep.join(filter(None, [self.directory, os.environ.get("PKG_CONFIG_PATH")]))
         flags = run("pkg-config", "--cflags", "--libs", "stablemoe", env=dict(os.environ, PKG_CONFIG_PATH=path))
         self.assertEqual(flags.returncode, 0, flags.stderr)
-        sanitizers = re.search(r"sanitizers +(\S+)", self.program.run("--version").out)[1]
+        sanitizers = p.found(r"sanitizers +(\S+)", self.program.run("--version").out)[1]
         more = [] if sanitizers == "none" else [f"-fsanitize={sanitizers}"]
         built = run("cc", "-std=c11", "-Wall", "-Wextra", "-Werror", *more, source, "-o", made, *flags.stdout.split())
         self.assertEqual(built.returncode, 0, built.stderr)

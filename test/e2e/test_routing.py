@@ -206,7 +206,7 @@ class Extremes(p.ProgramTest):
             for ranks, result in results.items():
                 with self.subTest(args[0], ranks=ranks):
                     self.assertFine(result)
-                    self.assertTrue(result.out.strip())
+                    self.assertTrue(result.out.strip(), result)
                     self.assertEqual(result.out, results[1].out)
 
 

@@ -59,7 +59,7 @@ class Stage2(p.ProgramTest):
             results = [self.program.run(*command, ranks=ranks) for ranks in (1, 2)]
             for result in results:
                 self.assertFine(result)
-            self.assertTrue(results[0].out.strip())
+            self.assertTrue(results[0].out.strip(), results[0])
             self.assertEqual(results[0].out, results[1].out)
 
     def test_plan(self):
@@ -69,7 +69,7 @@ class Stage2(p.ProgramTest):
             result = self.program.run(*self.train_args("plan", [f"train.recompute={recompute}"]), "--dry-run")
             self.assertFine(result)
             self.assertRegex(result.err, r"libraries per rank, in memory already: [1-9][0-9.]* MiB")
-            peaks.append(float(re.search(r"tape ([0-9.]+)", result.err).group(1)))
+            peaks.append(float(p.found(r"tape ([0-9.]+)", result)[1]))
         self.assertLess(peaks[1], peaks[0])
 
 

@@ -96,8 +96,8 @@ class Fault(p.ProgramTest):
         self.assertIsNotNone(result.code, f"no end within {TIME_LIMIT} s: {result}")
         self.assertNotEqual(result.code, 0, f"the run does not pass the site {site} on rank {rank}: {result}")
         self.assertEqual(len(result.reports), 1, result)
-        kind = re.match(r"stablemoe: error \((\w+)\) ", result.reports[0])
-        self.assertRefused(result, kind and kind[1], rf"on rank {rank} of {self.ranks}: .*injected fault")
+        kind = p.found(r"^stablemoe: error \((\w+)\) ", result.reports[0])[1]
+        self.assertRefused(result, kind, rf"on rank {rank} of {self.ranks}: .*injected fault")
         self.check_left(self.path(name))
         if rank != "0":
             self.check_goes_on(name)

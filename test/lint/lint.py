@@ -100,8 +100,8 @@ def symbols(root: Path, build: Path) -> list[str]:
     return found if n else ["no symbols found: is the library built?"]
 
 
-TREE_RULES = (rules.mpi, rules.hdf5, rules.blas, rules.ends, rules.memory, rules.arrows, rules.length, rules.blanks,
-              rules.unfinished, rules.nan, rules.docstrings, rules.shell)
+TREE_RULES = (rules.mpi, rules.hdf5, rules.blas, rules.ends, rules.stderr, rules.memory, rules.arrows, rules.length,
+              rules.blanks, rules.unfinished, rules.nan, rules.docstrings, rules.shell)
 BUILD_RULES = (clang_format, headers, examples, symbols)
 
 

@@ -74,6 +74,13 @@ def ends(root: Path) -> list[str]:
                    "is called outside src/base/status.c: use SMOE_FAIL, SMOE_PANIC or SMOE_ASSERT")
 
 
+def stderr(root: Path) -> list[str]:
+    """Standard error is written in one file, a whole line at a time."""
+    # A signal handler, which can call nothing else, has write().
+    return _search(root, r"\b(stderr|perror)\b", ("src/base/log.c",),
+                   "is used outside src/base/log.c: use smoe_note, smoe_warn or smoe_log_error")
+
+
 def memory(root: Path) -> list[str]:
     """Memory comes from the arenas or smoe_alloc."""
     pattern = r"\b(malloc|calloc|realloc|reallocarray|aligned_alloc|posix_memalign|strdup|strndup|free)\s*\("

@@ -36,6 +36,7 @@ OFFENCES = (
     ("blas", "src/app/main.c", "int main(void) {\n  openblas_set_num_threads(1);\n}\n"),
     ("ends", "src/moe/expert.c", "void smoe_x(void) {\n  exit(1);\n}\n"),
     ("ends", "src/moe/expert.c", "void smoe_x(void) {\n  assert(x == 1);\n}\n"),
+    ("stderr", "src/moe/expert.c", 'void smoe_x(void) {\n  fprintf(stderr, "x\\n");\n}\n'),
     ("memory", "src/moe/expert.c", "void smoe_x(void) {\n  x = malloc(3);\n}\n"),
     ("memory", "src/train/metrics.c", "void smoe_x(void) {\n  free(line);\n}\n"),
     ("arrows", "src/base/arena.c", '#include "stablemoe/group.h"\n'),
