@@ -1,0 +1,336 @@
+#!/usr/bin/env python3
+"""Whole runs of the program against the reference, from the files that they leave.
+
+    test_figures.py --program stablemoe
+
+Every method trains a few updates where rows do not fit, with several slots, lanes, micro-batches and MoE layers.
+From each checkpoint the reference computes the update that follows: every column of metrics.csv, every dataset of
+the routing log, and the next checkpoint's values and moments. The first update starts from initial values that
+the reference states by itself. The program computes in float, so errors are relative to a tensor's largest value.
+"""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
+import program as p  # noqa: E402
+
+import h5py  # noqa: E402
+import numpy as np  # noqa: E402
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+from analysis import reference as ref  # noqa: E402
+from analysis.reference import figures, initial, tables  # noqa: E402
+
+UPDATES = 3
+TOLERANCE = 2e-4
+
+COMMON = {
+    "run.seed": 5, "model.width": 12, "model.blocks": 3, "model.heads": 2, "model.inner": 20, "model.context": 9,
+    "moe.layers": 2, "moe.position": "scattered", "moe.experts": 5, "moe.sublayers": 1, "moe.inner": 14,
+    "moe.capacity_factor": 1.1, "moe.identical_experts": "false", "train.updates": UPDATES,
+    "train.batch_sequences": 12, "train.micro_batches": 2, "train.lanes": 3, "train.evaluate_every": 2,
+    "train.evaluate_sequences": 8, "train.checkpoint_every": 1, "train.keep_last": 0, "optimizer.lr": 0.02,
+    "optimizer.epsilon": 1e-3, "optimizer.decay": 0.1, "optimizer.clip": 0.5, "schedule.warmup": 2,
+    "schedule.kind": "inverse_sqrt", "log.load_every": 1, "log.probe_every": 1, "log.probe_sequences": 5,
+    "log.tokens_every": 1,
+}
+
+CASES = {
+    "stable": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.distill_weight": 0.6,
+               "router.stable.width": 6},
+    "stable-cnn": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.features": "cnn",
+                   "router.stable.width": 6, "moe.identical_experts": "true", "schedule.kind": "linear"},
+    "stable-transformer": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.width": 6,
+                           "router.stable.features": "transformer", "model.scale_embedding": "false"},
+    "switch": {"router.method": "switch", "router.switch.balance_weight": 0.5, "router.switch.jitter": 0.2,
+               "router.switch.init": "normal"},
+    "gshard": {"router.method": "gshard", "router.gshard.balance_weight": 0.5, "optimizer.expert_gradient_factor": 3},
+    "topk": {"router.method": "topk", "router.topk.k": 3, "router.topk.balance_weight": 0.5},
+    "topk-raw": {"router.method": "topk", "router.topk.normalise": "false", "router.topk.balance_weight": 0.5},
+    "expert-choice": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
+                      "router.expert_choice.max_experts": 3, "moe.capacity_factor": 0.4, "run.seed": 2},
+    "expert-choice-experts": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.2,
+                              "router.expert_choice.evaluation": "experts", "moe.capacity_factor": 0,
+                              "run.seed": 2},
+    "base": {"router.method": "base", "moe.capacity_factor": 0.9, "run.seed": 6},
+    "base-stage-2": {"router.method": "base_stage2", "router.stage1_updates": 2, "moe.capacity_factor": 0.9,
+                     "run.seed": 1, "router.base_stage2.features": "bigram", "router.base_stage2.width": 6},
+    "hash-balanced": {"router.method": "hash", "router.hash.variant": "balanced"},
+    "hash-segments": {"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3},
+    "hash-bigram": {"router.method": "hash", "router.hash.variant": "bigram"},
+    "hash-position": {"router.method": "hash", "router.hash.variant": "position"},
+    "dense": {"moe.layers": 0, "model.scale_embedding": "false"},
+}
+
+# Choices that hang on less would be decided by rounding: then another seed is needed.
+NARROWEST = 3e-6
+
+
+class Run:
+    """What a run left, and the corpus."""
+
+    def __init__(self, directory, corpus):
+        self.directory = directory
+        with open(os.path.join(directory, "used.yml")) as file:
+            self.config = ref.Config.from_text(file.read())
+        with h5py.File(corpus, "r") as file:
+            self.split = {name: file[f"{name}/tokens"][()].astype(np.int64) for name in ("train", "valid", "test")}
+            self.count, self.vocabulary = file["count"][()], int(file.attrs["vocabulary"])
+        with open(os.path.join(directory, "metrics.csv")) as file:
+            rows = [line.rstrip("\n").split(",") for line in file]
+        self.metrics = [dict(zip(rows[0], (float(v or "nan") for v in row))) for row in rows[1:]]
+        self.log = p.routing(directory) if self.config.moe_layers else {}
+
+    def checkpoint(self, update):
+        """Values and moments (m, v) by name, in double."""
+        found = p.checkpoint(self.directory, update)
+        params = {n[6:]: v.astype(np.float64) for n, v in found.items() if n.startswith("param/")}
+        moments = {n: tuple(found[f"adam/{k}/{n}"].astype(np.float64) for k in "mv") for n in params}
+        return params, moments
+
+    def initial(self, shapes, embedding=None):
+        """Parameters before the first update."""
+        params = {name: initial.value(name, shapes, self.config) for name in shapes}
+        for name in params:
+            if name.endswith("router/table") and self.config.method == "hash":
+                layer = int(name[3:].partition("/")[0])
+                params[name] = tables.table_of(self.config, layer, self.vocabulary, self.count,
+                                               embedding).astype(float)
+        return params
+
+    def evaluated(self, params, update, split, most):
+        """An evaluation's mean loss and what its MoE layers did, pass by pass; update: updates done."""
+        tokens, targets = ref.sequences(self.split[split], self.config.context)
+        tokens, targets = tokens[:most], targets[:most]
+        size, loss, info = self.config.batch_sequences // self.config.micro_batches, 0.0, []
+        for first in range(0, len(tokens), size):
+            part = [np.full((size, self.config.context), -1) for _ in range(2)]
+            for full, some in zip(part, (tokens, targets)):
+                full[: len(some[first: first + size])] = some[first: first + size]
+            terms, cache = ref.forward(params, *part, self.config, self.config.stage(update), training=False)
+            loss += terms["task"]
+            info.append(cache["moe"])
+        return loss / (targets >= 0).sum(), info
+
+
+class Figures(p.ProgramTest):
+    def near(self, what, got, expect, tolerance=TOLERANCE):
+        got, expect = np.asarray(got, dtype=float), np.asarray(expect, dtype=float)
+        self.assertEqual(got.shape, expect.shape, what)
+        if got.size == 0:
+            return
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(expect), err_msg=what)
+        worst = np.abs(np.nan_to_num(got) - np.nan_to_num(expect)).max()
+        size = np.abs(np.nan_to_num(expect)).max()
+        self.assertTrue(worst <= tolerance * max(size, 1e-6), f"{what}: {worst:.3g} off where {size:.3g} is largest")
+
+    def same(self, what, got, expect):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(expect), err_msg=what)
+
+    def run_of(self, name, ranks=1):
+        settings = [f"{key}={value}" for key, value in {**COMMON, **CASES[name]}.items()]
+        return Run(self.trained(name, settings, ranks=ranks), self.corpus)
+
+    def test_cases(self):
+        jobs = {name: lambda n=name: self.run_of(n) for name in CASES}
+        for name, run in p.several(jobs, 2):
+            with self.subTest(name):
+                self.check(name, run)
+
+    def check(self, name, run, recorded=None):
+        config, narrow, dropped = run.config, np.inf, 0
+        self.assertEqual(len(run.metrics), UPDATES)
+        shapes = {n: v.shape for n, v in run.checkpoint(1)[0].items()}
+        params, moments = run.initial(shapes), {n: (np.zeros(s), np.zeros(s)) for n, s in shapes.items()}
+        for update in range(UPDATES):
+            stage, batches = config.stage(update), ref.batch(run.split["train"], config, update)
+            losses, grads, info = ref.gradients(params, batches, config, stage, update,
+                                                None if recorded is None else recorded[update])
+            narrow = min([narrow] + [layer["gap"] for micro in info for layer in micro])
+            layers = [figures.of_layer(info, m, config.batch_sequences * config.context)
+                      for m in range(config.moe_layers)]
+            dropped += sum(layer["dropped"] for layer in layers)
+            norms = self.check_log(f"{name}, update {update + 1}", run, update, stage, batches, info, layers, grads)
+            self.step(name, run, params, grads, moments, update, norms)
+            params, moments = run.checkpoint(update + 1)
+            self.check_metrics(f"{name}, update {update + 1}", run, update, stage, losses, layers, norms, params)
+            self.check_probe(f"{name}, probe {update + 1}", run, update, params)
+        self.assertGreater(narrow, NARROWEST, "a choice hangs on rounding: change the seed")
+        if config.moe_layers:
+            self.assertEqual(dropped > 0, config.capacity_factor > 0, "what is dropped is what this is for")
+
+    def check_log(self, what, run, update, stage, batches, info, layers, grads):
+        log, config = run.log, run.config
+        norms = {"grad_norm": ref.gradient_norm(grads)}
+        for part, mine in (("shared", False), ("expert", True)):
+            norms[f"grad_norm_{part}"] = ref.gradient_norm({n: g for n, g in grads.items()
+                                                            if ("/expert/" in n) == mine})
+        if not layers:
+            return norms
+        self.assertEqual((log["step"][update], log["stage"][update]), (update + 1, stage), what)
+        self.same(f"{what}: load", log["load"][update], [layer["load"] for layer in layers])
+        for key in ("assigned", "dropped"):
+            self.same(f"{what}: {key}", log[key][update], [layer[key] for layer in layers])
+        for key in ("balance", "distill", "agreement", "gate_mean"):
+            for m, layer in enumerate(layers):
+                self.near(f"{what}: {key} of layer {m}", log[key][update, m], layer[key])
+        # Every token.
+        self.assertEqual(log["tokens/step"][update], update + 1)
+        self.same(f"{what}: ids", log["tokens/id"][update], np.concatenate([t.ravel() for t, _ in batches]))
+        for m in range(config.moe_layers):
+            expert = np.concatenate([np.where(micro[m]["kept"] | (micro[m]["expert"] < 0), micro[m]["expert"],
+                                              -2 - micro[m]["expert"]) for micro in info])
+            self.same(f"{what}: experts of layer {m}", log["tokens/expert"][update, m], expert)
+            self.near(f"{what}: gates of layer {m}", log["tokens/gate"][update, m],
+                      np.concatenate([micro[m]["gate"] for micro in info]))
+        return norms
+
+    def step(self, name, run, params, grads, moments, update, norms):
+        """The parameters and moments that the checkpoint after the update must have."""
+        factor = ref.clip_factor(norms["grad_norm"], run.config)
+        before = {n: v.copy() for n, v in params.items()}
+        ref.adam(params, grads, moments, {n for n in params if ref.is_decayed(n)}, run.config, update, factor)
+        after, after_moments = run.checkpoint(update + 1)
+        self.assertEqual(set(after), set(params))
+        for n in sorted(params):
+            where = f"{name}, after update {update + 1}: {n}"
+            self.near(where, after[n], params[n])
+            for k, moment in enumerate(after_moments[n]):
+                self.near(f"{where}, moment {k + 1}", moment, moments[n][k], 1e-3)
+            if n not in grads:
+                self.same(f"{where} is frozen", after[n].astype("f4"), before[n].astype("f4"))
+
+    def check_metrics(self, what, run, update, stage, losses, layers, norms, params):
+        """Every column of the line; params: after the update."""
+        config, row = run.config, dict(run.metrics[update])
+        n_targets = config.batch_sequences * config.context
+        expect = {"update": update + 1, "stage": stage, "tokens": (update + 1) * n_targets, "loss": losses["task"],
+                  "balance": losses["balance"], "distill": losses["distill"], "lr": ref.learning_rate(config, update),
+                  "clip": ref.clip_factor(norms["grad_norm"], config), "valid_loss": np.nan,
+                  "valid_perplexity": np.nan, **norms}
+        if (update + 1) % 2 == 0 or update + 1 == UPDATES:
+            loss, _ = run.evaluated(params, update + 1, "valid", COMMON["train.evaluate_sequences"])
+            expect.update(valid_loss=loss, valid_perplexity=np.exp(loss))
+        for m, layer in enumerate(layers):
+            for key in ("max_over_mean", "cv", "entropy", "dead", "drop_rate", "gate_mean", "agreement"):
+                expect[f"moe{m}_{key}"] = layer[key]
+        times = {key: row.pop(key) for key in [*row] if key.startswith("time_")}
+        seconds, rate = row.pop("seconds"), row.pop("tokens_per_s")
+        self.assertEqual(set(row), set(expect))
+        for key, value in expect.items():
+            self.near(f"{what}: {key}", row[key], value)
+        # Printed with four digits after the point.
+        self.assertLessEqual(abs(rate * seconds - n_targets), 0.06 * seconds + rate * 6e-5)
+        self.assertTrue(0 < sum(times.values()) <= seconds + 1e-4 + 1e-6 * len(times), (times, seconds))
+
+    def check_probe(self, what, run, update, params):
+        if not run.log:
+            return
+        config, log, n = run.config, run.log, COMMON["log.probe_sequences"] * COMMON["model.context"]
+        self.same(f"{what}: tokens", log["probe/token"], run.split["valid"][:n])
+        stage = config.stage(update + 1)
+        self.assertEqual((log["probe/step"][update], log["probe/stage"][update]), (update + 1, stage))
+        _, info = run.evaluated(params, update + 1, "valid", COMMON["log.probe_sequences"])
+        for m in range(config.moe_layers):
+            first = np.concatenate([part[m]["expert"][:, 0] for part in info])[:n]
+            both = [np.concatenate([part[m][key] if part[m][key] is not None else np.full(len(part[m]["expert"]), -1)
+                                    for part in info])[:n] for key in ("learned", "distilled")]
+            # What training uses: in stage 1 the learned choice, where there is one.
+            used = both[0] if stage == 1 and (both[0] >= 0).any() else first
+            for key, expect in (("expert", used), ("learned", both[0]), ("distilled", both[1])):
+                self.same(f"{what}: {key} of layer {m}", log[f"probe/{key}"][update, m], expect)
+
+
+class Evaluation(p.ProgramTest):
+    """What `stablemoe evaluate` says of each split."""
+
+    settings = [f"{key}={value}" for key, value in {**COMMON, "moe.capacity_factor": 0}.items()]
+
+    def test_splits(self):
+        run = Run(self.trained("evaluated", ["router.stage1_updates=1"]), self.corpus)
+        params, _ = run.checkpoint(UPDATES)
+        seen = set()
+        with h5py.File(self.corpus, "r") as file:
+            size = {name: int(file[name].attrs["n_bytes"]) for name in run.split}
+        for split, tokens in run.split.items():
+            result = self.program.run("evaluate", run.directory, "--split", split, "--json")
+            self.assertFine(result)
+            got = json.loads(result.out)
+            loss, _ = run.evaluated(params, UPDATES, split, None)
+            self.assertEqual((got["split"], got["tokens"]), (split, len(tokens) - 1))
+            for key, expect in (("loss", loss), ("perplexity", np.exp(loss)), ("drop_rate", 0),
+                                ("bits_per_byte", figures.bits_per_byte(loss, len(tokens), size[split]))):
+                self.assertTrue(abs(got[key] - expect) <= 1e-5 * max(expect, 1), (split, key, got[key], expect))
+            seen.add(round(got["bits_per_byte"] / got["loss"], 6))
+        self.assertEqual(len(seen), 3, "the splits differ in bytes per token, or a wrong one would not show")
+
+
+class Beginning(p.ProgramTest):
+    """Initial values: with a learning rate of 0 the first checkpoint has them."""
+
+    def check(self, name, settings, embedding=None):
+        settings = {**COMMON, "optimizer.lr": 0, "train.updates": 1, "schedule.warmup": 0,
+                    "train.evaluate_every": 0, "log.tokens_every": 0, "log.probe_every": 0, **settings}
+        run = Run(self.trained(name, [f"{key}={value}" for key, value in settings.items()]), self.corpus)
+        found, _ = run.checkpoint(1)
+        expect = run.initial({n: v.shape for n, v in found.items()}, embedding)
+        for n in sorted(found):
+            size = np.abs(expect[n]).max()
+            worst = np.abs(found[n] - expect[n]).max()
+            self.assertTrue(worst <= 1e-6 * size, f"{name}: {n} is off by {worst:.3g} where {size:.3g} is largest")
+        return run, found
+
+    def test_values(self):
+        for name in ("stable", "stable-cnn", "stable-transformer", "switch", "hash-balanced", "hash-segments",
+                     "hash-position", "dense"):
+            with self.subTest(name):
+                self.check(f"begin-{name}", CASES[name])
+
+    def test_many_experts(self):
+        """More experts than the width has dimensions: columns are orthogonal then."""
+        for method in ("switch", "topk", "gshard", "base", "expert_choice"):
+            with self.subTest(method):
+                self.check(f"many-{method}", {"router.method": method, "model.width": 4, "moe.experts": 7,
+                                              "moe.capacity_factor": 0})
+
+    def test_clusters(self):
+        """Tables from a trained model's embeddings."""
+        run = self.trained("embeds", ["moe.layers=0", "train.updates=2", "schedule.warmup=0"])
+        model = os.path.join(run, "checkpoints", "latest")
+        embedding = p.checkpoint(run, 2)["param/embedding/table"].astype(np.float64)
+        for variant in ("clustered", "dispersed"):
+            with self.subTest(variant):
+                self.check(f"hash-{variant}", {"router.method": "hash", "router.hash.variant": variant,
+                                               "router.hash.model": model}, embedding)
+
+
+class Replayed(Figures):
+    """A replay of gshard's choices: other gates, and a table of what its log has most often."""
+
+    def test_cases(self):
+        settings = {**COMMON, **CASES["gshard"], "moe.capacity_factor": 0.8}
+        recorded = Run(self.trained("recorded", [f"{k}={v}" for k, v in settings.items()]), self.corpus)
+        source = {m: p.chosen(recorded.log["tokens/expert"][:, m].reshape(-1, 2)) for m in range(2)}
+        ids = recorded.log["tokens/id"].ravel()
+        for gate in ("sigmoid", "one"):
+            with self.subTest(gate):
+                settings = {**COMMON, "router.method": "replay", "router.replay.log": recorded.directory,
+                            "router.replay.slots": 2, "router.replay.gate": gate, "run.seed": COMMON["run.seed"]}
+                run = Run(self.trained(f"replay-{gate}", [f"{k}={v}" for k, v in settings.items()]), self.corpus)
+                begin = run.initial
+
+                def initial_with_tables(shapes, run=run, begin=begin):
+                    params = begin(shapes)
+                    for m, expert in source.items():
+                        params[f"moe{m}/router/table"] = tables.replayed(
+                            ids, expert, run.vocabulary, run.config.experts, run.config.seed, m).astype(float)
+                    return params
+
+                run.initial = initial_with_tables
+                self.check(f"replay, gate {gate}", run, recorded.log["tokens/expert"].astype(int))
+
+
+if __name__ == "__main__":
+    p.main()
