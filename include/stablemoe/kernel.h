@@ -218,10 +218,63 @@ void smoe_rope_forward(smoe_real *x, size_t ld, const int32_t *position, const s
 void smoe_rope_backward(smoe_real *dx, size_t ld, const int32_t *position, const smoe_real *table, size_t n,
                         size_t h, size_t d);
 
-/* ---- attention.c: causal self-attention in blocks; the score matrix is never whole ---- */
+/* ---- attention.c: attention in blocks; the score matrix is never whole ---- */
+
+/** Sizes, strides and masks of an attention call. Rows are where a layer's products put them: q, k and v are parts
+ *  of one buffer (with its stride), or of two, or the keys are those of a cache.
+ */
+typedef struct smoe_attention {
+  size_t sequences;            /**< S */
+  size_t queries;              /**< Tq: rows of a sequence in q and out; sequence s begins at row s Tq */
+  size_t keys;                 /**< Tk: rows of a sequence in k and v; sequence s begins at row s Tk */
+  size_t heads, kv_heads;      /**< H and Hkv, which divides H: query head h uses key head h / (H / Hkv) */
+  size_t width;                /**< D, of a head; the heads of a row follow one another */
+  size_t q_stride, kv_stride;  /**< reals from row to row of q and dq, and of k, v, dk and dv */
+  bool causal;                 /**< query i sees the keys 0 .. offset + i; otherwise all keys */
+  const int32_t *query_length; /**< [S] queries of a sequence, the rest is padding; NULL: Tq */
+  const int32_t *key_length;   /**< [S] keys of a sequence, the rest is padding and not read; NULL: Tk */
+  const int32_t *offset;       /**< [S] position of query 0 among the keys; NULL: 0. Used where causal */
+} smoe_attention;
 
 /** Reals of scratch for either direction: a fixed amount per thread, for as many threads as are set now
- *  (so call smoe_threads_set before planning memory).
+ *  (so call smoe_threads_set before planning memory). Depends on keys and width alone.
+ */
+size_t smoe_attend_scratch(const smoe_attention *a);
+
+/** out = softmax(q k^T / sqrt(D), masked) v, for every sequence and query head.
+ *
+ *  out  out  [S Tq, H D], contiguous; 0 for padding and where there is no key
+ *  lse  out  [S, H, Tq] log-sum-exp of each score row: all that backward needs beside out
+ *  q    in   [S Tq] rows of [H, D];  k, v in [S Tk] rows of [Hkv, D]
+ *
+ *  Order:    a row of out follows from its query and the keys that it sees: the same bits however many queries the
+ *            call has, with or without padding behind it.
+ *  Adjoint:  smoe_attend_backward
+ */
+void smoe_attend_forward(smoe_real *out, smoe_real *lse, const smoe_real *q, const smoe_real *k,
+                         const smoe_real *v, smoe_real *scratch, const smoe_attention *a);
+
+/** smoe_attend_forward for queries == 1, which decoding calls for every token.
+ *
+ *  out      out  [S, H D]
+ *  scratch       [S, H, Tk]
+ *
+ *  Order:   by the sizes alone; agrees with smoe_attend_forward to rounding.
+ */
+void smoe_attend_row(smoe_real *out, const smoe_real *q, const smoe_real *k, const smoe_real *v,
+                     smoe_real *scratch, const smoe_attention *a);
+
+/** Gradients of q, k and v, in rows as those have (written, not added; 0 for padding). What is between the rows
+ *  stays.
+ *
+ *  Order:   dk and dv of a key head are sums over its query heads in their order.
+ */
+void smoe_attend_backward(smoe_real *dq, smoe_real *dk, smoe_real *dv, const smoe_real *dout,
+                          const smoe_real *q, const smoe_real *k, const smoe_real *v, const smoe_real *out,
+                          const smoe_real *lse, smoe_real *scratch, const smoe_attention *a);
+
+/** smoe_attend_scratch for the functions below: causal self-attention of whole sequences on one buffer. They are
+ *  smoe_attend_* with H == Hkv, with the same bits.
  */
 size_t smoe_attention_scratch(size_t t, size_t d);
 

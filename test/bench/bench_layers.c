@@ -33,7 +33,7 @@ static void bench_norms(void) {
 }
 
 static void bench_activations(void) {
-  smoe_real *x = reals(2 * N * F), *y = reals(2 * N * F), *b = reals(F);
+  smoe_real *x = reals(2 * N * F), *y = reals(2 * N * F), *z = reals(2 * N * F), *b = reals(F);
   memset(b, 0, F * sizeof *b); /* a sum that grows from round to round would leave the range of activations */
   const double elements = (double)N * F;
   BENCH("bias and relu", "G/s", elements, smoe_bias_relu_forward(x, b, N, F));
@@ -46,9 +46,52 @@ static void bench_activations(void) {
   const double backward = best;
   BENCH("gelu backward", "G/s", elements, smoe_gelu_backward(y, x, N * F));
   compare("relu backward", backward);
-  BENCH("swiglu backward", "G/s", elements, smoe_swiglu_backward(x, y, x, N, F));
+  BENCH("swiglu backward", "G/s", elements, smoe_swiglu_backward(z, y, x, N, F));
   compare("relu backward", backward);
-  smoe_free(x), smoe_free(y), smoe_free(b);
+  smoe_free(x), smoe_free(y), smoe_free(z), smoe_free(b);
+}
+
+/* The same queries over fewer key heads, and over all keys; flops are those of the scores that are computed. */
+static void bench_attention(size_t d) {
+  enum { SEQUENCES = 4, CONTEXT = 256 };
+  const size_t rows = (size_t)SEQUENCES * CONTEXT, h = 512 / d, c = h * d;
+  smoe_real *qkv = reals(rows * 3 * c), *dqkv = reals(rows * 3 * c), *out = reals(rows * c),
+            *dout = reals(rows * c);
+  smoe_attention a = {.sequences = SEQUENCES, .queries = CONTEXT, .keys = CONTEXT, .heads = h, .width = d};
+  smoe_real *lse = reals(rows * h), *scratch = reals(smoe_attend_scratch(&a));
+  const double causal = 2.0 * SEQUENCES * (double)c * CONTEXT * (CONTEXT + 1);
+  char name[64];
+  printf("attention, %d sequences of %d, %zu heads of width %zu\n", SEQUENCES, CONTEXT, h, d);
+  BENCH("self, forward", "GFLOP/s", causal,
+        smoe_attention_forward(out, lse, qkv, scratch, SEQUENCES, CONTEXT, h, d));
+  const double forward = best;
+  BENCH("self, backward", "GFLOP/s", 2.5 * causal,
+        smoe_attention_backward(dqkv, dout, qkv, out, lse, scratch, SEQUENCES, CONTEXT, h, d));
+  const double backward = best;
+  for (int i = 0; i < 3; i++) {
+    a.causal = i < 2, a.kv_heads = i == 1 ? h / 4 : h;
+    a.q_stride = a.kv_stride = (h + 2 * a.kv_heads) * d;
+    const double flops = a.causal ? causal : 4.0 * SEQUENCES * (double)c * CONTEXT * CONTEXT;
+    smoe_real *k = qkv + h * d, *v = k + a.kv_heads * d, *dk = dqkv + h * d, *dv = dk + a.kv_heads * d;
+    snprintf(name, sizeof name, "%s, %zu key heads, forward", a.causal ? "causal" : "all keys", a.kv_heads);
+    BENCH(name, "GFLOP/s", flops, smoe_attend_forward(out, lse, qkv, k, v, scratch, &a));
+    compare("self, forward", forward);
+    snprintf(name, sizeof name, "%s, %zu key heads, backward", a.causal ? "causal" : "all keys", a.kv_heads);
+    BENCH(name, "GFLOP/s", 2.5 * flops,
+          smoe_attend_backward(dqkv, dk, dv, dout, qkv, k, v, out, lse, scratch, &a));
+    compare("self, backward", backward);
+  }
+  smoe_free(qkv), smoe_free(dqkv), smoe_free(out), smoe_free(dout), smoe_free(lse), smoe_free(scratch);
+}
+
+static void bench_rope(void) {
+  enum { D = 64 };
+  smoe_real *x = reals(N * F), *table = reals(N * D);
+  int32_t *position = smoe_alloc(N * sizeof *position);
+  for (int32_t i = 0; i < N; i++) position[i] = i;
+  smoe_rope_table(table, N, D, 10000);
+  BENCH("rope", "GB/s", 2.0 * N * F * sizeof *x, smoe_rope_forward(x, F, position, table, N, F / D, D));
+  smoe_free(x), smoe_free(table), smoe_free(position);
 }
 
 int main(void) {
@@ -56,5 +99,8 @@ int main(void) {
   printf("%d rows, widths %d and %d, BLAS core %s, %s\n", N, C, F, smoe_blas_name(), SMOE_REAL_NAME);
   bench_norms();
   bench_activations();
+  bench_rope();
+  bench_attention(32);
+  bench_attention(64);
   return 0;
 }

@@ -79,6 +79,55 @@ static void rope(void) {
   smoe_free(table), smoe_free(x), smoe_free(position);
 }
 
+/* One call of attention; k and v are in one buffer of rows [k, v]. */
+static void attend(const char *name, smoe_attention a) {
+  name_of_case = name;
+  const size_t kv_width = a.kv_heads * a.width;
+  a.q_stride = a.heads * a.width, a.kv_stride = 2 * kv_width;
+  const size_t n_q = a.sequences * a.queries * a.q_stride, n_kv = a.sequences * a.keys * a.kv_stride;
+  smoe_real *q = values_uniform(n_q, 1), *kv = values_uniform(n_kv, 2), *dout = values_uniform(n_q, 3);
+  smoe_real *out = values_zero(n_q), *lse = values_zero(a.sequences * a.heads * a.queries);
+  smoe_real *dq = values_zero(n_q), *dkv = values_zero(n_kv), *scratch = values_zero(smoe_attend_scratch(&a));
+  for (size_t i = 0; i < n_q; i++) q[i] *= 4;
+  smoe_attend_forward(out, lse, q, kv, kv + kv_width, scratch, &a);
+  smoe_attend_backward(dq, dkv, dkv + kv_width, dout, q, kv, kv + kv_width, out, lse, scratch, &a);
+  const double shape[] = {(double)a.sequences, (double)a.queries,  (double)a.keys,
+                          (double)a.heads,     (double)a.kv_heads, (double)a.causal};
+  double *length = smoe_alloc(3 * a.sequences * sizeof *length);
+  for (size_t s = 0; s < a.sequences; s++) {
+    length[s] = a.query_length ? a.query_length[s] : (double)a.queries;
+    length[a.sequences + s] = a.key_length ? a.key_length[s] : (double)a.keys;
+    length[2 * a.sequences + s] = a.offset ? a.offset[s] : 0;
+  }
+  write_doubles("shape", shape, 6), write_doubles("length", length, 3 * a.sequences);
+  write_reals("q", q, n_q), write_reals("kv", kv, n_kv), write_reals("dout", dout, n_q);
+  write_reals("out", out, n_q), write_reals("dq", dq, n_q), write_reals("dkv", dkv, n_kv);
+  smoe_free(q), smoe_free(kv), smoe_free(dout), smoe_free(out), smoe_free(lse), smoe_free(dq);
+  smoe_free(dkv), smoe_free(scratch), smoe_free(length);
+}
+
+static void attends(void) {
+  const int32_t queries[] = {30, 4, 11}, keys[] = {17, 44, 9}, offset[] = {2, 13, 0};
+  attend("attend_cross", (smoe_attention){.sequences = 3,
+                                          .queries = 30,
+                                          .keys = 44,
+                                          .heads = 3,
+                                          .kv_heads = 3,
+                                          .width = 10,
+                                          .query_length = queries,
+                                          .key_length = keys});
+  attend("attend_grouped", (smoe_attention){.sequences = 3,
+                                            .queries = 30,
+                                            .keys = 44,
+                                            .heads = 6,
+                                            .kv_heads = 2,
+                                            .width = 16,
+                                            .causal = true,
+                                            .query_length = queries,
+                                            .key_length = keys,
+                                            .offset = offset});
+}
+
 int main(int argc, char **argv) {
   if (argc != 2 || !(output = fopen(argv[1], "wb"))) {
     fprintf(stderr, "usage: kernels OUTPUT\n");
@@ -87,5 +136,6 @@ int main(int argc, char **argv) {
   rms_norm();
   activations();
   rope();
+  attends();
   return fclose(output) ? 1 : 0;
 }

@@ -16,7 +16,7 @@ except ImportError as missing:
     sys.exit(77)
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
-from analysis import reference_layers as ref
+from analysis.reference import sublayers as ref
 
 
 def read_cases(program):
@@ -69,6 +69,23 @@ class Kernels(unittest.TestCase):
         x = a["x"].reshape(len(a["position"]), int(a["heads"][0]), -1)
         angles = ref.rope_angles(np.maximum(a["position"], 0), x.shape[-1], a["base"][0])  # of -1: not turned
         self.near("y", a["y"], ref.rope_forward(x, angles))
+
+    def attention(self, case):
+        a = self.cases[case]
+        s, tq, tk, h, hkv, causal = (int(x) for x in a["shape"])
+        mask = ref.attention_mask(tq, tk, causal, *a["length"].reshape(3, s))
+        k, v = np.moveaxis(a["kv"].reshape(s, tk, 2, hkv, -1), 2, 0)
+        out, cache = ref.attention_forward(a["q"].reshape(s, tq, h, -1), k, v, mask)
+        dq, dk, dv = ref.attention_backward(a["dout"].reshape(out.shape), cache)
+        self.near("out", a["out"], out)
+        self.near("dq", a["dq"], dq)
+        self.near("dk and dv", a["dkv"], np.stack([dk, dv], axis=2))
+
+    def test_attention_cross(self):
+        self.attention("attend_cross")
+
+    def test_attention_grouped(self):
+        self.attention("attend_grouped")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,23 @@ static size_t all_kernels(smoe_real *result, size_t size) {
   smoe_attention_forward(attended, lse, qkv, scratch, S, T, H, D);
   TAKE(dqkv, N * 3 * C);
   smoe_attention_backward(dqkv, x, qkv, attended, lse, scratch, S, T, H, D);
+  TAKE(grouped, N * C);
+  const int32_t length[S] = {T, T / 2, 1, T - 1};
+  const smoe_attention shape = {.sequences = S,
+                                .queries = T,
+                                .keys = T,
+                                .heads = H,
+                                .kv_heads = H / 2,
+                                .width = D,
+                                .q_stride = 3 * C,
+                                .kv_stride = 3 * C,
+                                .query_length = length,
+                                .key_length = length};
+  TAKE(grouped_lse, S * H * T);
+  smoe_attend_forward(grouped, grouped_lse, qkv, qkv + C, qkv + 2 * C, scratch, &shape);
+  TAKE(grouped_dqkv, N * 3 * C);
+  smoe_attend_backward(grouped_dqkv, grouped_dqkv + C, grouped_dqkv + 2 * C, x, qkv, qkv + C, qkv + 2 * C,
+                       grouped, grouped_lse, scratch, &shape);
   TAKE(embedded, N * C);
   smoe_embedding_forward(embedded, token, table, x, 2, S, T, C);
   TAKE(dtable, V * C);

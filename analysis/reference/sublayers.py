@@ -1,10 +1,6 @@
-"""The equations of sublayers that models other than the paper's are made of, in NumPy and double precision.
+"""The equations of sublayers that models other than the paper's are made of.
 
-As in reference.py: every backward function stands behind its forward function, written
-from the equations and for reading.
-
-Letters: N rows, S sequences, T rows of a sequence, C width, F inner width, H heads,
-D width of a head, V vocabulary.
+N rows, Tq queries and Tk keys of a sequence, Hkv heads of the keys.
 """
 
 import math
@@ -68,3 +64,38 @@ def rope_forward(x, angles):
     a, b = np.split(x, 2, axis=-1)
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attention_mask(queries, keys, causal, query_length, key_length, offset):
+    """Which keys a query sees: [S, Tq, Tk], for lengths and the first query's position of each sequence."""
+    i, j = np.arange(queries)[:, None], np.arange(keys)
+    seen = (j < key_length[:, None, None]) & (i < query_length[:, None, None])
+    return seen & (j <= offset[:, None, None] + i) if causal else seen
+
+
+def attention_forward(q, k, v, mask):
+    """softmax(q k^T / sqrt(D)) v over what the mask [S, Tq, Tk] lets through; zero where that is nothing.
+
+    q [S, Tq, H, D]; k, v [S, Tk, Hkv, D]: query head h uses key head h // (H / Hkv).
+    """
+    group = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
+    score = np.einsum("sihd,sjhd->shij", q, k) / np.sqrt(q.shape[-1])
+    p = np.where(mask[:, None], np.exp(score - score.max(axis=-1, keepdims=True)), 0.0)
+    total = p.sum(axis=-1, keepdims=True)
+    p = np.divide(p, total, out=np.zeros_like(p), where=total > 0)
+    return np.einsum("shij,sjhd->sihd", p, v), (q, k, v, p, group)
+
+
+def attention_backward(dout, cache):
+    q, k, v, p, group = cache
+    dv = np.einsum("shij,sihd->sjhd", p, dout)
+    dp = np.einsum("sihd,sjhd->shij", dout, v)
+    dscore = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) / np.sqrt(q.shape[-1])
+    dq = np.einsum("shij,sjhd->sihd", dscore, k)
+    dk = np.einsum("shij,sihd->sjhd", dscore, q)
+
+    def shared(x):  # over the query heads of a key head
+        return x.reshape(*x.shape[:2], -1, group, x.shape[-1]).sum(axis=3)
+
+    return dq, shared(dk), shared(dv)
