@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from . import counter_random
+
 RMS_EPSILON = 1e-5
 
 
@@ -99,3 +101,16 @@ def attention_backward(dout, cache):
         return x.reshape(*x.shape[:2], -1, group, x.shape[-1]).sum(axis=3)
 
     return dq, shared(dk), shared(dv)
+
+
+DROPOUT = 4  # the purpose of its random numbers
+
+
+def dropout_factor(share, seed, update, site, token, c):
+    """What dropout multiplies rows [N, C] of tokens [N] by: 0, or 1 / (1 - p)."""
+    threshold = round(share * 65536)
+    token, j = np.asarray(token, dtype=np.int64)[:, None], np.arange(c)
+    index = token * 2**20 + j // 128 * 16 + j % 16
+    word = np.choose(j % 128 // 16 % 4, counter_random.philox(seed, DROPOUT + site * 256, update, index))
+    bits = (word >> (16 * (j % 128 // 64)).astype(np.uint64)) % np.uint64(65536)
+    return np.where(bits < threshold, 0.0, 65536 / (65536 - threshold))

@@ -303,6 +303,32 @@ void smoe_attention_backward(smoe_real *dqkv, const smoe_real *dout, const smoe_
                              const smoe_real *out, const smoe_real *lse, smoe_real *scratch, size_t s,
                              size_t t, size_t h, size_t d);
 
+/* ---- dropout.c ---- */
+
+/** Which dropout of a model, and how much. */
+typedef struct smoe_dropout {
+  double share;    /**< p, of the elements that become 0; taken in multiples of 2^-16 */
+  uint64_t seed;   /**< run.seed */
+  uint32_t update; /**< zero-based */
+  uint32_t site;   /**< number of this dropout in the model, below 2^24 */
+} smoe_dropout;
+
+/** x [N, C] = x / (1 - p), or 0 with probability p, in place. The same call on the gradient is its backward.
+ *
+ *  token  in  [N] global index of each row's token in the update's batch, not negative and below 2^44; NULL: row i has
+ *             first + i
+ *
+ *  The mask is kept nowhere: element j of a token's row depends on (seed, update, site, token, j) alone. With p
+ *  rounded to P / 65536, element j is 0 where number k = j % 128 / 16 of 16 bits is below P in the block of
+ *  index token 2^20 + (j / 128) 16 + j % 16 of smoe_random_lanes (SMOE_RANDOM_DROPOUT, stream site): bits 16 (k / 4)
+ *  and up of word k % 4. The factor 1 / (1 - p) has the rounded p, so that the expectation stays.
+ *
+ *  C is at most 2^23. A share of 0 changes nothing.
+ *  Source: Srivastava et al. 2014.
+ */
+void smoe_dropout_apply(smoe_real *x, const int64_t *token, int64_t first, size_t n, size_t c,
+                        const smoe_dropout *dropout);
+
 /* ---- adam.c ---- */
 
 /** Constants of one optimizer step. */

@@ -12,7 +12,7 @@ typedef enum smoe_purpose {
   SMOE_RANDOM_INIT = 1,    /**< initial values; update = hash of the parameter's name */
   SMOE_RANDOM_ORDER = 2,   /**< order of training sequences; update = epoch */
   SMOE_RANDOM_JITTER = 3,  /**< router noise; index = global token */
-  SMOE_RANDOM_DROPOUT = 4, /**< dropout; index = global element */
+  SMOE_RANDOM_DROPOUT = 4, /**< dropout; stream = site, index = token and block of its row (kernel.h) */
   SMOE_RANDOM_SAMPLE = 5,  /**< text generation; update = position */
   SMOE_RANDOM_SPLIT = 6,   /**< train/valid/test split; index = document */
   SMOE_RANDOM_TEST = 7,    /**< values in tests */
@@ -27,6 +27,18 @@ double smoe_random_normal(uint64_t seed, smoe_purpose purpose, uint32_t update, 
 
 /** 64 random bits. Local. */
 uint64_t smoe_random_bits(uint64_t seed, smoe_purpose purpose, uint32_t update, uint64_t index);
+
+/** Consecutive indices that smoe_random_lanes computes together. */
+enum { SMOE_RANDOM_LANES = 16 };
+
+/** All 128 bits of 16 consecutive indices, in vector code: word[k][i] is 32-bit word k of index + i.
+ *
+ *  Local.
+ *  stream  below 2^24: tells apart what has the same purpose; 0 gives the numbers of smoe_random_bits, word 0 being
+ *          the lower half
+ */
+void smoe_random_lanes(uint32_t word[4][SMOE_RANDOM_LANES], uint64_t seed, smoe_purpose purpose,
+                       uint32_t stream, uint32_t update, uint64_t index);
 
 /** Image of i under a random permutation of 0..n-1 chosen by (seed, purpose, update).
  *

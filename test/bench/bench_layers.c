@@ -94,12 +94,24 @@ static void bench_rope(void) {
   smoe_free(x), smoe_free(table), smoe_free(position);
 }
 
+static void bench_dropout(void) {
+  smoe_real *x = reals(N * C), *y = reals(N * C), *w = reals(C * C);
+  const smoe_dropout dropout = {.share = 0.1, .seed = 1};
+  BENCH("gemm [N, C] x [C, C]", "GFLOP/s", 2.0 * N * C * C,
+        smoe_gemm(false, false, N, C, C, 1, x, C, w, C, 0, y, C));
+  const double gemm = best;
+  BENCH("dropout of 0.1", "G/s", (double)N * C, smoe_dropout_apply(y, NULL, 0, N, C, &dropout));
+  compare("that gemm", gemm);
+  smoe_free(x), smoe_free(y), smoe_free(w);
+}
+
 int main(void) {
   smoe_threads_set(1);
   printf("%d rows, widths %d and %d, BLAS core %s, %s\n", N, C, F, smoe_blas_name(), SMOE_REAL_NAME);
   bench_norms();
   bench_activations();
   bench_rope();
+  bench_dropout();
   bench_attention(32);
   bench_attention(64);
   return 0;

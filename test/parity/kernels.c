@@ -128,6 +128,18 @@ static void attends(void) {
                                             .offset = offset});
 }
 
+static void dropout(void) {
+  enum { N = 3, C = 300 };
+  name_of_case = "dropout";
+  const smoe_dropout dropout = {.share = 0.3, .seed = UINT64_C(0x123456789abc), .update = 77, .site = 5};
+  const double about[] = {dropout.share, (double)dropout.seed, dropout.update, dropout.site, 1000};
+  smoe_real *x = values_uniform(N * C, 1);
+  write_doubles("about", about, 5), write_number("width", C), write_reals("x", x, N * C);
+  smoe_dropout_apply(x, NULL, 1000, N, C, &dropout);
+  write_reals("y", x, N * C);
+  smoe_free(x);
+}
+
 int main(int argc, char **argv) {
   if (argc != 2 || !(output = fopen(argv[1], "wb"))) {
     fprintf(stderr, "usage: kernels OUTPUT\n");
@@ -137,5 +149,6 @@ int main(int argc, char **argv) {
   activations();
   rope();
   attends();
+  dropout();
   return fclose(output) ? 1 : 0;
 }

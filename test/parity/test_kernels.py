@@ -87,6 +87,14 @@ class Kernels(unittest.TestCase):
     def test_attention_grouped(self):
         self.attention("attend_grouped")
 
+    def test_dropout(self):
+        a = self.cases["dropout"]
+        share, seed, update, site, first = a["about"]
+        x = a["x"].reshape(-1, int(a["width"][0]))
+        factor = ref.dropout_factor(share, int(seed), int(update), int(site), int(first) + np.arange(len(x)),
+                                    x.shape[1])
+        self.near("y", a["y"], x * factor)
+
 
 if __name__ == "__main__":
     Kernels.cases, Kernels.tolerance = read_cases(sys.argv[1]), float(sys.argv[2])

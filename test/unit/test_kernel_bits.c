@@ -85,6 +85,9 @@ static size_t all_kernels(smoe_real *result, size_t size) {
   TAKE(turned, N * 3 * C);
   memcpy(turned, qkv, N * 3 * C * sizeof *turned);
   smoe_rope_forward(turned, 3 * C, token, table, N, 2 * H, D);
+  TAKE(dropped, N * F);
+  memcpy(dropped, y, N * F * sizeof *dropped);
+  smoe_dropout_apply(dropped, NULL, 0, N, F, &(smoe_dropout){.share = 0.3, .seed = 1});
   TAKE(m, N * F);
   TAKE(v, N * F);
   TAKE(weight, N * F);

@@ -38,6 +38,24 @@ static void test_golden(void) {
   CHECK(smoe_random_permute(SEED, SMOE_RANDOM_ORDER, 3, UINT64_C(1000000000000), 5) == 5727079818);
 }
 
+/** The published vectors again, and word by word the numbers that come one at a time. */
+static void test_lanes(void) {
+  uint32_t word[4][SMOE_RANDOM_LANES];
+  smoe_random_lanes(word, 0, (smoe_purpose)0, 0, 0, 0);
+  CHECK(word[0][0] == 0x6627e8d5u && word[1][0] == 0xe169c58du && word[2][0] == 0xbc57ac4cu &&
+        word[3][0] == 0x9b00dbd8u);
+  smoe_random_lanes(word, UINT64_C(0x299f31d0a4093822), (smoe_purpose)0x44, 0x037073, 0x13198a2e,
+                    UINT64_C(0x85a308d3243f6a88));
+  CHECK(word[0][0] == 0xd16cfe09u && word[1][0] == 0x94fdccebu && word[2][0] == 0x5001e420u &&
+        word[3][0] == 0x24126ea1u);
+  const uint64_t first = UINT64_C(0xfffffff9); /* the lower half of the index overflows on the way */
+  const smoe_purpose purpose = (smoe_purpose)(SMOE_RANDOM_DROPOUT | 77 << 8);
+  smoe_random_lanes(word, SEED, SMOE_RANDOM_DROPOUT, 77, 5, first);
+  for (uint64_t i = 0; i < SMOE_RANDOM_LANES; i++)
+    CHECK(smoe_random_bits(SEED, purpose, 5, first + i) == ((uint64_t)word[1][i] << 32 | word[0][i]),
+          "lane %d", (int)i);
+}
+
 static void test_hash(void) {
   CHECK(smoe_hash_text("") == 0x811c9dc5u && smoe_hash_text("a") == 0xe40c292cu);
   CHECK(smoe_hash_text("foobar") == 0xbf9cf968u); /* published values of FNV-1a */
@@ -180,6 +198,7 @@ static void test_fair(uint64_t n, int n_seeds, double bias) {
 
 int main(void) {
   test_philox();
+  test_lanes();
   test_golden();
   test_hash();
   test_uniform();
