@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whole runs of the program against the reference, from the files that they leave.
 
-    test_figures.py --program stablemoe
+    test_figures.py --program stablemoe [Runs.test_gshard ...]
 
 Every method trains a few updates where rows do not fit, with several slots, lanes, micro-batches and MoE layers.
 From each checkpoint the reference computes the update that follows: every column of metrics.csv, every dataset of
@@ -20,49 +20,12 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from analysis import reference as ref  # noqa: E402
 from analysis.reference import figures, initial, tables  # noqa: E402
+from cases import RUN, RUNS, UPDATES  # noqa: E402
 
-UPDATES = 3
 TOLERANCE = 2e-4
-
-COMMON = {
-    "run.seed": 5, "model.width": 12, "model.blocks": 3, "model.heads": 2, "model.inner": 20, "model.context": 9,
-    "moe.layers": 2, "moe.position": "scattered", "moe.experts": 5, "moe.sublayers": 1, "moe.inner": 14,
-    "moe.capacity_factor": 1.1, "moe.identical_experts": "false", "train.updates": UPDATES,
-    "train.batch_sequences": 12, "train.micro_batches": 2, "train.lanes": 3, "train.evaluate_every": 2,
-    "train.evaluate_sequences": 8, "train.checkpoint_every": 1, "train.keep_last": 0, "optimizer.lr": 0.02,
-    "optimizer.epsilon": 1e-3, "optimizer.decay": 0.1, "optimizer.clip": 0.5, "schedule.warmup": 2,
-    "schedule.kind": "inverse_sqrt", "log.load_every": 1, "log.probe_every": 1, "log.probe_sequences": 5,
-    "log.tokens_every": 1,
-}
-
-CASES = {
-    "stable": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.distill_weight": 0.6,
-               "router.stable.width": 6},
-    "stable-cnn": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.features": "cnn",
-                   "router.stable.width": 6, "moe.identical_experts": "true", "schedule.kind": "linear"},
-    "stable-transformer": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.width": 6,
-                           "router.stable.features": "transformer", "model.scale_embedding": "false"},
-    "switch": {"router.method": "switch", "router.switch.balance_weight": 0.5, "router.switch.jitter": 0.2,
-               "router.switch.init": "normal"},
-    "gshard": {"router.method": "gshard", "router.gshard.balance_weight": 0.5, "optimizer.expert_gradient_factor": 3},
-    "topk": {"router.method": "topk", "router.topk.k": 3, "router.topk.balance_weight": 0.5},
-    "topk-raw": {"router.method": "topk", "router.topk.normalise": "false", "router.topk.balance_weight": 0.5},
-    "expert-choice": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
-                      "router.expert_choice.max_experts": 3, "moe.capacity_factor": 0.4, "run.seed": 2},
-    "expert-choice-experts": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.2,
-                              "router.expert_choice.evaluation": "experts", "moe.capacity_factor": 0,
-                              "run.seed": 2},
-    "base": {"router.method": "base", "moe.capacity_factor": 0.9, "run.seed": 6},
-    "base-stage-2": {"router.method": "base_stage2", "router.stage1_updates": 2, "moe.capacity_factor": 0.9,
-                     "run.seed": 1, "router.base_stage2.features": "bigram", "router.base_stage2.width": 6},
-    "hash-balanced": {"router.method": "hash", "router.hash.variant": "balanced"},
-    "hash-segments": {"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3},
-    "hash-bigram": {"router.method": "hash", "router.hash.variant": "bigram"},
-    "hash-position": {"router.method": "hash", "router.hash.variant": "position"},
-    "dense": {"moe.layers": 0, "model.scale_embedding": "false"},
-}
 
 # Choices that hang on less would be decided by rounding: then another seed is needed.
 NARROWEST = 3e-6
@@ -115,7 +78,7 @@ class Run:
         return loss / (targets >= 0).sum(), info
 
 
-class Figures(p.ProgramTest):
+class Compared(p.ProgramTest):
     def near(self, what, got, expect, tolerance=TOLERANCE):
         got, expect = np.asarray(got, dtype=float), np.asarray(expect, dtype=float)
         self.assertEqual(got.shape, expect.shape, what)
@@ -130,14 +93,8 @@ class Figures(p.ProgramTest):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(expect), err_msg=what)
 
     def run_of(self, name, ranks=1):
-        settings = [f"{key}={value}" for key, value in {**COMMON, **CASES[name]}.items()]
+        settings = [f"{key}={value}" for key, value in {**RUN, **RUNS[name]}.items()]
         return Run(self.trained(name, settings, ranks=ranks), self.corpus)
-
-    def test_cases(self):
-        jobs = {name: lambda n=name: self.run_of(n) for name in CASES}
-        for name, run in p.several(jobs, 2):
-            with self.subTest(name):
-                self.check(name, run)
 
     def check(self, name, run, recorded=None):
         config, narrow, dropped = run.config, np.inf, 0
@@ -211,7 +168,7 @@ class Figures(p.ProgramTest):
                   "clip": ref.clip_factor(norms["grad_norm"], config), "valid_loss": np.nan,
                   "valid_perplexity": np.nan, **norms}
         if (update + 1) % 2 == 0 or update + 1 == UPDATES:
-            loss, _ = run.evaluated(params, update + 1, "valid", COMMON["train.evaluate_sequences"])
+            loss, _ = run.evaluated(params, update + 1, "valid", RUN["train.evaluate_sequences"])
             expect.update(valid_loss=loss, valid_perplexity=np.exp(loss))
         for m, layer in enumerate(layers):
             for key in ("max_over_mean", "cv", "entropy", "dead", "drop_rate", "gate_mean", "agreement"):
@@ -228,11 +185,11 @@ class Figures(p.ProgramTest):
     def check_probe(self, what, run, update, params):
         if not run.log:
             return
-        config, log, n = run.config, run.log, COMMON["log.probe_sequences"] * COMMON["model.context"]
+        config, log, n = run.config, run.log, RUN["log.probe_sequences"] * RUN["model.context"]
         self.same(f"{what}: tokens", log["probe/token"], run.split["valid"][:n])
         stage = config.stage(update + 1)
         self.assertEqual((log["probe/step"][update], log["probe/stage"][update]), (update + 1, stage))
-        _, info = run.evaluated(params, update + 1, "valid", COMMON["log.probe_sequences"])
+        _, info = run.evaluated(params, update + 1, "valid", RUN["log.probe_sequences"])
         for m in range(config.moe_layers):
             first = np.concatenate([part[m]["expert"][:, 0] for part in info])[:n]
             both = [np.concatenate([part[m][key] if part[m][key] is not None else np.full(len(part[m]["expert"]), -1)
@@ -243,10 +200,18 @@ class Figures(p.ProgramTest):
                 self.same(f"{what}: {key} of layer {m}", log[f"probe/{key}"][update, m], expect)
 
 
+class Runs(Compared):
+    """One test for each case, test_<name>."""
+
+
+for case in RUNS:
+    setattr(Runs, f"test_{case}", lambda self, name=case: self.check(name, self.run_of(name)))
+
+
 class Evaluation(p.ProgramTest):
     """What `stablemoe evaluate` says of each split."""
 
-    settings = [f"{key}={value}" for key, value in {**COMMON, "moe.capacity_factor": 0}.items()]
+    settings = [f"{key}={value}" for key, value in {**RUN, "moe.capacity_factor": 0}.items()]
 
     def test_splits(self):
         run = Run(self.trained("evaluated", ["router.stage1_updates=1"]), self.corpus)
@@ -271,7 +236,7 @@ class Beginning(p.ProgramTest):
     """Initial values: with a learning rate of 0 the first checkpoint has them."""
 
     def check(self, name, settings, embedding=None):
-        settings = {**COMMON, "optimizer.lr": 0, "train.updates": 1, "schedule.warmup": 0,
+        settings = {**RUN, "optimizer.lr": 0, "train.updates": 1, "schedule.warmup": 0,
                     "train.evaluate_every": 0, "log.tokens_every": 0, "log.probe_every": 0, **settings}
         run = Run(self.trained(name, [f"{key}={value}" for key, value in settings.items()]), self.corpus)
         found, _ = run.checkpoint(1)
@@ -286,7 +251,7 @@ class Beginning(p.ProgramTest):
         for name in ("stable", "stable-cnn", "stable-transformer", "switch", "hash-balanced", "hash-segments",
                      "hash-position", "dense"):
             with self.subTest(name):
-                self.check(f"begin-{name}", CASES[name])
+                self.check(f"begin-{name}", RUNS[name])
 
     def test_many_experts(self):
         """More experts than the width has dimensions: columns are orthogonal then."""
@@ -306,18 +271,18 @@ class Beginning(p.ProgramTest):
                                                "router.hash.model": model}, embedding)
 
 
-class Replayed(Figures):
+class Replayed(Compared):
     """A replay of gshard's choices: other gates, and a table of what its log has most often."""
 
-    def test_cases(self):
-        settings = {**COMMON, **CASES["gshard"], "moe.capacity_factor": 0.8}
+    def test_replay(self):
+        settings = {**RUN, **RUNS["gshard"], "moe.capacity_factor": 0.8}
         recorded = Run(self.trained("recorded", [f"{k}={v}" for k, v in settings.items()]), self.corpus)
         source = {m: p.chosen(recorded.log["tokens/expert"][:, m].reshape(-1, 2)) for m in range(2)}
         ids = recorded.log["tokens/id"].ravel()
         for gate in ("sigmoid", "one"):
             with self.subTest(gate):
-                settings = {**COMMON, "router.method": "replay", "router.replay.log": recorded.directory,
-                            "router.replay.slots": 2, "router.replay.gate": gate, "run.seed": COMMON["run.seed"]}
+                settings = {**RUN, "router.method": "replay", "router.replay.log": recorded.directory,
+                            "router.replay.slots": 2, "router.replay.gate": gate, "run.seed": RUN["run.seed"]}
                 run = Run(self.trained(f"replay-{gate}", [f"{k}={v}" for k, v in settings.items()]), self.corpus)
                 begin = run.initial
 

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Configurations that are compared with the reference.
+
+    cases.py {plain,methods,runs}     print the names, one a line: each is a test of its own
+
+CASES and METHODS are carried out by the dump program, RUNS are whole runs of stablemoe.
+"""
+
+import sys
+
+BASE = {
+    "run.seed": 7, "model.width": 16, "model.blocks": 3, "model.heads": 2, "model.inner": 24,
+    "model.context": 8, "model.scale_embedding": "true", "moe.layers": 2, "moe.position": "scattered",
+    "moe.experts": 5, "moe.sublayers": 2, "moe.inner": 20, "moe.capacity_factor": 0,
+    "router.method": "stable", "router.stage1_updates": 2, "router.stable.width": 6,
+    "router.stable.distill_weight": 0.7, "train.updates": 10, "train.batch_sequences": 8,
+    "train.micro_batches": 1, "train.lanes": 4, "optimizer.lr": 0.02, "optimizer.decay": 0.1,
+    "optimizer.clip": 0.1, "schedule.warmup": 3,
+}
+
+# Rows that do not fit, uneven shares, several MoE layers, lanes and micro-batches.
+INCONVENIENT = {"moe.capacity_factor": 0.9, "train.micro_batches": 2, "train.lanes": 3,
+                "train.batch_sequences": 12, "moe.sublayers": 1}
+
+# Name: what differs from BASE, and what the case must meet.
+CASES = {
+    "stage-1": ({}, {"stages": [1, 1]}),
+    "stage-1-capacity": ({"moe.capacity_factor": 1.0, "train.micro_batches": 2},
+                         {"stages": [1, 1], "dropped": True}),
+    "stage-2": ({"router.stage1_updates": 0, "train.micro_batches": 2}, {"stages": [2, 2]}),
+    "stage-2-capacity": ({"router.stage1_updates": 0, "moe.capacity_factor": 1.0},
+                         {"stages": [2, 2], "dropped": True}),
+    "switch-of-stages": (
+        {"router.stage1_updates": 1, "moe.layers": 1, "moe.position": "middle", "model.blocks": 2,
+         "model.scale_embedding": "false", "optimizer.clip": 0, "optimizer.expert_gradient_factor": 5,
+         "optimizer.decay": 0, "schedule.kind": "inverse_sqrt", "schedule.warmup": 1},
+        {"stages": [1, 2], "clipped": False}),
+    "top": ({"moe.layers": 1, "moe.position": "top", "schedule.kind": "constant", "schedule.warmup": 0,
+             "optimizer.clip": 1000}, {"clipped": False}),
+    "bottom": ({"moe.layers": 1, "moe.position": "bottom", "moe.capacity_factor": 0.5,
+                "schedule.warmup": 0}, {"dropped": True}),
+    "dense": ({"moe.layers": 0, "train.micro_batches": 2}, {"dropped": False}),
+}
+
+# Every other way to route. In double alone: some choices hang on differences that float does not resolve.
+METHODS = {
+    # Distilled routers that look at more than the word.
+    "bigram": ({"router.stable.features": "bigram", "train.micro_batches": 2}, {}),
+    "cnn": ({"router.stable.features": "cnn", "moe.capacity_factor": 0.8}, {"dropped": True}),
+    "transformer": ({"router.stable.features": "transformer", "router.stable.layers": 2,
+                     "router.stable.heads": 3, "router.stage1_updates": 1}, {"stages": [1, 2]}),
+    # Methods, where a wrong count, unit or order shows: rows that do not fit, several slots, lanes and parts.
+    "base": (dict(INCONVENIENT, **{"router.method": "base"}), {"dropped": True}),
+    "base-stage-2": (dict(INCONVENIENT, **{
+        "router.method": "base_stage2", "router.stage1_updates": 1, "router.base_stage2.distill_weight": 0.6,
+        "router.base_stage2.width": 6, "router.base_stage2.features": "bigram"}),
+                     {"dropped": True, "stages": [1, 2]}),
+    "switch": (dict(INCONVENIENT, **{"router.method": "switch", "router.switch.balance_weight": 0.4,
+                                     "router.switch.jitter": 0.3, "model.width": 18}), {"dropped": True}),
+    "gshard": (dict(INCONVENIENT, **{"router.method": "gshard", "router.gshard.balance_weight": 0.4}),
+               {"dropped": True}),
+    "gshard-always": ({"router.method": "gshard", "router.gshard.balance_weight": 0.4,
+                       "router.gshard.second": "always"}, {}),
+    "topk": (dict(INCONVENIENT, **{"router.method": "topk", "router.topk.k": 3,
+                                   "router.topk.balance_weight": 0.4}), {"dropped": True}),
+    "topk-raw": ({"router.method": "topk", "router.topk.k": 2, "router.topk.normalise": "false",
+                  "router.topk.balance_weight": 0.4, "train.micro_batches": 2}, {}),
+    "expert-choice": (dict(INCONVENIENT, **{
+        "router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
+        "router.expert_choice.max_experts": 2, "moe.capacity_factor": 0.6}), {"dropped": True}),
+    "expert-choice-causal": ({"router.method": "expert_choice", "router.expert_choice.causal": "true",
+                              "router.expert_choice.capacity": 3.2, "train.batch_sequences": 16,
+                              "train.lanes": 4, "train.micro_batches": 2}, {}),
+    "hash": (dict(INCONVENIENT, **{"router.method": "hash", "router.hash.variant": "balanced"}),
+             {"dropped": True}),
+    "hash-segments": (dict(INCONVENIENT, **{"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3,
+                                            "router.hash.variant": "previous"}), {"dropped": True}),
+    "hash-bigram": ({"router.method": "hash", "router.hash.variant": "bigram", "moe.experts": 4,
+                     "router.hash.segments": 2}, {}),
+    "hash-position": ({"router.method": "hash", "router.hash.variant": "position"}, {}),
+}
+ALL = {**CASES, **METHODS}
+
+UPDATES = 3
+
+RUN = {
+    "run.seed": 5, "model.width": 12, "model.blocks": 3, "model.heads": 2, "model.inner": 20, "model.context": 9,
+    "moe.layers": 2, "moe.position": "scattered", "moe.experts": 5, "moe.sublayers": 1, "moe.inner": 14,
+    "moe.capacity_factor": 1.1, "moe.identical_experts": "false", "train.updates": UPDATES,
+    "train.batch_sequences": 12, "train.micro_batches": 2, "train.lanes": 3, "train.evaluate_every": 2,
+    "train.evaluate_sequences": 8, "train.checkpoint_every": 1, "train.keep_last": 0, "optimizer.lr": 0.02,
+    "optimizer.epsilon": 1e-3, "optimizer.decay": 0.1, "optimizer.clip": 0.5, "schedule.warmup": 2,
+    "schedule.kind": "inverse_sqrt", "log.load_every": 1, "log.probe_every": 1, "log.probe_sequences": 5,
+    "log.tokens_every": 1,
+}
+
+RUNS = {
+    "stable": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.distill_weight": 0.6,
+               "router.stable.width": 6},
+    "stable-cnn": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.features": "cnn",
+                   "router.stable.width": 6, "moe.identical_experts": "true", "schedule.kind": "linear"},
+    "stable-transformer": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.width": 6,
+                           "router.stable.features": "transformer", "model.scale_embedding": "false"},
+    "switch": {"router.method": "switch", "router.switch.balance_weight": 0.5, "router.switch.jitter": 0.2,
+               "router.switch.init": "normal"},
+    "gshard": {"router.method": "gshard", "router.gshard.balance_weight": 0.5, "optimizer.expert_gradient_factor": 3},
+    "topk": {"router.method": "topk", "router.topk.k": 3, "router.topk.balance_weight": 0.5},
+    "topk-raw": {"router.method": "topk", "router.topk.normalise": "false", "router.topk.balance_weight": 0.5},
+    "expert-choice": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
+                      "router.expert_choice.max_experts": 3, "moe.capacity_factor": 0.4, "run.seed": 2},
+    "expert-choice-experts": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.2,
+                              "router.expert_choice.evaluation": "experts", "moe.capacity_factor": 0,
+                              "run.seed": 2},
+    "base": {"router.method": "base", "moe.capacity_factor": 0.9, "run.seed": 6},
+    "base-stage-2": {"router.method": "base_stage2", "router.stage1_updates": 2, "moe.capacity_factor": 0.9,
+                     "run.seed": 1, "router.base_stage2.features": "bigram", "router.base_stage2.width": 6},
+    "hash-balanced": {"router.method": "hash", "router.hash.variant": "balanced"},
+    "hash-segments": {"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3},
+    "hash-bigram": {"router.method": "hash", "router.hash.variant": "bigram"},
+    "hash-position": {"router.method": "hash", "router.hash.variant": "position"},
+    "dense": {"moe.layers": 0, "model.scale_embedding": "false"},
+}
+
+if __name__ == "__main__":
+    print("\n".join({"plain": CASES, "methods": METHODS, "runs": RUNS}[sys.argv[1]]))
