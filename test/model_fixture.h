@@ -22,7 +22,7 @@ typedef struct model_fixture {
   smoe_model *model;
   size_t n_micro;          /**< micro-batches */
   int32_t *input, *target; /**< [n_micro, N] */
-  smoe_route_context context;
+  smoe_pass context;
 } model_fixture;
 
 static inline void fixture_try(smoe_status status, const char *what) {
@@ -73,8 +73,8 @@ static inline smoe_config *fixture_config(const char *method, const char *const 
       "schedule.warmup=0",     "run.seed=3",
       "router.stable.width=4", NULL,
   };
-  const smoe_keyset **sets = smoe_alloc(smoe_router_keysets(NULL) * sizeof *sets);
-  smoe_config *config = smoe_config_create(sets, smoe_router_keysets(sets));
+  const smoe_keyset **sets = smoe_alloc(smoe_model_keysets(NULL) * sizeof *sets);
+  smoe_config *config = smoe_config_create(sets, smoe_model_keysets(sets));
   smoe_free(sets);
   for (size_t i = 0; tiny[i]; i++) fixture_try(smoe_config_override(config, tiny[i]), tiny[i]);
   const smoe_router_ops *ops = fixture_method(method);
@@ -85,7 +85,7 @@ static inline smoe_config *fixture_config(const char *method, const char *const 
   if (blank) fixture_try(smoe_config_override(config, blank + 1), method);
   for (size_t i = 0; overrides && overrides[i]; i++)
     fixture_try(smoe_config_override(config, overrides[i]), overrides[i]);
-  fixture_try(smoe_router_check(config), name);
+  fixture_try(smoe_model_check(config), name);
   fixture_try(smoe_config_resolve(config), name);
   smoe_free(name);
   return config;
@@ -136,6 +136,35 @@ static inline void fixture_prepare(smoe_router *router, smoe_params *params) {
   smoe_free(embedding);
 }
 
+/** MoE layer m of a configuration as a layer of its own: its spec, nothing declared. Destroy with smoe_layer_destroy. */
+static inline void fixture_moe(smoe_layer *layer, const smoe_config *config, smoe_params *params, int m,
+                               int vocabulary) {
+  const smoe_settings *settings = smoe_config_settings(config);
+  smoe_layer_create(layer,
+                    &(smoe_layer_spec){.ops = &smoe_layer_moe,
+                                       .block = -1,
+                                       .width = (size_t)settings->model.width,
+                                       .expert_norm = SMOE_NORM_LAYER,
+                                       .inner = (size_t)settings->moe.inner,
+                                       .bias = true,
+                                       .vocabulary = (size_t)vocabulary,
+                                       .context = (size_t)settings->model.context,
+                                       .moe = m,
+                                       .n_moe = (int)settings->moe.layers,
+                                       .experts = (int)settings->moe.experts,
+                                       .sublayers = (int)settings->moe.sublayers},
+                    config, params);
+}
+
+/** The router of MoE layer m alone, declared. */
+static inline void fixture_router(smoe_router *router, const smoe_config *config, smoe_params *params, int m,
+                                  int vocabulary) {
+  smoe_layer layer;
+  fixture_moe(&layer, config, params, m, vocabulary);
+  smoe_router_declare(router, &layer);
+  smoe_free(layer.state);
+}
+
 /** Every parameter N(0, 0.3^2), gains of norms around 1: nothing is zero, nothing alike. */
 static inline void fixture_randomise(smoe_params *params, uint64_t seed) {
   for (int p = 0; p < params->n_params; p++) {
@@ -178,10 +207,10 @@ static inline void fixture_open(model_fixture *f, const smoe_group *group, const
                                   .training = true};
   fixture_try(smoe_model_create(&f->model, f->config, group, &shape, false), "model");
   fixture_randomise(&f->model->params, seed);
-  for (int m = 0; m < f->model->n_moe; m++) fixture_prepare(&f->model->moe[m].router, &f->model->params);
+  for (int m = 0; m < f->model->n_moe; m++) fixture_prepare(&f->model->moe[m]->router, &f->model->params);
   if (stage == 2) smoe_model_freeze(f->model);
 
-  const smoe_token_shape *tokens = &f->model->tokens;
+  const smoe_token_shape *tokens = &f->model->shape[SMOE_MAIN];
   f->input = smoe_alloc(f->n_micro * tokens->n_tokens * sizeof *f->input);
   f->target = smoe_alloc(f->n_micro * tokens->n_tokens * sizeof *f->target);
   int64_t n_targets = 0;
@@ -190,8 +219,8 @@ static inline void fixture_open(model_fixture *f, const smoe_group *group, const
                    (uint64_t)((int64_t)m * tokens->n_global + tokens->first_token), tokens->n_tokens, 6);
   for (size_t t = 0; t < f->n_micro * tokens->n_tokens; t++) n_targets += f->target[t] >= 0;
   smoe_group_sum_i64(group, &n_targets, 1);
-  f->context = (smoe_route_context){
-      .seed = seed, .update = 5, .stage = stage, .training = true, .n_targets = n_targets};
+  f->context =
+      (smoe_pass){.seed = seed, .update = 5, .stage = stage, .training = true, .n_targets = n_targets};
 }
 
 static inline void fixture_close(model_fixture *f) {
@@ -208,20 +237,27 @@ static inline double fixture_loss_of_sums(const model_fixture *f) {
   smoe_lanes_sum(f->group, &model->params.lanes, total, model->sums, model->n_sums);
   double loss = ((const smoe_lane_sums *)total)->loss;
   for (int m = 0; m < model->n_moe; m++) {
-    const smoe_route_sums *route = (const smoe_route_sums *)(total + smoe_model_route_sums(m));
+    const smoe_route_sums *route = (const smoe_route_sums *)(total + smoe_model_route_sums(model, m));
     loss += route->balance + route->distill;
   }
   smoe_free(total);
   return loss / (double)f->context.n_targets;
 }
 
+/** Forward of micro-batch m. Collective. */
+static inline void fixture_forward(model_fixture *f, size_t m) {
+  const size_t n = f->model->shape[SMOE_MAIN].n_tokens;
+  smoe_batch batch = smoe_model_batch(f->model, f->input + m * n, f->target + m * n);
+  batch.before[SMOE_MAIN] = f->context.micro_batch * f->model->shape[SMOE_MAIN].n_global;
+  smoe_model_forward(f->model, &batch, &f->context);
+}
+
 /** Forward and backward of all micro-batches: the gradients of one update. Collective. */
 static inline void fixture_gradients(model_fixture *f) {
-  const size_t n = f->model->tokens.n_tokens;
   smoe_model_begin_update(f->model);
   for (size_t m = 0; m < f->n_micro; m++) {
-    smoe_model_forward(f->model, f->input + m * n, f->target + m * n, &f->context);
-    smoe_model_backward(f->model, f->input + m * n, &f->context);
+    fixture_forward(f, m);
+    smoe_model_backward(f->model);
   }
 }
 

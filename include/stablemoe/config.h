@@ -62,6 +62,7 @@ typedef struct smoe_settings {
     char corpus[SMOE_TEXT_MAX];
   } data;
   struct {
+    char family[SMOE_TEXT_MAX];
     int64_t width;   /**< C */
     int64_t blocks;  /**< L */
     int64_t heads;   /**< H */

@@ -49,7 +49,7 @@ int smoe_decoder_rank(const smoe_decoder *decoder);
  *  Cost:    cached: O(n) products and O(n (first + n)) for attention; else that of a whole context.
  */
 void smoe_decoder_read(smoe_decoder *decoder, const int32_t *token, size_t first, size_t n,
-                       const smoe_route_context *context, smoe_real *logits);
+                       const smoe_pass *context, smoe_real *logits);
 
 /** Where the window of a text of n tokens begins: its tokens from there on are what the model sees.
  *

@@ -6,12 +6,11 @@
 #ifndef STABLEMOE_EXPERT_H
 #define STABLEMOE_EXPERT_H
 
-#include "stablemoe/config.h"
-#include "stablemoe/params.h"
+#include "stablemoe/layer.h"
 
 enum { SMOE_SUBLAYERS_MAX = 32 };
 
-/** Indices of one sublayer's parameters in the table. */
+/** Indices of one sublayer's parameters in the table; -1: no such parameter. */
 typedef struct smoe_sublayer {
   int gamma, beta, w1, b1, w2, b2;
 } smoe_sublayer;
@@ -19,35 +18,29 @@ typedef struct smoe_sublayer {
 /** The experts of one MoE layer on this rank. */
 typedef struct smoe_experts {
   const smoe_params *params;
-  size_t width;    /**< C */
-  size_t inner;    /**< F */
-  size_t rows_max; /**< rows that tape and scratch were taken for */
+  smoe_ffn_shape shape; /**< of every sublayer */
+  size_t rows_max;      /**< rows that tape and scratch were taken for */
   int n_sublayers;
   smoe_sublayer sublayer[SMOE_SUBLAYERS_MAX];
 
   /* Tape: per sublayer s, rows in expert order. */
-  smoe_real *z[SMOE_SUBLAYERS_MAX];    /**< [M, C] input of the sublayer; z[0] is the expert's input */
-  smoe_real *h[SMOE_SUBLAYERS_MAX];    /**< [M, F] after relu */
-  smoe_real *mean[SMOE_SUBLAYERS_MAX]; /**< [M] */
-  smoe_real *rstd[SMOE_SUBLAYERS_MAX]; /**< [M] */
+  smoe_real *z[SMOE_SUBLAYERS_MAX]; /**< [M, C] input of the sublayer; z[0] is the expert's input */
+  smoe_ffn_tape tape[SMOE_SUBLAYERS_MAX];
 
   smoe_real *normed;  /**< scratch [M, C] */
-  smoe_real *dinner;  /**< scratch [M, F]; backward only */
+  smoe_real *dinner;  /**< scratch [M, smoe_ffn_columns]; backward only */
   smoe_real *doutput; /**< scratch [M, C]; backward only */
-
-  bool decoding; /**< rows come one by one: smoe_linear_rows instead of smoe_linear_forward */
-
-  void (*pause)(const void *of); /**< called between products, where rows are on their way; or NULL */
-  const void *pause_of;
 } smoe_experts;
 
-/** Declare the parameters of MoE layer `layer`. Local. */
-void smoe_experts_declare(smoe_experts *experts, const smoe_settings *settings, smoe_params *params,
-                          int layer);
+/** Declare the parameters of an MoE layer's experts. Local. */
+void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer);
 
 /** Take tape and scratch for at most rows_max rows. Local. */
 void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *scratch, size_t rows_max,
                          bool training);
+
+/** Reals of tape per row. Local. */
+double smoe_experts_tape_row(const smoe_experts *experts, bool training);
 
 /** delta = f(x) - x for the rows of all local experts.
  *
@@ -56,7 +49,7 @@ void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *sc
  *  delta   out  [M, C]
  *  offset  in   [n_local + 1] rows of local expert j: offset[j] .. offset[j + 1] - 1
  *
- *  The input x stands in experts->z[0] already (dispatch writes there).
+ *  The input x is in experts->z[0] already (dispatch writes there).
  */
 void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t *offset);
 

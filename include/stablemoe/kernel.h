@@ -117,7 +117,7 @@ void smoe_rms_norm_backward(smoe_real *dx, smoe_real *dgamma, const smoe_real *d
 
 /* ---- pointwise.c, activation.c ---- */
 
-/** h [N, F] = relu(h + b), in place; NaN stays NaN. */
+/** h [N, F] = relu(h + b), in place; NaN stays NaN. b NULL: no bias. */
 void smoe_bias_relu_forward(smoe_real *h, const smoe_real *b, size_t n, size_t f);
 
 /** dh [n] = h > 0 ? dh : 0, in place (the backward of relu, from its output). */
@@ -185,11 +185,13 @@ void smoe_cross_entropy(smoe_real *loss, smoe_real *logits, const int32_t *targe
 
 /* ---- embedding.c ---- */
 
-/** x [S T, C] = scale * table[token] + position[t]; a token of -1 has a zero row of the table. */
+/** x [S T, C] = scale * table[token] + position[t]; a token of -1 has a zero row of the table. position NULL:
+ *  none. */
 void smoe_embedding_forward(smoe_real *x, const int32_t *token, const smoe_real *table,
                             const smoe_real *position, smoe_real scale, size_t s, size_t t, size_t c);
 
-/** dtable [V, C] +=, dposition [T, C] +=; rows in token order. A token of -1 adds to dposition only. */
+/** dtable [V, C] +=, dposition [T, C] += (NULL: not wanted); rows in token order. A token of -1 adds to dposition
+ *  only. */
 void smoe_embedding_backward(smoe_real *dtable, smoe_real *dposition, const smoe_real *dx,
                              const int32_t *token, smoe_real scale, size_t s, size_t t, size_t c);
 

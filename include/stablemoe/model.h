@@ -1,67 +1,68 @@
-/** The language model: embedding, blocks with MoE layers between them, tied head.
+/** A model: a list of layers (family.h), walked forward and back.
  *
- *  A pass runs layer by layer over all tokens of this rank; blocks, norm and head
- *  go lane by lane, MoE layers over all lanes at once.
+ *  Layers of one block go lane by lane together; MoE layers take all lanes of the rank at once.
  */
 #ifndef STABLEMOE_MODEL_H
 #define STABLEMOE_MODEL_H
 
-#include "stablemoe/block.h"
+#include "stablemoe/family.h"
 #include "stablemoe/moe_layer.h"
 
-/** Sums over one lane's tokens since smoe_model_begin_update. All members are doubles:
- *  smoe_lanes_sum adds them up as an array, followed by one smoe_route_sums per MoE layer.
- */
-typedef struct smoe_lane_sums {
-  double loss;      /**< cross entropy, nats */
-  double n_targets; /**< real targets */
-} smoe_lane_sums;
+/** Hidden states: [N, C], or one lane's, which all lanes use in turn. */
+typedef struct smoe_hidden {
+  smoe_real *rows;
+  bool one_lane;
+} smoe_hidden;
 
 typedef struct smoe_model {
   const smoe_config *config;
+  const smoe_family *family;
   smoe_topology topology;
   smoe_params params;
-  smoe_token_shape tokens;
+  smoe_token_shape shape[SMOE_STREAMS]; /**< the largest batch; memory is planned for it */
   bool training;
-  bool recompute; /**< blocks keep no tape: the backward pass makes it again, lane by lane */
+  bool recompute; /**< layers keep no tape: the backward pass makes it again, lane by lane */
   size_t width, vocabulary;
-  int n_blocks, n_moe;
-  smoe_block *block;   /**< [n_blocks] */
-  smoe_moe_layer *moe; /**< [n_moe] */
-  int n_layers;        /**< blocks and MoE layers together */
-  int *layer;          /**< [n_layers] in order of the pass: block number, or -1 - MoE layer number */
-  int table, position, gamma, beta; /**< parameter indices */
+  int n_layers, n_moe;
+  smoe_layer *layer;    /**< [n_layers] in order of the pass */
+  smoe_moe_layer **moe; /**< [n_moe] those that are MoE layers */
+  smoe_layer *head;     /**< the last layer */
+  const smoe_objective *objective;
 
   smoe_arena fixed; /**< parameters, gradients, moments, plans: lives as long as the model */
   smoe_arena tape;  /**< what backward needs */
   smoe_arena scratch;
-  smoe_block_scratch block_scratch;
-  smoe_real **x;               /**< [n_layers + 1] input of each layer, [N, C] */
-  smoe_real *mean, *rstd;      /**< [N] of the final norm */
-  smoe_real *dx;               /**< [N, C] */
-  smoe_real *normed, *dnormed; /**< [lane tokens, C] */
-  smoe_real *logits;           /**< [head rows, V] */
-  smoe_real *row_loss;         /**< [lane tokens] */
-  smoe_real *token_loss;       /**< [N] losses of a pass, in memory of who asked for them; NULL: nobody has */
-  smoe_real *reduce_scratch;   /**< for smoe_reduce_lanes */
-  size_t head_rows;            /**< rows of a slice of the head */
+  smoe_hidden *in, *out;       /**< [n_layers] of each layer */
+  int source_last;             /**< layer whose output is the source stream's result; -1: none */
+  smoe_real *dx[SMOE_STREAMS]; /**< [N, C] */
+  smoe_real *token_loss;       /**< [N] losses of a pass, in memory of the caller; NULL: not kept */
+  smoe_real *reduce_scratch;   /**< for smoe_params_reduce */
+  smoe_batch batch;            /**< of the pass that went forward last */
+  smoe_pass pass;
 
   double library_bytes; /**< resident before the model took memory: MPI, HDF5, BLAS, the program */
 
-  int n_sums;   /**< doubles per lane */
-  double *sums; /**< [lanes of this rank, n_sums]: smoe_lane_sums, then n_moe smoe_route_sums */
+  int n_sums; /**< doubles per lane */
+  double
+      *sums; /**< [lanes of this rank, n_sums]: smoe_lane_sums, the objective's, then n_moe smoe_route_sums */
 } smoe_model;
 
 /** Place of MoE layer m's smoe_route_sums within a lane's sums, in doubles. Local. */
-size_t smoe_model_route_sums(int m);
+size_t smoe_model_route_sums(const smoe_model *model, int m);
 
 /** Sizes that are not in the configuration, or replace it. */
 typedef struct smoe_model_shape {
   int vocabulary;
-  int n_lanes;           /**< of all ranks */
-  size_t lane_sequences; /**< of a micro-batch */
-  bool training;         /**< with gradients, moments and a tape */
+  int n_lanes;                     /**< of all ranks */
+  size_t lane_sequences;           /**< of a micro-batch */
+  bool training;                   /**< with gradients, moments and a tape */
+  size_t context;                  /**< T of the main stream; 0: model.context */
+  size_t source_context;           /**< T of the source stream; 0: there is none */
+  const smoe_objective *objective; /**< NULL: cross entropy */
 } smoe_model_shape;
+
+/** The shape of a micro-batch of sequences of `context` rows, lane_sequences in each lane. Local. */
+smoe_token_shape smoe_model_token_shape(const smoe_model *model, size_t lane_sequences, size_t context);
 
 /** Build a model: declare, plan, take memory. Parameters are not yet set.
  *
@@ -72,7 +73,7 @@ typedef struct smoe_model_shape {
 smoe_status smoe_model_create(smoe_model **model, const smoe_config *config, const smoe_group *group,
                               const smoe_model_shape *shape, bool plan_only);
 
-/** Give it back. Local. */
+/** Free it; accepts NULL. Local. */
 void smoe_model_destroy(smoe_model *model);
 
 /** Set gradients and sums to zero; the model must be one built for training. Local. */
@@ -85,17 +86,24 @@ void smoe_model_begin_sums(smoe_model *model);
  *
  *  Collective over the group.
  *
- *  input    in  [N] token ids of this rank's lanes; -1: padding
- *  target   in  [N] ids, -1: none. NULL: no head at all (smoe_model_logits reads rows instead)
+ *  batch    in  of at most model->shape; copied, its arrays are in use until backward has ended
  *
- *  Writes:   model->sums +=; where context->training: model->dx = dL/d(last layer's output), head's gradients +=,
- *            with L divided by context->n_targets
+ *  Writes:   model->sums +=; where pass->training: model->dx = dL/d(last layer's output), head's gradients +=,
+ *            with L divided by pass->n_targets
  */
-void smoe_model_forward(smoe_model *model, const int32_t *input, const int32_t *target,
-                        const smoe_route_context *context);
+void smoe_model_forward(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass);
 
 /** Backward of the micro-batch that went forward last. Collective. Writes: all gradients +=. */
-void smoe_model_backward(smoe_model *model, const int32_t *input, const smoe_route_context *context);
+void smoe_model_backward(smoe_model *model);
+
+/** A batch of the main stream alone in the model's full shape. Local.
+ *  input  [N] token ids of this rank's lanes; -1: padding
+ *  target [N] ids, -1: none; NULL: no head at all (smoe_model_logits reads rows instead)
+ */
+smoe_batch smoe_model_batch(const smoe_model *model, const int32_t *input, const int32_t *target);
+
+/** The products of one micro-batch on this rank. Local. Free work.product with smoe_free. */
+smoe_work smoe_model_work(const smoe_model *model);
 
 /** Logits [V] of one row of this rank after a forward pass. Local. */
 void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits);

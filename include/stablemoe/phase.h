@@ -31,6 +31,11 @@ typedef enum smoe_phase_kind {
 /** Move the clock to a phase; returns the phase it was on. Local. */
 smoe_phase_kind smoe_phase(smoe_phase_kind next);
 
+/** smoe_phase for a part of a sublayer. In experts and routers, which have phases of their own, the clock stays
+ *  where it is: they compute with the same sublayers. Local.
+ */
+void smoe_phase_sublayer(smoe_phase_kind next);
+
 /** Seconds booked so far, [SMOE_PHASES], up to now. Local. */
 const double *smoe_phase_seconds(void);
 

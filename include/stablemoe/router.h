@@ -12,29 +12,17 @@
 #ifndef STABLEMOE_ROUTER_H
 #define STABLEMOE_ROUTER_H
 
-#include "stablemoe/arena.h"
-#include "stablemoe/config.h"
-#include "stablemoe/params.h"
-
-/** What routers learn about a forward pass beside the tokens. */
-typedef struct smoe_route_context {
-  uint64_t seed;
-  int64_t update;          /**< zero-based number of the update in progress */
-  int64_t micro_batch;     /**< of the update, from 0; 0 in evaluation */
-  int stage;               /**< 1: routing is learned, 2: it is frozen */
-  bool training;           /**< false: evaluation (no noise, distilled router, ...) */
-  int64_t n_targets;       /**< real targets of the update over all ranks: the losses' denominator */
-  const int32_t *recorded; /**< [M, N, K] what a log has for the N tokens of the update's batch; NULL: none */
-} smoe_route_context;
+#include "stablemoe/layer.h"
 
 /** One lane's part of one MoE layer call. */
 typedef struct smoe_route_call {
-  const smoe_route_context *context;
+  const smoe_pass *context;
   int layer;       /**< MoE layer, 0-based */
   int lane;        /**< lane counted on this rank, for gradient slabs */
   size_t n_tokens; /**< N; n_sequences * n_context */
   size_t n_sequences;
   size_t n_context;     /**< T; token t of sequence s is row s * T + t */
+  int64_t before;       /**< tokens of the update's micro-batches before this one */
   int64_t first_token;  /**< global index of row 0 within the micro-batch */
   const int32_t *token; /**< [N] ids; -1: padding, routed nowhere */
   const smoe_real *x;   /**< [N, C] hidden states that enter the layer */
@@ -118,7 +106,7 @@ typedef struct smoe_router_ops {
   /** Whether choose can be used in such a pass: the choice follows from token ids and their places alone,
    *  and does not change with the parameters any more. NULL: never.
    */
-  bool (*ahead)(const smoe_router *router, const smoe_route_context *context);
+  bool (*ahead)(const smoe_router *router, const smoe_pass *context);
 
   /** Choose before any layer has run: fill expert (and distilled); x is not there. The same choice as
    *  route makes. NULL where ahead is.
@@ -156,14 +144,16 @@ struct smoe_router {
   const smoe_config *config;
   const smoe_params *params;
   const void *options; /**< the method's own values: the struct of ops->keyset */
-  int layer;
-  int n_experts;  /**< E */
-  int n_slots;    /**< K */
-  size_t width;   /**< C */
-  int vocabulary; /**< V */
-  int index[8];   /**< parameters of the method, by its own numbering */
-  int32_t *table; /**< [table_ints] of the method; NULL where no layer holds the router */
-  bool compiled;  /**< the table is filled, and stays as it is */
+  int layer;           /**< number among the MoE layers */
+  int n_layers;        /**< MoE layers of the model */
+  int n_experts;       /**< E */
+  int n_slots;         /**< K */
+  size_t width;        /**< C */
+  size_t context;      /**< T of the longest sequence */
+  int vocabulary;      /**< V */
+  int index[8];        /**< parameters of the method, by its own numbering */
+  int32_t *table;      /**< [table_ints] of the method; NULL where no layer holds the router */
+  bool compiled;       /**< the table is filled, and stays as it is */
 };
 
 /** All methods, NULL-terminated. */
@@ -180,9 +170,8 @@ size_t smoe_router_keysets(const smoe_keyset **sets);
 /** Check router.method and the method's keys. Local. Errors: SMOE_ERR_CONFIG naming the methods there are. */
 smoe_status smoe_router_check(const smoe_config *config);
 
-/** Set up the router of MoE layer `layer` and declare its parameters. Local. */
-void smoe_router_declare(smoe_router *router, const smoe_config *config, smoe_params *params, int layer,
-                         int vocabulary);
+/** Set up the router of an MoE layer and declare its parameters. Local. */
+void smoe_router_declare(smoe_router *router, const smoe_layer *layer);
 
 /** A number that no other token of the update has in any MoE layer, the same on any number of ranks:
  *  the index of a random number for one row of a training call. Local.

@@ -54,7 +54,7 @@ int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t u
 void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *result);
 
 /** Read one micro-batch of the zero-based update into step->input and step->target. Local. */
-void smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch);
+smoe_batch smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch);
 
 /** Move experts to places where all ranks have alike, once the choice of experts follows from the token
  *  ids; before that, and after it was done, do nothing.

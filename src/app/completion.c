@@ -3,6 +3,7 @@
 
 #include "app.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/family.h"
 #include "stablemoe/router.h"
 
 static const char *const SHELLS[] = {"bash", "zsh", "fish", NULL};
@@ -24,9 +25,9 @@ static bool is_path(const smoe_key *key) {
 
 /* Call `each` for every configuration key. */
 static void for_keys(void (*each)(const smoe_key *key, FILE *out), FILE *out) {
-  const size_t n = smoe_router_keysets(NULL);
+  const size_t n = smoe_model_keysets(NULL);
   const smoe_keyset **sets = smoe_alloc(n * sizeof *sets);
-  smoe_router_keysets(sets);
+  smoe_model_keysets(sets);
   for (size_t s = 0; s < n; s++)
     for (size_t k = 0; k < sets[s]->n_keys; k++) each(&sets[s]->keys[k], out);
   smoe_free(sets);

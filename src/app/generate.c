@@ -66,12 +66,12 @@ typedef struct session {
 /* Logits after all ids. */
 static void read_text(session *s) {
   const smoe_app_model *m = s->m;
-  const smoe_route_context pass = {.seed = (uint64_t)smoe_config_settings(m->config)->run.seed,
-                                   .update = m->meta.update,
-                                   .stage = m->meta.stage,
-                                   .training = false,
-                                   .n_targets = 1};
-  const size_t context = m->model->tokens.context, window = smoe_decoder_window(s->n, context);
+  const smoe_pass pass = {.seed = (uint64_t)smoe_config_settings(m->config)->run.seed,
+                          .update = m->meta.update,
+                          .stage = m->meta.stage,
+                          .training = false,
+                          .n_targets = 1};
+  const size_t context = m->model->shape[SMOE_MAIN].context, window = smoe_decoder_window(s->n, context);
   if (window != s->window) s->read = 0;
   s->window = window;
   if (window > 0 && !s->moved) {
@@ -89,7 +89,8 @@ static void read_text(session *s) {
 static void begin_sample(session *s, int64_t sample) {
   const size_t bytes = s->m->model->vocabulary * sizeof *s->logits;
   const size_t prompt = s->n_before + s->n_prompt;
-  const bool kept = sample > 0 && s->window == smoe_decoder_window(prompt, s->m->model->tokens.context);
+  const bool kept =
+      sample > 0 && s->window == smoe_decoder_window(prompt, s->m->model->shape[SMOE_MAIN].context);
   s->n = prompt;
   if (kept) {
     s->read = prompt - s->window;

@@ -4,6 +4,7 @@
 
 #include "app.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/family.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
 #include "stablemoe/router.h"
@@ -15,9 +16,9 @@ int smoe_app_threads(int64_t wanted) {
 }
 
 smoe_config *smoe_app_config(void) {
-  const size_t n = smoe_router_keysets(NULL);
+  const size_t n = smoe_model_keysets(NULL);
   const smoe_keyset **sets = smoe_alloc(n * sizeof *sets);
-  smoe_router_keysets(sets);
+  smoe_model_keysets(sets);
   smoe_config *config = smoe_config_create(sets, n);
   smoe_free(sets);
   return config;
@@ -31,7 +32,7 @@ smoe_status smoe_app_config_read(smoe_config *config, const char *path, const sm
 
 smoe_status smoe_app_config_finish(smoe_config *config) {
   SMOE_TRY(smoe_config_resolve(config));
-  SMOE_TRY(smoe_router_check(config));
+  SMOE_TRY(smoe_model_check(config));
   smoe_threads_set(smoe_app_threads(smoe_config_settings(config)->run.threads));
   return SMOE_OK;
 }

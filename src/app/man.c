@@ -3,6 +3,7 @@
 
 #include "app.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/family.h"
 #include "stablemoe/router.h"
 
 /* Text in roff: a line per sentence would be usual, and is no need; nothing in it may be taken for a request. */
@@ -113,9 +114,9 @@ static void print_key(const smoe_key *key, FILE *out) {
 }
 
 static void print_keys(FILE *out) {
-  const size_t n = smoe_router_keysets(NULL);
+  const size_t n = smoe_model_keysets(NULL);
   const smoe_keyset **sets = smoe_alloc(n * sizeof *sets);
-  smoe_router_keysets(sets);
+  smoe_model_keysets(sets);
   fputs(".SH CONFIGURATION KEYS\n", out);
   print_text("A configuration is a YAML file of sections and keys; \"section.key\" below is key in section. "
              "Each key is shown with its default. Option -P of train and bench sets single ones.",

@@ -74,18 +74,19 @@ static smoe_status share_text(const smoe_group *group, const char *word, char **
 static void route_window(routing *r, size_t first, int32_t *window) {
   const smoe_model *model = r->m->model;
   const smoe_group *group = &model->params.group;
-  const size_t t = model->tokens.context, k = (size_t)model->moe[0].router.n_slots;
-  const smoe_route_context pass = {.seed = (uint64_t)smoe_config_settings(r->m->config)->run.seed,
-                                   .update = r->m->meta.update,
-                                   .stage = r->m->meta.stage,
-                                   .training = false,
-                                   .n_targets = 1};
+  const size_t t = model->shape[SMOE_MAIN].context, k = (size_t)model->moe[0]->router.n_slots;
+  const smoe_pass pass = {.seed = (uint64_t)smoe_config_settings(r->m->config)->run.seed,
+                          .update = r->m->meta.update,
+                          .stage = r->m->meta.stage,
+                          .training = false,
+                          .n_targets = 1};
   for (size_t i = 0; i < t; i++) window[i] = first + i < r->n ? r->ids[first + i] : -1;
-  smoe_model_forward(r->m->model, window, NULL, &pass);
+  const smoe_batch batch = smoe_model_batch(r->m->model, window, NULL);
+  smoe_model_forward(r->m->model, &batch, &pass);
   /* One lane only: it belongs to the last rank. */
   const int owner = group->n_ranks - 1;
   for (size_t m = 0; m < (size_t)model->n_moe; m++) {
-    const smoe_moe_layer *moe = &model->moe[m];
+    const smoe_moe_layer *moe = model->moe[m];
     if (group->rank == owner) {
       memcpy(r->expert + m * t * k, moe->expert, t * k * sizeof *r->expert);
       memcpy(r->gate + m * t * k, moe->gate, t * k * sizeof *r->gate);
@@ -128,7 +129,7 @@ static void print_piece(const char *piece) {
 /* Row t of the window, the token at this position of the text: a line for each layer and slot. */
 static void print_rows(const routing *r, size_t t, size_t position, const char *piece) {
   const smoe_model *model = r->m->model;
-  const size_t context = model->tokens.context, k = (size_t)model->moe[0].router.n_slots;
+  const size_t context = model->shape[SMOE_MAIN].context, k = (size_t)model->moe[0]->router.n_slots;
   for (size_t m = 0; m < (size_t)model->n_moe; m++)
     for (size_t s = 0; s < k; s++) {
       const size_t row = m * context + t, slot = row * k + s;
@@ -154,7 +155,7 @@ static void json_choice(const char *name, int32_t expert) {
 
 static void print_object(const routing *r, size_t t, size_t position, const char *piece) {
   const smoe_model *model = r->m->model;
-  const size_t context = model->tokens.context, k = (size_t)model->moe[0].router.n_slots;
+  const size_t context = model->shape[SMOE_MAIN].context, k = (size_t)model->moe[0]->router.n_slots;
   printf("%s\n  {\"position\": %zu, \"token\": ", position ? "," : "", position);
   smoe_json_text(stdout, piece);
   printf(", \"id\": %d, \"layers\": [", r->ids[position + 1]);
@@ -191,7 +192,7 @@ static void print_head(const routing *r, bool json) {
 
 static void route_text(routing *r, bool json) {
   const smoe_model *model = r->m->model;
-  const size_t t = model->tokens.context;
+  const size_t t = model->shape[SMOE_MAIN].context;
   const bool prints = model->params.group.rank == 0;
   int32_t *window = smoe_alloc(t * sizeof *window);
   if (prints) print_head(r, json);
@@ -210,8 +211,8 @@ static void route_text(routing *r, bool json) {
 
 static smoe_status route(routing *r, const char *text, size_t bytes, bool json) {
   const smoe_model *model = r->m->model;
-  const size_t rows = (size_t)model->n_moe * model->tokens.context;
-  const size_t slots = rows * (size_t)model->moe[0].router.n_slots;
+  const size_t rows = (size_t)model->n_moe * model->shape[SMOE_MAIN].context;
+  const size_t slots = rows * (size_t)model->moe[0]->router.n_slots;
   int32_t *ids;
   size_t n;
   SMOE_TRY(smoe_tokenizer_encode(r->tokenizer, text, bytes, &ids, &n));

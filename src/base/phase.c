@@ -39,6 +39,10 @@ smoe_phase_kind smoe_phase(smoe_phase_kind next) {
   return last;
 }
 
+void smoe_phase_sublayer(smoe_phase_kind next) {
+  if (at.phase != SMOE_PHASE_EXPERTS && at.phase != SMOE_PHASE_ROUTE) smoe_phase(next);
+}
+
 const double *smoe_phase_seconds(void) {
   const double now = smoe_seconds();
   at.seconds[at.phase] += now - at.since;

@@ -42,6 +42,7 @@ static const smoe_key keys[] = {
     TEXT(data.corpus, "",
          "Corpus file to train and evaluate on, as `stablemoe prepare` makes it; training needs one."),
 
+    TEXT(model.family, "stablemoe", "Family of the model: which layers it is a list of; --help lists them."),
     INT(model.width, "256", 1, 65536, "",
         "Width of the hidden states: numbers that stand for one token between the layers."),
     INT(model.blocks, "6", 1, 1000, "", "Transformer blocks, each one attention and one feed-forward layer."),

@@ -10,15 +10,23 @@ static void row_embed(smoe_real *restrict x, const smoe_real *restrict row,
   for (size_t j = 0; j < c; j++) x[j] = scale * row[j] + position[j];
 }
 
+static void row_scale(smoe_real *restrict x, const smoe_real *restrict row, smoe_real scale, size_t c) {
+  for (size_t j = 0; j < c; j++) x[j] = scale * row[j];
+}
+
 void smoe_embedding_forward(smoe_real *x, const int32_t *token, const smoe_real *table,
                             const smoe_real *position, smoe_real scale, size_t s, size_t t, size_t c) {
 #pragma omp parallel for if (s * t * c > PARALLEL_MIN)
   for (size_t i = 0; i < s * t; i++) {
-    const smoe_real *place = position + (i % t) * c;
-    if (token[i] >= 0)
+    const smoe_real *place = position ? position + (i % t) * c : NULL;
+    if (token[i] >= 0 && place)
       row_embed(x + i * c, table + (size_t)token[i] * c, place, scale, c);
-    else
+    else if (token[i] >= 0)
+      row_scale(x + i * c, table + (size_t)token[i] * c, scale, c);
+    else if (place)
       memcpy(x + i * c, place, c * sizeof *x);
+    else
+      memset(x + i * c, 0, c * sizeof *x);
   }
 }
 
@@ -33,8 +41,8 @@ void smoe_embedding_backward(smoe_real *dtable, smoe_real *dposition, const smoe
   for (size_t j = 0; j < c; j += EMBEDDING_COLUMNS) {
     const size_t width = c - j < EMBEDDING_COLUMNS ? c - j : EMBEDDING_COLUMNS;
     for (size_t i = 0; i < s * t; i++) {
-      if (token[i] >= 0) row_add(dtable + (size_t)token[i] * c + j, scale, dx + i * c + j, width);
-      row_add(dposition + (i % t) * c + j, 1, dx + i * c + j, width);
+      if (dtable && token[i] >= 0) row_add(dtable + (size_t)token[i] * c + j, scale, dx + i * c + j, width);
+      if (dposition) row_add(dposition + (i % t) * c + j, 1, dx + i * c + j, width);
     }
   }
 }

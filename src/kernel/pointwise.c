@@ -12,9 +12,18 @@ static void row_bias_relu(smoe_real *restrict h, const smoe_real *restrict b, si
   }
 }
 
+static void row_relu(smoe_real *restrict h, size_t f) {
+  for (size_t i = 0; i < f; i++) h[i] = h[i] < 0 ? 0 : h[i];
+}
+
 void smoe_bias_relu_forward(smoe_real *h, const smoe_real *b, size_t n, size_t f) {
 #pragma omp parallel for if (n * f > PARALLEL_MIN)
-  for (size_t i = 0; i < n; i++) row_bias_relu(h + i * f, b, f);
+  for (size_t i = 0; i < n; i++) {
+    if (b)
+      row_bias_relu(h + i * f, b, f);
+    else
+      row_relu(h + i * f, f);
+  }
 }
 
 static void piece_relu_backward(smoe_real *restrict dh, const smoe_real *restrict h, size_t n) {

@@ -1,6 +1,5 @@
 #include "stablemoe/model.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "stablemoe/kernel.h"
@@ -10,99 +9,105 @@
 
 static const double MIB = 1 << 20;
 
-/* MoE layer i stands after so many blocks. */
-static int64_t blocks_before_moe(const smoe_settings *settings, int i) {
-  const int64_t blocks = settings->model.blocks;
-  switch ((smoe_position)settings->moe.position) {
-  case SMOE_MIDDLE:
-    return blocks / 2;
-  case SMOE_TOP:
-    return blocks;
-  case SMOE_BOTTOM:
-    return 0;
-  case SMOE_SCATTERED:
-    return (i + 1) * blocks / (settings->moe.layers + 1);
+/* ---- setting up ---- */
+
+/* The backbone first, then the MoE layers, then the head: sums of the gradient norm go by this order. */
+static void declare(smoe_model *model) {
+  for (int part = 0; part < 3; part++)
+    for (int i = 0; i < model->n_layers; i++) {
+      smoe_layer *layer = &model->layer[i];
+      const int own = layer->spec.moe >= 0 ? 1 : layer == model->head ? 2 : 0;
+      if (own == part && layer->spec.ops->declare) layer->spec.ops->declare(layer);
+    }
+}
+
+/* Layer i + 1 runs on a lane right after layer i. */
+static bool joined(const smoe_model *model, int i) {
+  if (i + 1 >= model->n_layers) return false;
+  const smoe_layer_spec *a = &model->layer[i].spec, *b = &model->layer[i + 1].spec;
+  return a->block >= 0 && a->block == b->block && a->stream == b->stream && a->moe < 0 && b->moe < 0;
+}
+
+static int previous_in_stream(const smoe_model *model, int i) {
+  const int stream = model->layer[i].spec.stream;
+  for (i--; i >= 0; i--)
+    if (model->layer[i].spec.stream == stream) return i;
+  return -1;
+}
+
+static bool keeps_tape(const smoe_model *model) {
+  return model->training && !model->recompute;
+}
+
+/* Where layers leave their outputs. Evaluation needs only a layer's input and output at a time. */
+static void layout_hidden(smoe_model *model) {
+  smoe_real *turn[SMOE_STREAMS][2] = {{NULL}}, *lane[SMOE_STREAMS] = {NULL};
+  bool taken[SMOE_STREAMS][2] = {{false}}, lane_taken[SMOE_STREAMS] = {false};
+  int count[SMOE_STREAMS] = {0};
+  for (int i = 0; i < model->n_layers; i++) {
+    const int s = model->layer[i].spec.stream, before = previous_in_stream(model, i);
+    const size_t c = model->layer[i].spec.width, n = model->shape[s].n_tokens;
+    model->in[i] = before < 0 ? (smoe_hidden){0} : model->out[before];
+    model->out[i] = (smoe_hidden){0};
+    if (&model->layer[i] == model->head) continue;
+    if (joined(model, i) && !keeps_tape(model)) {
+      if (!lane_taken[s]) lane[s] = smoe_arena_reals(&model->tape, model->shape[s].lane_tokens * c);
+      lane_taken[s] = true;
+      model->out[i] = (smoe_hidden){lane[s], true};
+    } else if (model->training) {
+      model->out[i].rows = smoe_arena_reals(&model->tape, n * c);
+    } else {
+      const int at = count[s]++ % 2;
+      if (!taken[s][at]) turn[s][at] = smoe_arena_reals(&model->tape, n * c);
+      taken[s][at] = true;
+      model->out[i].rows = turn[s][at];
+    }
   }
-  return blocks;
 }
 
-static void order_layers(smoe_model *model, const smoe_settings *settings) {
-  model->layer = smoe_alloc((size_t)model->n_layers * sizeof *model->layer);
-  int at = 0, moe = 0;
-  for (int b = 0; b <= model->n_blocks; b++) {
-    while (moe < model->n_moe && blocks_before_moe(settings, moe) == b) model->layer[at++] = -1 - moe++;
-    if (b < model->n_blocks) model->layer[at++] = b;
-  }
-  SMOE_ASSERT(at == model->n_layers);
+/* A layer's memory. Scratch begins at the same place for all: layers never run at the same time. */
+static void layout_layer(smoe_model *model, int i, size_t scratch) {
+  smoe_layer *layer = &model->layer[i];
+  const smoe_layer_memory memory = {
+      .fixed = &model->fixed,
+      .tape = &model->tape,
+      .scratch = &model->scratch,
+      .shape = model->shape,
+      .tape_lanes = keeps_tape(model) ? model->shape[layer->spec.stream].n_lanes : 1,
+      .training = model->training,
+  };
+  smoe_arena_reset(&model->scratch, scratch);
+  layer->spec.ops->layout(layer, &memory);
 }
 
-static void declare(smoe_model *model, const smoe_settings *settings) {
-  smoe_params *params = &model->params;
-  const int64_t c = settings->model.width, v = (int64_t)model->vocabulary;
-  /* The tied table is the head too: 1/sqrt(C) keeps its logits of order one, and the
-   * embedding is scaled back by sqrt(C) (model.scale_embedding). */
-  const smoe_init normal = {SMOE_INIT_NORMAL, 1 / sqrt((double)c), false};
-  model->table =
-      smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){v, c, 0}, normal, true, "embedding/table");
-  model->position = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){settings->model.context, c, 0},
-                                        normal, true, "embedding/position");
-  for (int b = 0; b < model->n_blocks; b++) smoe_block_declare(&model->block[b], settings, params, b);
-  for (int m = 0; m < model->n_moe; m++)
-    smoe_moe_layer_declare(&model->moe[m], model->config, params, m, (int)v);
-  model->gamma = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){c, 0},
-                                     (smoe_init){SMOE_INIT_CONSTANT, 1, false}, false, "norm/gamma");
-  model->beta = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){c, 0},
-                                    (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false, "norm/beta");
-}
-
-/* Rows of one slice of the head: about 16 MiB of logits, whatever the vocabulary. */
-static size_t head_rows(size_t vocabulary, size_t lane_tokens) {
-  size_t rows = (size_t)4194304 / vocabulary / 64 * 64;
-  if (rows < 64) rows = 64;
-  return rows < lane_tokens ? rows : lane_tokens;
+/* Without kept tapes the blocks' tapes lie over one another. */
+static bool shares_tape(const smoe_model *model, int i) {
+  return !keeps_tape(model) && model->layer[i].spec.moe < 0 && &model->layer[i] != model->head;
 }
 
 static void layout(smoe_model *model) {
-  const size_t n = model->tokens.n_tokens, c = model->width, lane = model->tokens.lane_tokens;
   smoe_params_layout(&model->params, &model->fixed, model->training);
-  model->sums =
-      smoe_arena_take(&model->fixed, (size_t)model->tokens.n_lanes * (size_t)model->n_sums * sizeof(double));
-
-  for (int i = 0; i <= model->n_layers; i++) {
-    /* Evaluation needs only the layer's input and output at a time. */
-    const bool reuse = !model->training && i >= 2;
-    model->x[i] = reuse ? model->x[i - 2] : smoe_arena_reals(&model->tape, n * c);
-  }
-  const bool keep = model->training && !model->recompute;
-  for (int b = 0; b < model->n_blocks; b++)
-    smoe_block_layout(&model->block[b], &model->tape, keep ? model->tokens.n_lanes : 1, lane,
-                      keep || b == 0 ? NULL : &model->block[0]);
-  model->mean = smoe_arena_reals(&model->tape, n);
-  model->rstd = smoe_arena_reals(&model->tape, n);
-
-  model->normed = smoe_arena_reals(&model->scratch, lane * c);
-  model->row_loss = smoe_arena_reals(&model->scratch, lane);
-  model->head_rows = head_rows(model->vocabulary, lane);
-  model->logits = smoe_arena_reals(&model->scratch, model->head_rows * model->vocabulary);
-  if (model->training) {
-    model->dx = smoe_arena_reals(&model->scratch, n * c);
-    model->dnormed = smoe_arena_reals(&model->scratch, lane * c);
-  }
-  /* Blocks, MoE layers and the reduction never run at the same time: they share what follows. */
-  const size_t shared = model->scratch.used;
+  model->sums = smoe_arena_take(&model->fixed, (size_t)model->shape[SMOE_MAIN].n_lanes *
+                                                   (size_t)model->n_sums * sizeof(double));
+  layout_hidden(model);
+  for (int s = 0; s < SMOE_STREAMS && model->training; s++)
+    model->dx[s] = smoe_arena_reals(&model->scratch, model->shape[s].n_tokens * model->width);
+  const size_t scratch = model->scratch.used;
   if (model->training)
     model->reduce_scratch = smoe_arena_reals(&model->scratch, smoe_params_reduce_scratch(&model->params));
-  smoe_arena_reset(&model->scratch, shared);
-  smoe_block_scratch_layout(&model->block_scratch, &model->block[0], &model->scratch, model->training);
-  for (int m = 0; m < model->n_moe; m++) {
-    smoe_arena_reset(&model->scratch, shared);
-    smoe_moe_layer_layout(&model->moe[m], model->config, &model->tokens, &model->fixed, &model->tape,
-                          &model->scratch, model->training);
+  for (int i = 0; i < model->n_layers; i++)
+    if (!shares_tape(model, i)) layout_layer(model, i, scratch);
+  const size_t tape = model->tape.used;
+  for (int i = 0; i < model->n_layers; i++) {
+    if (!shares_tape(model, i)) continue;
+    if (i == 0 || !joined(model, i - 1)) smoe_arena_reset(&model->tape, tape);
+    layout_layer(model, i, scratch);
   }
 }
 
-size_t smoe_model_route_sums(int m) {
-  return (sizeof(smoe_lane_sums) + (size_t)m * sizeof(smoe_route_sums)) / sizeof(double);
+size_t smoe_model_route_sums(const smoe_model *model, int m) {
+  return sizeof(smoe_lane_sums) / sizeof(double) + (size_t)model->objective->n_sums +
+         (size_t)m * sizeof(smoe_route_sums) / sizeof(double);
 }
 
 static smoe_status reserve(smoe_model *model) {
@@ -119,29 +124,37 @@ static int64_t replica_tokens(const smoe_topology *topology, int n_lanes, size_t
   return n * (int64_t)lane_tokens;
 }
 
-/* Sizes, and the tables of layers that go by them. */
-static void set_shape(smoe_model *model, const smoe_settings *settings, const smoe_lanes *lanes,
-                      const smoe_model_shape *shape) {
-  const size_t context = (size_t)settings->model.context, lane_tokens = shape->lane_sequences * context;
-  model->training = shape->training;
-  model->recompute = shape->training && settings->train.recompute;
-  model->width = (size_t)settings->model.width;
-  model->vocabulary = (size_t)shape->vocabulary;
-  model->n_blocks = (int)settings->model.blocks;
-  model->n_moe = (int)settings->moe.layers;
-  model->n_layers = model->n_blocks + model->n_moe;
-  model->tokens = (smoe_token_shape){.n_lanes = lanes->count,
-                                     .lane_sequences = shape->lane_sequences,
-                                     .context = context,
-                                     .lane_tokens = lane_tokens,
-                                     .n_tokens = (size_t)lanes->count * lane_tokens,
-                                     .first_token = (int64_t)lanes->first * (int64_t)lane_tokens,
-                                     .n_global = (int64_t)shape->n_lanes * (int64_t)lane_tokens};
-  model->n_sums = (int)smoe_model_route_sums(model->n_moe);
-  model->block = smoe_alloc((size_t)model->n_blocks * sizeof *model->block);
-  model->moe = smoe_alloc((size_t)model->n_moe * sizeof *model->moe);
-  model->x = smoe_alloc((size_t)(model->n_layers + 1) * sizeof *model->x);
-  order_layers(model, settings);
+smoe_token_shape smoe_model_token_shape(const smoe_model *model, size_t lane_sequences, size_t context) {
+  const smoe_lanes *lanes = &model->params.lanes;
+  const size_t lane_tokens = lane_sequences * context;
+  return (smoe_token_shape){.n_lanes = lanes->count,
+                            .lane_sequences = lane_sequences,
+                            .context = context,
+                            .lane_tokens = lane_tokens,
+                            .n_tokens = (size_t)lanes->count * lane_tokens,
+                            .first_token = (int64_t)lanes->first * (int64_t)lane_tokens,
+                            .n_global = (int64_t)lanes->n_lanes * (int64_t)lane_tokens,
+                            .n_replica = replica_tokens(&model->topology, lanes->n_lanes, lane_tokens)};
+}
+
+/* The list of layers, and the tables that go by it. */
+static void make_layers(smoe_model *model) {
+  smoe_layer_list list = {0};
+  model->family->describe(model->config, (int)model->vocabulary, &list);
+  const size_t n = (size_t)list.n;
+  model->n_layers = list.n;
+  model->layer = smoe_alloc(n * sizeof *model->layer);
+  model->moe = smoe_alloc(n * sizeof *model->moe);
+  model->in = smoe_alloc(n * sizeof *model->in);
+  model->out = smoe_alloc(n * sizeof *model->out);
+  model->source_last = -1;
+  for (int i = 0; i < list.n; i++) {
+    smoe_layer_create(&model->layer[i], &list.spec[i], model->config, &model->params);
+    if (list.spec[i].moe >= 0) model->moe[list.spec[i].moe] = model->layer[i].state;
+    if (list.spec[i].stream == SMOE_SOURCE) model->source_last = i;
+  }
+  model->head = &model->layer[list.n - 1];
+  smoe_free(list.spec);
 }
 
 smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const smoe_group *group,
@@ -152,15 +165,26 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   model->library_bytes = smoe_resident_memory();
   const smoe_lanes lanes = smoe_lanes_of_rank(shape->n_lanes, group->rank, group->n_ranks);
   model->config = config;
-  set_shape(model, settings, &lanes, shape);
+  model->family = smoe_family_of(config);
+  model->objective = shape->objective ? shape->objective : &smoe_objective_cross_entropy;
+  model->training = shape->training;
+  model->recompute = shape->training && settings->train.recompute;
+  model->width = (size_t)settings->model.width;
+  model->vocabulary = (size_t)shape->vocabulary;
+  model->n_moe = smoe_family_n_moe(config);
   const int n_experts = model->n_moe ? (int)settings->moe.experts : 0;
   SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
   if (settings->comm.exchange == SMOE_EXCHANGE_TWO_LEVEL && n_experts > 0)
     smoe_nodes_find(&model->topology.nodes, &model->topology.experts, settings->comm.node_ranks);
-  model->tokens.n_replica = replica_tokens(&model->topology, lanes.n_lanes, model->tokens.lane_tokens);
   smoe_params_begin(&model->params, group, &lanes, n_experts);
   smoe_params_set_topology(&model->params, &model->topology);
-  declare(model, settings);
+  const size_t context = shape->context ? shape->context : (size_t)settings->model.context;
+  model->shape[SMOE_MAIN] = smoe_model_token_shape(model, shape->lane_sequences, context);
+  if (shape->source_context)
+    model->shape[SMOE_SOURCE] = smoe_model_token_shape(model, shape->lane_sequences, shape->source_context);
+  make_layers(model);
+  model->n_sums = (int)smoe_model_route_sums(model, model->n_moe);
+  declare(model);
 
   smoe_arena_measure(&model->fixed, "model");
   smoe_arena_measure(&model->tape, "tape");
@@ -174,18 +198,20 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
 
 void smoe_model_destroy(smoe_model *model) {
   if (!model) return;
-  for (int m = 0; m < model->n_moe; m++) smoe_moe_layer_release(&model->moe[m]);
+  for (int i = 0; i < model->n_layers; i++) smoe_layer_destroy(&model->layer[i]);
   smoe_params_end(&model->params);
   smoe_topology_release(&model->topology);
   smoe_arena_release(&model->fixed);
   smoe_arena_release(&model->tape);
   smoe_arena_release(&model->scratch);
-  smoe_free(model->block);
-  smoe_free(model->moe);
-  smoe_free(model->x);
   smoe_free(model->layer);
+  smoe_free(model->moe);
+  smoe_free(model->in);
+  smoe_free(model->out);
   smoe_free(model);
 }
+
+/* ---- the pass ---- */
 
 void smoe_model_begin_update(smoe_model *model) {
   const smoe_params *params = &model->params;
@@ -197,116 +223,140 @@ void smoe_model_begin_update(smoe_model *model) {
 }
 
 void smoe_model_begin_sums(smoe_model *model) {
-  memset(model->sums, 0, (size_t)model->tokens.n_lanes * (size_t)model->n_sums * sizeof *model->sums);
-  for (int m = 0; m < model->n_moe; m++) smoe_moe_layer_begin_update(&model->moe[m]);
+  memset(model->sums, 0,
+         (size_t)model->shape[SMOE_MAIN].n_lanes * (size_t)model->n_sums * sizeof *model->sums);
+  for (int m = 0; m < model->n_moe; m++) smoe_moe_layer_begin_update(model->moe[m]);
 }
 
-/* Final norm, logits, loss; in training the gradients of all three at once: the loss's
- * denominator is known beforehand, so the logits need not be made a second time. */
-static void head(smoe_model *model, int lane, const int32_t *target, const smoe_route_context *context) {
-  const size_t n = model->tokens.lane_tokens, c = model->width, v = model->vocabulary;
-  const size_t first = (size_t)lane * n;
-  const smoe_params *params = &model->params;
-  const smoe_real *table = smoe_params_shared(params, model->table);
-  const smoe_real *gamma = smoe_params_shared(params, model->gamma);
-  const smoe_real *x = model->x[model->n_layers] + first * c;
-  smoe_norm_forward(model->normed, model->mean + first, model->rstd + first, x, gamma,
-                    smoe_params_shared(params, model->beta), n, c);
-  const smoe_real scale = (smoe_real)(1.0 / (double)context->n_targets);
-  for (size_t r = 0; r < n; r += model->head_rows) {
-    const size_t rows = r + model->head_rows < n ? model->head_rows : n - r;
-    smoe_linear_forward(model->logits, model->normed + r * c, table, NULL, rows, c, v);
-    smoe_cross_entropy(model->row_loss + r, model->logits, target + r, 1, scale, context->training, rows, v);
-    if (!context->training) continue;
-    smoe_linear_backward_weight(smoe_params_lane_grad(params, model->table, lane), NULL, model->logits,
-                                model->normed + r * c, rows, c, v);
-    smoe_linear_backward_input(model->dnormed + r * c, model->logits, table, rows, c, v, false);
+smoe_batch smoe_model_batch(const smoe_model *model, const int32_t *input, const int32_t *target) {
+  return (smoe_batch){
+      .shape = {[SMOE_MAIN] = model->shape[SMOE_MAIN]}, .token = {[SMOE_MAIN] = input}, .target = target};
+}
+
+static smoe_real *rows_of(const smoe_hidden *hidden, const smoe_token_shape *shape, int lane, size_t c) {
+  return hidden->rows ? hidden->rows + (hidden->one_lane ? 0 : (size_t)lane * shape->lane_tokens * c) : NULL;
+}
+
+/* One lane's call of layer i. */
+static smoe_layer_call call_of(const smoe_model *model, int i, int lane) {
+  const smoe_batch *batch = &model->batch;
+  const int s = model->layer[i].spec.stream;
+  const smoe_token_shape *shape = &batch->shape[s], *source = &batch->shape[SMOE_SOURCE];
+  const size_t l = (size_t)lane, c = model->layer[i].spec.width, first = l * shape->lane_tokens;
+  smoe_layer_call call = {
+      .pass = &model->pass,
+      .lane = lane,
+      .n = shape->lane_tokens,
+      .n_sequences = shape->lane_sequences,
+      .context = shape->context,
+      .token = batch->token[s] + first,
+      .length = batch->length[s] ? batch->length[s] + l * shape->lane_sequences : NULL,
+      .x = rows_of(&model->in[i], shape, lane, c),
+      .y = rows_of(&model->out[i], shape, lane, c),
+      .dx = model->dx[s] ? model->dx[s] + first * c : NULL,
+      .first_index = (uint64_t)(batch->before[s] + shape->first_token) + first,
+  };
+  if (s == SMOE_MAIN && model->source_last >= 0) {
+    call.side_context = source->context;
+    call.side_length =
+        batch->length[SMOE_SOURCE] ? batch->length[SMOE_SOURCE] + l * source->lane_sequences : NULL;
+    call.side = rows_of(&model->out[model->source_last], source, lane, c);
+    call.dside = model->dx[SMOE_SOURCE] ? model->dx[SMOE_SOURCE] + l * source->lane_tokens * c : NULL;
   }
-  if (model->token_loss) memcpy(model->token_loss + first, model->row_loss, n * sizeof *model->row_loss);
-  smoe_lane_sums *sums = (smoe_lane_sums *)(model->sums + (size_t)lane * (size_t)model->n_sums);
-  for (size_t t = 0; t < n; t++) {
-    sums->loss += (double)model->row_loss[t];
-    sums->n_targets += target[t] >= 0;
+  if (&model->layer[i] == model->head) {
+    call.target = batch->target + first;
+    call.objective = model->objective;
+    call.token_loss = model->token_loss ? model->token_loss + first : NULL;
+    call.sums = model->sums + l * (size_t)model->n_sums;
   }
-  if (!context->training) return;
-  memset(model->dx + first * c, 0, n * c * sizeof *model->dx);
-  smoe_norm_backward(model->dx + first * c, smoe_params_lane_grad(params, model->gamma, lane),
-                     smoe_params_lane_grad(params, model->beta, lane), model->dnormed, x, gamma,
-                     model->mean + first, model->rstd + first, n, c);
+  return call;
 }
 
-static smoe_real embedding_scale(const smoe_model *model) {
-  const bool scaled = smoe_config_settings(model->config)->model.scale_embedding;
-  return scaled ? (smoe_real)sqrt((double)model->width) : 1;
+/* Layers first to last, lane by lane. */
+static void forward_lanes(smoe_model *model, int first, int last) {
+  const smoe_layer_spec *spec = &model->layer[first].spec;
+  for (int lane = 0; lane < model->batch.shape[spec->stream].n_lanes; lane++) {
+    smoe_phase(SMOE_PHASE_NORM);
+    for (int i = first; i <= last; i++) {
+      const smoe_layer_call call = call_of(model, i, lane);
+      model->layer[i].spec.ops->forward(&model->layer[i], &call);
+    }
+  }
 }
 
-void smoe_model_forward(smoe_model *model, const int32_t *input, const int32_t *target,
-                        const smoe_route_context *context) {
-  const smoe_token_shape *tokens = &model->tokens;
-  const size_t n = tokens->lane_tokens, c = model->width;
+static void backward_lanes(smoe_model *model, int first, int last) {
+  const smoe_layer_spec *spec = &model->layer[first].spec;
+  for (int lane = 0; lane < model->batch.shape[spec->stream].n_lanes; lane++) {
+    smoe_phase(SMOE_PHASE_NORM);
+    for (int i = first; i <= last && model->recompute; i++) {
+      const smoe_layer_ops *ops = model->layer[i].spec.ops;
+      const smoe_layer_call call = call_of(model, i, lane);
+      if (i < last)
+        ops->forward(&model->layer[i], &call);
+      else if (ops->recompute)
+        ops->recompute(&model->layer[i], &call);
+    }
+    for (int i = last; i >= first; i--) {
+      const smoe_layer_call call = call_of(model, i, lane);
+      if (model->layer[i].spec.ops->backward) model->layer[i].spec.ops->backward(&model->layer[i], &call);
+    }
+  }
+}
+
+void smoe_model_forward(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass) {
   smoe_arena_forget(&model->tape);
   smoe_arena_forget(&model->scratch);
-  for (int m = 0; m < model->n_moe; m++) smoe_moe_layer_plan(&model->moe[m], input, context);
-  smoe_phase(SMOE_PHASE_EMBEDDING);
-  for (int lane = 0; lane < tokens->n_lanes; lane++)
-    smoe_embedding_forward(model->x[0] + (size_t)lane * n * c, input + (size_t)lane * n,
-                           smoe_params_shared(&model->params, model->table),
-                           smoe_params_shared(&model->params, model->position), embedding_scale(model),
-                           tokens->lane_sequences, tokens->context, c);
+  model->batch = *batch;
+  model->pass = *pass;
+  model->pass.batch = &model->batch;
+  for (int i = 0; i < model->n_layers; i++)
+    if (model->layer[i].spec.ops->plan_all)
+      model->layer[i].spec.ops->plan_all(&model->layer[i], &model->pass);
   for (int i = 0; i < model->n_layers; i++) {
-    const smoe_real *x = model->x[i];
-    smoe_real *y = model->x[i + 1];
-    if (model->layer[i] < 0) {
-      const int m = -1 - model->layer[i];
-      smoe_moe_layer_forward(&model->moe[m], y, model->sums + smoe_model_route_sums(m), (size_t)model->n_sums,
-                             x, input, context);
-    } else {
-      for (int lane = 0; lane < tokens->n_lanes; lane++)
-        smoe_block_forward(&model->block[model->layer[i]], &model->block_scratch, lane,
-                           y + (size_t)lane * n * c, x + (size_t)lane * n * c);
+    const smoe_layer_spec *spec = &model->layer[i].spec;
+    if (&model->layer[i] == model->head && !batch->target) continue;
+    if (spec->moe >= 0) {
+      spec->ops->forward_all(&model->layer[i], &model->pass, model->out[i].rows, model->in[i].rows,
+                             model->sums + smoe_model_route_sums(model, spec->moe), (size_t)model->n_sums);
+      continue;
     }
+    const int first = i;
+    while (joined(model, i)) i++;
+    forward_lanes(model, first, i);
   }
-  smoe_phase(SMOE_PHASE_HEAD);
-  for (int lane = 0; lane < tokens->n_lanes && target; lane++)
-    head(model, lane, target + (size_t)lane * n, context);
 }
 
-void smoe_model_backward(smoe_model *model, const int32_t *input, const smoe_route_context *context) {
-  const smoe_token_shape *tokens = &model->tokens;
-  const size_t n = tokens->lane_tokens, c = model->width;
+void smoe_model_backward(smoe_model *model) {
+  if (model->source_last >= 0)
+    memset(model->dx[SMOE_SOURCE], 0,
+           model->batch.shape[SMOE_SOURCE].n_tokens * model->width * sizeof *model->dx[SMOE_SOURCE]);
   for (int i = model->n_layers - 1; i >= 0; i--) {
-    const smoe_real *x = model->x[i];
-    if (model->layer[i] < 0) {
-      smoe_moe_layer_backward(&model->moe[-1 - model->layer[i]], model->dx, x, input, context);
-    } else {
-      smoe_block *block = &model->block[model->layer[i]];
-      for (int lane = 0; lane < tokens->n_lanes; lane++) {
-        const smoe_real *lane_x = x + (size_t)lane * n * c;
-        if (model->recompute) smoe_block_recompute(block, &model->block_scratch, lane, lane_x);
-        smoe_block_backward(block, &model->block_scratch, lane, model->dx + (size_t)lane * n * c, lane_x);
-      }
+    const smoe_layer_spec *spec = &model->layer[i].spec;
+    if (spec->moe >= 0) {
+      spec->ops->backward_all(&model->layer[i], &model->pass, model->dx[spec->stream], model->in[i].rows);
+      continue;
     }
+    const int last = i;
+    while (i > 0 && joined(model, i - 1)) i--;
+    backward_lanes(model, i, last);
   }
-  smoe_phase(SMOE_PHASE_EMBEDDING);
-  for (int lane = 0; lane < tokens->n_lanes; lane++)
-    smoe_embedding_backward(smoe_params_lane_grad(&model->params, model->table, lane),
-                            smoe_params_lane_grad(&model->params, model->position, lane),
-                            model->dx + (size_t)lane * n * c, input + (size_t)lane * n,
-                            embedding_scale(model), tokens->lane_sequences, tokens->context, c);
 }
 
 void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits) {
-  const size_t c = model->width;
-  smoe_norm_forward(model->normed, model->mean + row, model->rstd + row, model->x[model->n_layers] + row * c,
-                    smoe_params_shared(&model->params, model->gamma),
-                    smoe_params_shared(&model->params, model->beta), 1, c);
-  smoe_linear_forward(logits, model->normed, smoe_params_shared(&model->params, model->table), NULL, 1, c,
-                      model->vocabulary);
+  smoe_layer_head_logits(model->head, logits, model->in[model->n_layers - 1].rows + row * model->width,
+                         false);
+}
+
+smoe_work smoe_model_work(const smoe_model *model) {
+  smoe_work work = {0};
+  for (int i = 0; i < model->n_layers; i++)
+    if (model->layer[i].spec.ops->work) model->layer[i].spec.ops->work(&model->layer[i], model->shape, &work);
+  return work;
 }
 
 void smoe_model_freeze(smoe_model *model) {
   for (int m = 0; m < model->n_moe; m++) {
-    smoe_router *router = &model->moe[m].router;
+    smoe_router *router = &model->moe[m]->router;
     if (router->ops->freeze) router->ops->freeze(router, &model->params);
   }
 }
@@ -314,12 +364,11 @@ void smoe_model_freeze(smoe_model *model) {
 /* Bytes of the worst case that balanced routing leaves untouched. */
 static double untouched(const smoe_model *model) {
   double bytes = 0;
-  for (int m = 0; m < model->n_moe; m++) {
-    const smoe_moe_layer *moe = &model->moe[m];
-    const double share = (double)model->params.n_local / (double)model->params.n_experts;
-    const double balanced = (double)model->tokens.n_replica * moe->router.n_slots * share;
-    const double rows = (double)smoe_exchange_rows_max(&moe->exchange) - balanced;
-    if (rows > 0) bytes += rows * smoe_moe_layer_row_bytes(moe, model->training, m == 0);
+  for (int i = 0, first = 1; i < model->n_layers; i++) {
+    const smoe_layer_ops *ops = model->layer[i].spec.ops;
+    if (!ops->untouched) continue;
+    bytes += ops->untouched(&model->layer[i], model->training, first);
+    first = 0;
   }
   return bytes;
 }
@@ -345,7 +394,7 @@ smoe_status smoe_model_print_plan(const smoe_model *model) {
             bytes[5] / MIB, (bytes[4] + bytes[5]) / MIB);
   if (model->n_moe) {
     char text[256];
-    smoe_exchange_describe(&model->moe[0].exchange, text, sizeof text);
+    smoe_exchange_describe(&model->moe[0]->exchange, text, sizeof text);
     smoe_note("exchange of tokens: %s", text);
   }
   const double machine = smoe_free_memory();

@@ -20,7 +20,7 @@ static sizes sizes_of(const smoe_router *router, const smoe_distill_options *opt
                  .d = (size_t)options->width,
                  .f = 4 * (size_t)options->width,
                  .heads = (size_t)options->heads,
-                 .context = (size_t)smoe_config_settings(router->config)->model.context,
+                 .context = router->context,
                  .layers = (int)options->layers};
 }
 
@@ -50,7 +50,7 @@ static int declare_layer(smoe_params *params, int moe, int layer, int64_t d) {
 
 int smoe_distill_transformer_declare(const smoe_router *router, smoe_params *params,
                                      const smoe_distill_options *options) {
-  const int64_t d = options->width, context = smoe_config_settings(router->config)->model.context;
+  const int64_t d = options->width, context = (int64_t)router->context;
   const int first = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){context, d, 0},
                                         (smoe_init){SMOE_INIT_NORMAL, 1 / sqrt((double)d), false}, true,
                                         "moe%d/router/distilled/position", router->layer);

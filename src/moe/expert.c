@@ -5,104 +5,106 @@
 
 #include "stablemoe/kernel.h"
 
-void smoe_experts_declare(smoe_experts *experts, const smoe_settings *settings, smoe_params *params,
-                          int layer) {
-  const int64_t c = settings->model.width, f = settings->moe.inner;
-  *experts = (smoe_experts){
-      .params = params, .width = (size_t)c, .inner = (size_t)f, .n_sublayers = (int)settings->moe.sublayers};
-  /* As in the paper's code: PyTorch's default for W1 and the biases, W2 = 0, so that an expert
-   * starts as x plus a small constant; all experts alike there, told apart by their tokens. */
-  const bool same = settings->moe.identical_experts;
+void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
+  const smoe_layer_spec *spec = &layer->spec;
+  smoe_params *params = layer->params;
+  *experts = (smoe_experts){.params = params,
+                            .shape = {.width = spec->width,
+                                      .inner = spec->inner,
+                                      .norm = spec->expert_norm,
+                                      .activation = spec->activation},
+                            .n_sublayers = spec->sublayers};
+  const int64_t c = (int64_t)spec->width, f = (int64_t)spec->inner;
+  const int64_t columns = (int64_t)smoe_ffn_columns(&experts->shape);
+  /* As in the paper's code: PyTorch's default for W1 and the biases; with a norm of its own W2 = 0, so that an
+   * expert starts as x plus a small constant; all experts alike there, told apart by their tokens. */
+  const bool same = smoe_config_settings(layer->config)->moe.identical_experts;
+  const bool identity = spec->expert_norm != SMOE_NORM_NONE;
   const smoe_init one = {SMOE_INIT_CONSTANT, 1, same}, zero = {SMOE_INIT_CONSTANT, 0, same};
   const smoe_init from_c = {SMOE_INIT_UNIFORM, 1 / sqrt((double)c), same};
   const smoe_init from_f = {SMOE_INIT_UNIFORM, 1 / sqrt((double)f), same};
-  const int64_t vector_c[] = {c, 0}, vector_f[] = {f, 0}, up[] = {f, c, 0}, down[] = {c, f, 0};
+  const int64_t vector_c[] = {c, 0}, vector_f[] = {columns, 0}, up[] = {columns, c, 0}, down[] = {c, f, 0};
   for (int s = 0; s < experts->n_sublayers; s++) {
     smoe_sublayer *sub = &experts->sublayer[s];
+    *sub = (smoe_sublayer){-1, -1, -1, -1, -1, -1};
 #define DECLARE(shape, init, decay, name)                                                                    \
-  smoe_params_declare(params, SMOE_EXPERT, shape, init, decay, "moe%d/expert/ffn%d/" name, layer, s)
-    sub->gamma = DECLARE(vector_c, one, false, "norm/gamma");
-    sub->beta = DECLARE(vector_c, zero, false, "norm/beta");
+  smoe_params_declare(params, SMOE_EXPERT, shape, init, decay, "moe%d/expert/ffn%d/" name, spec->moe, s)
+    if (spec->expert_norm != SMOE_NORM_NONE) sub->gamma = DECLARE(vector_c, one, false, "norm/gamma");
+    if (spec->expert_norm == SMOE_NORM_LAYER) sub->beta = DECLARE(vector_c, zero, false, "norm/beta");
     sub->w1 = DECLARE(up, from_c, true, "w1");
-    sub->b1 = DECLARE(vector_f, from_c, false, "b1");
-    sub->w2 = DECLARE(down, zero, true, "w2");
-    sub->b2 = DECLARE(vector_c, from_f, false, "b2");
+    if (spec->bias) sub->b1 = DECLARE(vector_f, from_c, false, "b1");
+    sub->w2 = DECLARE(down, identity ? zero : from_f, true, "w2");
+    if (spec->bias) sub->b2 = DECLARE(vector_c, from_f, false, "b2");
 #undef DECLARE
   }
 }
 
+static void layout_sublayer(smoe_experts *experts, int s, smoe_arena *tape, size_t rows) {
+  const size_t pre = smoe_ffn_pre(&experts->shape);
+  experts->z[s] = smoe_arena_reals(tape, rows * experts->shape.width);
+  experts->tape[s].h = smoe_arena_reals(tape, rows * experts->shape.inner);
+  experts->tape[s].mean = smoe_arena_reals(tape, rows);
+  experts->tape[s].rstd = smoe_arena_reals(tape, rows);
+  experts->tape[s].pre = pre ? smoe_arena_reals(tape, rows * pre) : NULL;
+}
+
 void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *scratch, size_t rows_max,
                          bool training) {
-  const size_t c = experts->width, f = experts->inner;
   experts->rows_max = rows_max;
   for (int s = 0; s < experts->n_sublayers; s++) {
-    if (s > 0 && !training) {
-      /* Without a backward one set of buffers serves all sublayers. */
-      experts->z[s] = experts->z[0];
-      experts->h[s] = experts->h[0];
-      experts->mean[s] = experts->mean[0];
-      experts->rstd[s] = experts->rstd[0];
+    if (s == 0 || training) {
+      layout_sublayer(experts, s, tape, rows_max);
       continue;
     }
-    experts->z[s] = smoe_arena_reals(tape, rows_max * c);
-    experts->h[s] = smoe_arena_reals(tape, rows_max * f);
-    experts->mean[s] = smoe_arena_reals(tape, rows_max);
-    experts->rstd[s] = smoe_arena_reals(tape, rows_max);
+    /* Without a backward one set of buffers serves all sublayers. */
+    experts->z[s] = experts->z[0];
+    experts->tape[s] = experts->tape[0];
   }
-  experts->normed = smoe_arena_reals(scratch, rows_max * c);
+  experts->normed = smoe_arena_reals(scratch, rows_max * experts->shape.width);
   if (training) {
-    experts->dinner = smoe_arena_reals(scratch, rows_max * f);
-    experts->doutput = smoe_arena_reals(scratch, rows_max * c);
+    experts->dinner = smoe_arena_reals(scratch, rows_max * smoe_ffn_columns(&experts->shape));
+    experts->doutput = smoe_arena_reals(scratch, rows_max * experts->shape.width);
   }
 }
 
-/* Values and gradients of one sublayer of local expert j. */
-typedef struct sublayer_view {
-  const smoe_real *gamma, *beta, *w1, *b1, *w2, *b2;
-  smoe_real *dgamma, *dbeta, *dw1, *db1, *dw2, *db2;
-} sublayer_view;
+double smoe_experts_tape_row(const smoe_experts *experts, bool training) {
+  const smoe_ffn_shape *shape = &experts->shape;
+  return (training ? experts->n_sublayers : 1) *
+         (double)(shape->width + shape->inner + smoe_ffn_pre(shape) + 2);
+}
 
-static sublayer_view view(const smoe_experts *experts, int s, int j, bool gradients) {
-  const smoe_params *params = experts->params;
+static const smoe_real *value(const smoe_experts *experts, int index, int j) {
+  return index < 0 ? NULL : smoe_params_expert(experts->params, index, j);
+}
+
+static smoe_real *grad(const smoe_experts *experts, int index, int j) {
+  return index < 0 ? NULL : smoe_params_expert_grad(experts->params, index, j);
+}
+
+/* Values and gradients of sublayer s of local expert j. */
+static smoe_ffn_values values_of(const smoe_experts *experts, int s, int j) {
   const smoe_sublayer *sub = &experts->sublayer[s];
-  sublayer_view v = {
-      .gamma = smoe_params_expert(params, sub->gamma, j),
-      .beta = smoe_params_expert(params, sub->beta, j),
-      .w1 = smoe_params_expert(params, sub->w1, j),
-      .b1 = smoe_params_expert(params, sub->b1, j),
-      .w2 = smoe_params_expert(params, sub->w2, j),
-      .b2 = smoe_params_expert(params, sub->b2, j),
-  };
-  if (gradients) {
-    v.dgamma = smoe_params_expert_grad(params, sub->gamma, j);
-    v.dbeta = smoe_params_expert_grad(params, sub->beta, j);
-    v.dw1 = smoe_params_expert_grad(params, sub->w1, j);
-    v.db1 = smoe_params_expert_grad(params, sub->b1, j);
-    v.dw2 = smoe_params_expert_grad(params, sub->w2, j);
-    v.db2 = smoe_params_expert_grad(params, sub->b2, j);
-  }
-  return v;
+  return (smoe_ffn_values){value(experts, sub->gamma, j), value(experts, sub->beta, j),
+                           value(experts, sub->w1, j),    value(experts, sub->b1, j),
+                           value(experts, sub->w2, j),    value(experts, sub->b2, j)};
 }
 
-/* Rows that are on their way move on only where MPI is called. */
-static void between_products(const smoe_experts *experts) {
-  if (experts->pause) experts->pause(experts->pause_of);
+static smoe_ffn_grads grads_of(const smoe_experts *experts, int s, int j) {
+  const smoe_sublayer *sub = &experts->sublayer[s];
+  return (smoe_ffn_grads){grad(experts, sub->gamma, j), grad(experts, sub->beta, j),
+                          grad(experts, sub->w1, j),    grad(experts, sub->b1, j),
+                          grad(experts, sub->w2, j),    grad(experts, sub->b2, j)};
 }
 
 /* Sublayer s of expert j on rows [first, first + m). */
 static void sublayer_forward(smoe_experts *experts, int s, int j, smoe_real *delta, size_t first, size_t m) {
-  const size_t c = experts->width, f = experts->inner;
-  const sublayer_view v = view(experts, s, j, false);
-  smoe_real *z = experts->z[s] + first * c, *h = experts->h[s] + first * f;
-  smoe_real *y = experts->normed + first * c; /* LN(z) first, then the sublayer's output */
-  void (*const linear)(smoe_real *, const smoe_real *, const smoe_real *, const smoe_real *, size_t, size_t,
-                       size_t) = experts->decoding ? smoe_linear_rows : smoe_linear_forward;
-  smoe_norm_forward(y, experts->mean[s] + first, experts->rstd[s] + first, z, v.gamma, v.beta, m, c);
-  linear(h, y, v.w1, NULL, m, c, f);
-  between_products(experts);
-  smoe_bias_relu_forward(h, v.b1, m, f);
-  linear(y, h, v.w2, v.b2, m, f, c);
-  between_products(experts);
+  const size_t c = experts->shape.width;
+  const smoe_ffn_values w = values_of(experts, s, j);
+  const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], &experts->shape, first);
+  smoe_real *z = experts->z[s] + first * c;
+  smoe_real *y = experts->normed + first * c; /* norm(z) first, then the sublayer's output */
+  smoe_ffn_inner(&experts->shape, &w, &tape, y, z, m);
+  smoe_ffn_outer(&experts->shape, &w, &tape, y, m);
 
   if (s == 0)
     memcpy(delta + first * c, y, m * c * sizeof *y);
@@ -111,7 +113,7 @@ static void sublayer_forward(smoe_experts *experts, int s, int j, smoe_real *del
   if (s + 1 < experts->n_sublayers) {
     smoe_real *next = experts->z[s + 1] + first * c;
     if (next != z) memcpy(next, z, m * c * sizeof *z);
-    smoe_add(next, y, m * c); /* z <- z + W2 relu(W1 LN(z) + b1) + b2 */
+    smoe_add(next, y, m * c); /* z <- z + W2 act(W1 norm(z) + b1) + b2 */
   }
 }
 
@@ -130,56 +132,47 @@ void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t
 /* What sublayer s's output has as gradient, on rows from `first` on. */
 static const smoe_real *output_gradient(const smoe_experts *experts, int s, const smoe_real *ddelta,
                                         size_t first) {
-  return (s + 1 < experts->n_sublayers ? experts->doutput : ddelta) + first * experts->width;
+  return (s + 1 < experts->n_sublayers ? experts->doutput : ddelta) + first * experts->shape.width;
 }
 
-/* delta is the sum of the sublayers' outputs; output s has gradient ddelta plus what the later
- * sublayers want of their input, which stands in dx. Leaves the gradients of output and inner rows
- * in scratch, for the weights. */
+/* delta is the sum of the sublayers' outputs; output s has gradient ddelta plus that of the later
+ * sublayers' input, which is in dx. Leaves the gradients of output and inner rows in scratch, for the
+ * weights. */
 static void sublayer_backward_rows(smoe_experts *experts, int s, int j, smoe_real *dx,
                                    const smoe_real *ddelta, size_t first, size_t m) {
-  const size_t c = experts->width, f = experts->inner;
-  const sublayer_view v = view(experts, s, j, true);
-  const smoe_real *z = experts->z[s] + first * c, *h = experts->h[s] + first * f;
-  smoe_real *acc = dx + first * c;
-  smoe_real *dnormed = experts->normed + first * c, *dinner = experts->dinner + first * f;
-
+  const smoe_ffn_shape *shape = &experts->shape;
+  const size_t c = shape->width;
+  const smoe_ffn_values w = values_of(experts, s, j);
+  const smoe_ffn_grads g = grads_of(experts, s, j);
+  const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], shape, first);
+  smoe_real *acc = dx + first * c, *dinner = experts->dinner + first * smoe_ffn_columns(shape);
   if (s + 1 < experts->n_sublayers) {
     smoe_real *doutput = experts->doutput + first * c;
     memcpy(doutput, ddelta + first * c, m * c * sizeof *doutput);
     smoe_add(doutput, acc, m * c);
   }
-  /* y = W2 h + b2 */
-  smoe_linear_backward_input(dinner, output_gradient(experts, s, ddelta, first), v.w2, m, f, c, false);
-  between_products(experts);
-  /* h = relu(W1 LN(z) + b1) */
-  smoe_relu_backward(dinner, h, m * f);
-  smoe_linear_backward_input(dnormed, dinner, v.w1, m, c, f, false);
-  between_products(experts);
-  smoe_norm_backward(acc, v.dgamma, v.dbeta, dnormed, z, v.gamma, experts->mean[s] + first,
-                     experts->rstd[s] + first, m, c);
+  smoe_ffn_backward_inner(shape, &w, &tape, dinner, output_gradient(experts, s, ddelta, first), m);
+  smoe_ffn_backward_input(shape, &w, &g, &tape, acc, experts->normed + first * c, dinner,
+                          experts->z[s] + first * c, m);
 }
 
 static void sublayer_backward_weights(smoe_experts *experts, int s, int j, const smoe_real *ddelta,
                                       size_t first, size_t m) {
-  const size_t c = experts->width, f = experts->inner;
-  const sublayer_view v = view(experts, s, j, true);
-  smoe_real *normed = experts->normed + first * c;
-  /* y = W2 h + b2 */
-  smoe_linear_backward_weight(v.dw2, v.db2, output_gradient(experts, s, ddelta, first),
-                              experts->h[s] + first * f, m, f, c);
-  between_products(experts);
-  /* h = relu(W1 LN(z) + b1) */
-  smoe_norm_recompute(normed, experts->mean[s] + first, experts->rstd[s] + first, experts->z[s] + first * c,
-                      v.gamma, v.beta, m, c);
-  smoe_linear_backward_weight(v.dw1, v.db1, experts->dinner + first * f, normed, m, c, f);
-  between_products(experts);
+  const smoe_ffn_shape *shape = &experts->shape;
+  const size_t c = shape->width;
+  const smoe_ffn_values w = values_of(experts, s, j);
+  const smoe_ffn_grads g = grads_of(experts, s, j);
+  const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], shape, first);
+  smoe_ffn_backward_outer_weights(shape, &g, &tape, output_gradient(experts, s, ddelta, first), m);
+  smoe_ffn_backward_inner_weights(shape, &w, &g, &tape, experts->normed + first * c,
+                                  experts->dinner + first * smoe_ffn_columns(shape),
+                                  experts->z[s] + first * c, m);
 }
 
 static void expert_backward_rows(smoe_experts *experts, int j, smoe_real *dx, const smoe_real *ddelta,
                                  const int64_t *offset) {
   const size_t first = (size_t)offset[j], m = (size_t)(offset[j + 1] - offset[j]);
-  memset(dx + first * experts->width, 0, m * experts->width * sizeof *dx);
+  memset(dx + first * experts->shape.width, 0, m * experts->shape.width * sizeof *dx);
   for (int s = experts->n_sublayers - 1; s >= 0; s--) {
     sublayer_backward_rows(experts, s, j, dx, ddelta, first, m);
     /* The next one down needs the scratch. */

@@ -1,15 +1,50 @@
 #include "stablemoe/moe_layer.h"
 
+#include <stdio.h>
 #include <string.h>
 
+#include "moe_experts.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/phase.h"
 
-void smoe_moe_layer_declare(smoe_moe_layer *moe, const smoe_config *config, smoe_params *params, int layer,
-                            int vocabulary) {
-  *moe = (smoe_moe_layer){.layer = layer, .params = params};
-  smoe_router_declare(&moe->router, config, params, layer, vocabulary);
-  smoe_experts_declare(&moe->experts, smoe_config_settings(config), params, layer);
+/* ---- setting up ---- */
+
+static void declare_norm(smoe_moe_layer *moe) {
+  const int64_t vector[] = {(int64_t)moe->width, 0};
+  moe->gamma = moe->beta = -1;
+  if (moe->norm == SMOE_NORM_NONE) return;
+  moe->gamma =
+      smoe_params_declare(moe->params, SMOE_REPLICATED, vector, (smoe_init){SMOE_INIT_CONSTANT, 1, false},
+                          false, "moe%d/norm/gamma", moe->layer);
+  if (moe->norm != SMOE_NORM_LAYER) return;
+  moe->beta =
+      smoe_params_declare(moe->params, SMOE_REPLICATED, vector, (smoe_init){SMOE_INIT_CONSTANT, 0, false},
+                          false, "moe%d/norm/beta", moe->layer);
+}
+
+/* The experts that are always on are one feed-forward layer, wide as all of them. */
+static void declare_shared(smoe_moe_layer *moe, const smoe_layer *layer) {
+  if (layer->spec.shared == 0) return;
+  smoe_layer_spec spec = layer->spec;
+  spec.ops = &smoe_layer_ffn;
+  spec.norm = SMOE_NORM_NONE;
+  spec.inner = layer->spec.inner * (size_t)layer->spec.shared;
+  snprintf(spec.name, sizeof spec.name, "moe%d/shared", moe->layer);
+  smoe_layer_create(&moe->shared, &spec, layer->config, layer->params);
+  spec.ops->declare(&moe->shared);
+}
+
+static void declare_moe(smoe_layer *layer) {
+  smoe_moe_layer *moe = layer->state;
+  *moe = (smoe_moe_layer){.layer = layer->spec.moe,
+                          .stream = layer->spec.stream,
+                          .norm = layer->spec.norm,
+                          .width = layer->spec.width,
+                          .params = layer->params};
+  declare_norm(moe);
+  smoe_router_declare(&moe->router, layer);
+  smoe_experts_declare(&moe->experts, layer);
+  declare_shared(moe, layer);
 }
 
 static smoe_exchange_options exchange_options(const smoe_settings *settings) {
@@ -19,20 +54,17 @@ static smoe_exchange_options exchange_options(const smoe_settings *settings) {
                                  .slice_bytes = settings->comm.slice_mib * 1048576};
 }
 
-static void give_time(const void *exchange) {
+static void progress(const void *exchange) {
   smoe_exchange_progress(exchange);
 }
 
-void smoe_moe_layer_layout(smoe_moe_layer *moe, const smoe_config *config, const smoe_token_shape *tokens,
-                           smoe_arena *fixed, smoe_arena *tape, smoe_arena *scratch, bool training) {
-  const smoe_settings *settings = smoe_config_settings(config);
+static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings,
+                            const smoe_token_shape *tokens, smoe_arena *fixed) {
   const smoe_router *router = &moe->router;
-  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = router->width;
-  moe->tokens = *tokens;
   const smoe_exchange_shape shape = {.n_experts = router->n_experts,
                                      .n_slots = router->n_slots,
-                                     .width = c,
-                                     .n_tokens_max = n,
+                                     .width = moe->width,
+                                     .n_tokens_max = tokens->n_tokens,
                                      .n_global_max = tokens->n_global,
                                      .capacity_factor = settings->moe.capacity_factor,
                                      .n_replica_max = tokens->n_replica,
@@ -41,7 +73,20 @@ void smoe_moe_layer_layout(smoe_moe_layer *moe, const smoe_config *config, const
   moe->load = smoe_arena_take(fixed, (size_t)router->n_experts * sizeof *moe->load);
   const size_t table = router->ops->table_ints ? router->ops->table_ints(router) : 0;
   moe->router.table = table ? smoe_arena_ints(fixed, table) : NULL;
+}
 
+static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
+  smoe_moe_layer *moe = layer->state;
+  const smoe_router *router = &moe->router;
+  const smoe_token_shape *tokens = &memory->shape[moe->stream];
+  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width;
+  smoe_arena *tape = memory->tape, *scratch = memory->scratch;
+  layout_exchange(moe, smoe_config_settings(layer->config), tokens, memory->fixed);
+  if (moe->norm != SMOE_NORM_NONE) {
+    moe->x = smoe_arena_reals(tape, n * c);
+    moe->mean = smoe_arena_reals(tape, n);
+    moe->rstd = smoe_arena_reals(tape, n);
+  }
   moe->expert = smoe_arena_ints(tape, n * k);
   moe->gate = smoe_arena_reals(tape, n * k);
   moe->slot = smoe_arena_reals(tape, n * k * c);
@@ -54,28 +99,41 @@ void smoe_moe_layer_layout(smoe_moe_layer *moe, const smoe_config *config, const
   moe->packing = smoe_arena_reals(scratch, smoe_exchange_scratch_max(&moe->exchange) * c);
   moe->rows = smoe_arena_reals(scratch, rows * c);
   moe->router_scratch = smoe_arena_reals(scratch, router->ops->scratch_reals(router, tokens->lane_tokens));
-  if (training) {
+  if (memory->training) {
     moe->drows = smoe_arena_reals(scratch, rows * c);
     moe->dgate = smoe_arena_reals(scratch, n * k);
+    if (moe->norm != SMOE_NORM_NONE) moe->dnormed = smoe_arena_reals(scratch, n * c);
   }
-  smoe_experts_layout(&moe->experts, tape, scratch, rows, training);
+  smoe_experts_layout(&moe->experts, tape, scratch, rows, memory->training);
+  if (moe->shared.state) {
+    smoe_layer_memory own = *memory;
+    own.tape_lanes = memory->training ? tokens->n_lanes : 1;
+    moe->shared.spec.ops->layout(&moe->shared, &own);
+  }
   if (!smoe_exchange_overlap(&moe->exchange)) return;
-  moe->experts.pause = give_time;
-  moe->experts.pause_of = &moe->exchange;
+  moe->experts.shape.pause = progress;
+  moe->experts.shape.pause_of = &moe->exchange;
 }
 
-double smoe_moe_layer_row_bytes(const smoe_moe_layer *moe, bool training, bool with_scratch) {
-  const double c = (double)moe->experts.width, f = (double)moe->experts.inner;
-  const int sublayers = training ? moe->experts.n_sublayers : 1;
-  const double tape = sublayers * (c + f + 2);
+static double untouched_moe(const smoe_layer *layer, bool training, bool with_scratch) {
+  const smoe_moe_layer *moe = layer->state;
+  const smoe_params *params = moe->params;
+  const double share = (double)moe->exchange.n_local / (double)moe->router.n_experts;
+  const double balanced = (double)moe->exchange.shape.n_replica_max * moe->router.n_slots * share;
+  const double rows = (double)smoe_exchange_rows_max(&moe->exchange) - balanced;
+  if (!(rows > 0) || params->n_experts == 0) return 0;
+  const double c = (double)moe->width, columns = (double)smoe_ffn_columns(&moe->experts.shape);
+  const double tape = smoe_experts_tape_row(&moe->experts, training);
   /* packing, rows, normed; drows, doutput, dinner */
   const double packing = smoe_exchange_scratch_share(&moe->exchange);
-  const double scratch = (training ? packing + 4 : packing + 2) * c + (training ? f : 0);
-  return (tape + (with_scratch ? scratch : 0)) * (double)sizeof(smoe_real);
+  const double scratch = (training ? packing + 4 : packing + 2) * c + (training ? columns : 0);
+  return rows * (tape + (with_scratch ? scratch : 0)) * (double)sizeof(smoe_real);
 }
 
-void smoe_moe_layer_release(smoe_moe_layer *moe) {
+static void release_moe(smoe_layer *layer) {
+  smoe_moe_layer *moe = layer->state;
   smoe_exchange_release(&moe->exchange);
+  if (moe->shared.state) smoe_layer_destroy(&moe->shared);
 }
 
 void smoe_moe_layer_begin_update(smoe_moe_layer *moe) {
@@ -84,23 +142,30 @@ void smoe_moe_layer_begin_update(smoe_moe_layer *moe) {
   moe->n_dropped = 0;
 }
 
+/* ---- routing ---- */
+
+static const smoe_token_shape *shape_of(const smoe_moe_layer *moe, const smoe_pass *pass) {
+  return &pass->batch->shape[moe->stream];
+}
+
 static smoe_route_call call_of_lane(const smoe_moe_layer *moe, int lane, const smoe_real *x,
-                                    const int32_t *token, const smoe_route_context *context) {
-  const smoe_token_shape *tokens = &moe->tokens;
+                                    const smoe_pass *pass) {
+  const smoe_token_shape *tokens = shape_of(moe, pass);
   const size_t first = (size_t)lane * tokens->lane_tokens, k = (size_t)moe->router.n_slots;
   /* Where both routers are alive their agreement is worth a look; in plain stage 2 training
    * the learned scores would cost a product that nobody reads. */
-  const bool compare = context->stage == 1 || !context->training;
+  const bool compare = pass->stage == 1 || !pass->training;
   return (smoe_route_call){
-      .context = context,
+      .context = pass,
       .layer = moe->layer,
       .lane = lane,
       .n_tokens = tokens->lane_tokens,
       .n_sequences = tokens->lane_sequences,
       .n_context = tokens->context,
+      .before = pass->batch->before[moe->stream],
       .first_token = tokens->first_token + (int64_t)first,
-      .token = token + first,
-      .x = x ? x + first * moe->router.width : NULL,
+      .token = pass->batch->token[moe->stream] + first,
+      .x = x ? x + first * moe->width : NULL,
       .expert = moe->expert + first * k,
       .gate = moe->gate + first * k,
       .tape = moe->router_tape + (size_t)lane * moe->lane_tape,
@@ -110,9 +175,10 @@ static smoe_route_call call_of_lane(const smoe_moe_layer *moe, int lane, const s
   };
 }
 
-static void forget_choices(smoe_moe_layer *moe) {
-  memset(moe->learned, 0xff, moe->tokens.n_tokens * sizeof *moe->learned);
-  memset(moe->distilled, 0xff, moe->tokens.n_tokens * sizeof *moe->distilled);
+static void forget_choices(smoe_moe_layer *moe, const smoe_pass *pass) {
+  const size_t n = shape_of(moe, pass)->n_tokens;
+  memset(moe->learned, 0xff, n * sizeof *moe->learned);
+  memset(moe->distilled, 0xff, n * sizeof *moe->distilled);
 }
 
 static smoe_route_loads loads_of(const smoe_moe_layer *moe) {
@@ -126,156 +192,259 @@ static void add_loads(smoe_moe_layer *moe) {
 }
 
 /* Let the router choose, or, where it has chosen ahead, do the rest. */
-static void route(smoe_moe_layer *moe, const smoe_real *x, const int32_t *token,
-                  const smoe_route_context *context) {
-  for (int lane = 0; lane < moe->tokens.n_lanes; lane++) {
-    smoe_route_call call = call_of_lane(moe, lane, x, token, context);
+static void route(smoe_moe_layer *moe, const smoe_real *x, const smoe_pass *pass) {
+  for (int lane = 0; lane < shape_of(moe, pass)->n_lanes; lane++) {
+    smoe_route_call call = call_of_lane(moe, lane, x, pass);
     call.chosen = moe->planned;
     moe->router.ops->route(&moe->router, &call);
   }
 }
 
-static void plan(smoe_moe_layer *moe) {
+static void plan(smoe_moe_layer *moe, size_t n) {
   smoe_phase(SMOE_PHASE_PLAN);
-  smoe_exchange_plan(&moe->exchange, moe->expert, moe->tokens.n_tokens);
+  smoe_exchange_plan(&moe->exchange, moe->expert, n);
   add_loads(moe);
 }
 
-bool smoe_moe_layer_ahead(const smoe_moe_layer *moe, const smoe_route_context *context) {
+bool smoe_moe_layer_ahead(const smoe_moe_layer *moe, const smoe_pass *pass) {
   const smoe_router *router = &moe->router;
-  return router->ops->ahead && router->ops->ahead(router, context);
+  return router->ops->ahead && router->ops->ahead(router, pass);
 }
 
-static void choose(smoe_moe_layer *moe, const int32_t *token, const smoe_route_context *context) {
-  for (int lane = 0; lane < moe->tokens.n_lanes; lane++) {
-    const smoe_route_call call = call_of_lane(moe, lane, NULL, token, context);
+static void choose(smoe_moe_layer *moe, const smoe_pass *pass) {
+  for (int lane = 0; lane < shape_of(moe, pass)->n_lanes; lane++) {
+    const smoe_route_call call = call_of_lane(moe, lane, NULL, pass);
     moe->router.ops->choose(&moe->router, &call);
   }
 }
 
-void smoe_moe_layer_count(smoe_moe_layer *moe, int64_t *load, const int32_t *token,
-                          const smoe_route_context *context) {
-  choose(moe, token, context);
-  for (size_t i = 0; i < moe->tokens.n_tokens * (size_t)moe->router.n_slots; i++)
+void smoe_moe_layer_count(smoe_moe_layer *moe, int64_t *load, const smoe_pass *pass) {
+  choose(moe, pass);
+  for (size_t i = 0; i < shape_of(moe, pass)->n_tokens * (size_t)moe->router.n_slots; i++)
     if (moe->expert[i] >= 0) load[moe->expert[i]]++;
 }
 
-void smoe_moe_layer_plan(smoe_moe_layer *moe, const int32_t *token, const smoe_route_context *context) {
-  moe->planned = smoe_moe_layer_ahead(moe, context);
+static void plan_moe(smoe_layer *layer, const smoe_pass *pass) {
+  smoe_moe_layer *moe = layer->state;
+  moe->planned = smoe_moe_layer_ahead(moe, pass);
   if (!moe->planned) return;
   smoe_phase(SMOE_PHASE_ROUTE);
-  forget_choices(moe);
-  choose(moe, token, context);
-  plan(moe);
+  forget_choices(moe, pass);
+  choose(moe, pass);
+  plan(moe, shape_of(moe, pass)->n_tokens);
 }
 
-/* Tokens to the experts, through them, and back: slot = delta. */
-static void experts_forward(smoe_moe_layer *moe, const smoe_real *x) {
-  smoe_phase(SMOE_PHASE_PACK);
-  smoe_dispatch(&moe->exchange, moe->experts.z[0], x, NULL, moe->packing);
-  smoe_phase(SMOE_PHASE_EXPERTS);
-  smoe_experts_forward(&moe->experts, moe->rows, moe->exchange.expert_offset);
-  smoe_phase(SMOE_PHASE_PACK);
-  smoe_combine_rows(&moe->exchange, moe->slot, moe->rows, moe->packing);
+/* ---- the layer ---- */
+
+static const smoe_real *normed_input(smoe_moe_layer *moe, const smoe_real *x, size_t n) {
+  if (moe->norm == SMOE_NORM_NONE) return x;
+  const smoe_params *params = moe->params;
+  smoe_phase(SMOE_PHASE_NORM);
+  smoe_norm_rows(moe->norm, moe->x, moe->mean, moe->rstd, x, smoe_params_shared(params, moe->gamma),
+                 moe->beta < 0 ? NULL : smoe_params_shared(params, moe->beta), n, moe->width);
+  return moe->x;
 }
 
-/* The same; a group of experts computes while rows of the others travel. */
-static void groups_forward(smoe_moe_layer *moe, const smoe_real *x) {
-  const smoe_exchange *ex = &moe->exchange;
-  smoe_phase(SMOE_PHASE_PACK);
-  smoe_exchange_begin(ex, x, NULL, moe->packing);
-  for (int g = 0; g < ex->n_groups; g++) {
-    int first, end;
-    smoe_exchange_group(ex, g, &first, &end);
-    smoe_exchange_take(ex, moe->experts.z[0], g);
-    smoe_phase(SMOE_PHASE_EXPERTS);
-    smoe_experts_forward_some(&moe->experts, moe->rows, ex->expert_offset, first, end);
-    smoe_phase(SMOE_PHASE_PACK);
-    smoe_exchange_return(ex, moe->rows, g);
-  }
-  smoe_exchange_end_rows(ex, moe->slot);
+/* Shared experts of one lane, on norm(x); the feed-forward layer adds its input, which is taken away by not
+ * being there: it works from moe->x, and its result is added to y by the caller. */
+static smoe_layer_call shared_call(const smoe_moe_layer *moe, const smoe_pass *pass, int lane,
+                                   const smoe_real *x) {
+  const smoe_token_shape *tokens = shape_of(moe, pass);
+  return (smoe_layer_call){.pass = pass,
+                           .lane = lane,
+                           .n = tokens->lane_tokens,
+                           .n_sequences = tokens->lane_sequences,
+                           .context = tokens->context,
+                           .x = x + (size_t)lane * tokens->lane_tokens * moe->width};
 }
 
-/* ddelta = gate dy travels to the experts, their dx travels back and joins dy. */
-static void experts_backward(smoe_moe_layer *moe, smoe_real *dx) {
-  smoe_phase(SMOE_PHASE_PACK);
-  smoe_dispatch(&moe->exchange, moe->drows, dx, moe->gate, moe->packing);
-  smoe_phase(SMOE_PHASE_EXPERTS);
-  smoe_experts_backward(&moe->experts, moe->rows, moe->drows, moe->exchange.expert_offset);
-  smoe_phase(SMOE_PHASE_PACK);
-  smoe_combine_add(&moe->exchange, dx, moe->rows, moe->packing);
-}
-
-/* The same; weights' gradients are computed when the rows have left. */
-static void groups_backward(smoe_moe_layer *moe, smoe_real *dx) {
-  const smoe_exchange *ex = &moe->exchange;
-  smoe_phase(SMOE_PHASE_PACK);
-  smoe_exchange_begin(ex, dx, moe->gate, moe->packing);
-  for (int g = 0; g < ex->n_groups; g++) {
-    int first, end;
-    smoe_exchange_group(ex, g, &first, &end);
-    smoe_exchange_take(ex, moe->drows, g);
-    smoe_phase(SMOE_PHASE_EXPERTS);
-    smoe_experts_backward_rows(&moe->experts, moe->rows, moe->drows, ex->expert_offset, first, end);
-    smoe_phase(SMOE_PHASE_PACK);
-    smoe_exchange_return(ex, moe->rows, g);
-    smoe_phase(SMOE_PHASE_EXPERTS);
-    smoe_experts_backward_weights(&moe->experts, moe->drows, ex->expert_offset, first, end);
-    smoe_phase(SMOE_PHASE_PACK);
-  }
-  smoe_exchange_end_add(ex, dx);
-}
-
-void smoe_moe_layer_forward(smoe_moe_layer *moe, smoe_real *y, double *sums, size_t stride,
-                            const smoe_real *x, const int32_t *token, const smoe_route_context *context) {
-  const smoe_router *router = &moe->router;
-  const size_t n = moe->tokens.n_tokens, k = (size_t)router->n_slots, c = router->width;
-  smoe_phase(SMOE_PHASE_ROUTE);
-  if (!moe->planned) forget_choices(moe);
-  route(moe, x, token, context);
-  if (!moe->planned) plan(moe);
-  moe->planned = false;
-  if (smoe_exchange_overlap(&moe->exchange))
-    groups_forward(moe, x);
-  else
-    experts_forward(moe, x);
-
-  smoe_phase(SMOE_PHASE_COMBINE);
-  if (n) memcpy(y, x, n * c * sizeof *y); /* a rank without tokens may have no arrays */
+static void add_slots(const smoe_moe_layer *moe, smoe_real *y, size_t n) {
+  const size_t k = (size_t)moe->router.n_slots, c = moe->width;
   if (k == 1) {
     smoe_add_rows_scaled(y, moe->gate, 1, moe->slot, n, c);
-  } else {
-    for (size_t t = 0; t < n; t++)
-      for (size_t i = t * k; i < (t + 1) * k; i++)
-        smoe_add_rows_scaled(y + t * c, moe->gate + i, 1, moe->slot + i * c, 1, c);
+    return;
+  }
+  for (size_t t = 0; t < n; t++)
+    for (size_t i = t * k; i < (t + 1) * k; i++)
+      smoe_add_rows_scaled(y + t * c, moe->gate + i, 1, moe->slot + i * c, 1, c);
+}
+
+static void forward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *y, const smoe_real *in,
+                        double *sums, size_t stride) {
+  smoe_moe_layer *moe = layer->state;
+  const smoe_router *router = &moe->router;
+  const smoe_token_shape *tokens = shape_of(moe, pass);
+  const size_t n = tokens->n_tokens, c = moe->width;
+  const smoe_real *x = normed_input(moe, in, n);
+  smoe_phase(SMOE_PHASE_ROUTE);
+  if (!moe->planned) forget_choices(moe, pass);
+  route(moe, x, pass);
+  if (!moe->planned) plan(moe, n);
+  moe->planned = false;
+  smoe_moe_experts_forward(moe, x);
+
+  smoe_phase(SMOE_PHASE_COMBINE);
+  if (n) memcpy(y, in, n * c * sizeof *y); /* a rank without tokens may have no arrays */
+  add_slots(moe, y, n);
+  smoe_phase(SMOE_PHASE_EXPERTS);
+  for (int lane = 0; lane < tokens->n_lanes && moe->shared.state; lane++) {
+    const smoe_layer_call call = shared_call(moe, pass, lane, x);
+    smoe_layer_ffn_add(&moe->shared, &call, y + (size_t)lane * tokens->lane_tokens * c);
   }
 
   smoe_phase(SMOE_PHASE_ROUTE);
   const smoe_route_loads loads = loads_of(moe);
-  for (int lane = 0; lane < moe->tokens.n_lanes && router->ops->losses; lane++) {
-    const smoe_route_call call = call_of_lane(moe, lane, x, token, context);
+  for (int lane = 0; lane < tokens->n_lanes && router->ops->losses; lane++) {
+    const smoe_route_call call = call_of_lane(moe, lane, x, pass);
     router->ops->losses(router, &call, &loads, (smoe_route_sums *)(sums + (size_t)lane * stride));
   }
 }
 
-void smoe_moe_layer_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *x, const int32_t *token,
-                             const smoe_route_context *context) {
+static void backward_norm(smoe_moe_layer *moe, const smoe_pass *pass, smoe_real *dx, const smoe_real *in) {
+  const smoe_token_shape *tokens = shape_of(moe, pass);
+  const smoe_params *params = moe->params;
+  const size_t n = tokens->lane_tokens, c = moe->width;
+  smoe_phase(SMOE_PHASE_NORM);
+  for (int lane = 0; lane < tokens->n_lanes; lane++) {
+    const size_t first = (size_t)lane * n;
+    smoe_norm_rows_backward(moe->norm, dx + first * c, smoe_params_lane_grad(params, moe->gamma, lane),
+                            moe->beta < 0 ? NULL : smoe_params_lane_grad(params, moe->beta, lane),
+                            moe->dnormed + first * c, in + first * c, smoe_params_shared(params, moe->gamma),
+                            moe->mean + first, moe->rstd + first, n, c);
+  }
+}
+
+static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy, const smoe_real *in) {
+  smoe_moe_layer *moe = layer->state;
   const smoe_router *router = &moe->router;
-  const size_t n = moe->tokens.n_tokens, k = (size_t)router->n_slots, c = router->width;
+  const smoe_token_shape *tokens = shape_of(moe, pass);
+  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width;
+  const bool norm = moe->norm != SMOE_NORM_NONE;
+  const smoe_real *x = norm ? moe->x : in;
+  /* Gradient of norm(x); without a norm it joins dy at once. */
+  smoe_real *dx = norm ? moe->dnormed : dy;
   smoe_phase(SMOE_PHASE_COMBINE);
   /* y = x + sum_k gate_k delta_k: dgate = <dy, delta>; slots unused or dropped have delta = 0. */
-  for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(dx + i / k * c, moe->slot + i * c, c);
+  for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(dy + i / k * c, moe->slot + i * c, c);
+  if (norm && n) memset(dx, 0, n * c * sizeof *dx);
 
-  if (smoe_exchange_overlap(&moe->exchange))
-    groups_backward(moe, dx);
-  else
-    experts_backward(moe, dx);
+  smoe_phase(SMOE_PHASE_EXPERTS);
+  for (int lane = 0; lane < tokens->n_lanes && moe->shared.state; lane++) {
+    smoe_layer_call call = shared_call(moe, pass, lane, x);
+    const size_t first = (size_t)lane * tokens->lane_tokens * c;
+    call.dx = dx + first;
+    smoe_layer_ffn_add_backward(&moe->shared, &call, dy + first);
+  }
+  smoe_moe_experts_backward(moe, dx, dy);
 
   smoe_phase(SMOE_PHASE_ROUTE);
   const smoe_route_loads loads = loads_of(moe);
-  for (int lane = 0; lane < moe->tokens.n_lanes; lane++) {
-    const smoe_route_call call = call_of_lane(moe, lane, x, token, context);
-    const size_t first = (size_t)lane * moe->tokens.lane_tokens;
+  for (int lane = 0; lane < tokens->n_lanes; lane++) {
+    const smoe_route_call call = call_of_lane(moe, lane, x, pass);
+    const size_t first = (size_t)lane * tokens->lane_tokens;
     router->ops->backward(router, &call, &loads, dx + first * c, moe->dgate + first * k);
   }
+  if (norm) backward_norm(moe, pass, dy, in);
 }
+
+/* ---- decoding ---- */
+
+static smoe_router_scope scope_of(const smoe_router *router) {
+  return router->ops->scope ? router->ops->scope(router) : SMOE_SCOPE_ALL;
+}
+
+/* Where the choice looks at the sequence before a token: hidden states [S, T, C] that entered the router so far. */
+static size_t state_reals_moe(const smoe_layer *layer, size_t n_sequences, size_t length_max) {
+  const smoe_moe_layer *moe = layer->state;
+  const size_t k = (size_t)moe->router.n_slots;
+  return scope_of(&moe->router) == SMOE_SCOPE_PREFIX ? n_sequences * length_max * (moe->width + 2 * k) : 0;
+}
+
+/* Choices and gates of the new rows alone. */
+static void route_new(smoe_moe_layer *moe, const smoe_extend_call *call, const smoe_real *x) {
+  const smoe_pass *pass = call->pass;
+  smoe_route_call route = call_of_lane(moe, 0, x, pass);
+  const size_t k = (size_t)moe->router.n_slots, c = moe->width, t = call->length_max, n = call->n;
+  route.learned = route.distilled = NULL; /* not compared here */
+  if (scope_of(&moe->router) == SMOE_SCOPE_TOKEN) {
+    moe->router.ops->route(&moe->router, &route);
+    return;
+  }
+  /* The whole sequences so far in the shape of a whole pass; padding beyond. */
+  smoe_real *history = call->state, *gate = history + call->n_sequences * t * c;
+  int32_t *expert = (int32_t *)(gate + call->n_sequences * t * k);
+  for (size_t s = 0; s < call->n_sequences; s++) {
+    smoe_real *own = history + s * t * c;
+    memcpy(own + call->first * c, x + s * n * c, n * c * sizeof *own);
+    memset(own + (call->first + n) * c, 0, (t - call->first - n) * c * sizeof *own);
+  }
+  smoe_route_call whole = route;
+  whole.n_tokens = call->n_sequences * t;
+  whole.n_context = t;
+  whole.token = call->token;
+  whole.x = history;
+  whole.expert = expert;
+  whole.gate = gate;
+  moe->router.ops->route(&moe->router, &whole);
+  for (size_t s = 0; s < call->n_sequences; s++) {
+    const size_t from = (s * t + call->first) * k, to = s * n * k;
+    memcpy(route.expert + to, expert + from, n * k * sizeof *expert);
+    memcpy(route.gate + to, gate + from, n * k * sizeof *gate);
+  }
+}
+
+/* Collective: the rows travel to their experts, whatever rank has them. */
+static void extend_moe(smoe_layer *layer, const smoe_extend_call *call) {
+  smoe_moe_layer *moe = layer->state;
+  const size_t n = call->has_rows ? call->n_sequences * call->n : 0, c = moe->width;
+  const smoe_real *x = normed_input(moe, call->x, n);
+  if (n) route_new(moe, call, x);
+  smoe_exchange_plan(&moe->exchange, moe->expert, n);
+  moe->experts.shape.decoding = true;
+  smoe_moe_experts_forward(moe, x);
+  moe->experts.shape.decoding = false;
+  if (!n) return;
+  memcpy(call->y, call->x, n * c * sizeof *call->y);
+  add_slots(moe, call->y, n);
+  if (!moe->shared.state) return;
+  const smoe_layer_call shared = {
+      .pass = call->pass, .n = n, .n_sequences = call->n_sequences, .context = call->n, .x = x};
+  smoe_layer_ffn_add(&moe->shared, &shared, call->y);
+}
+
+static void reorder_moe(const smoe_layer *layer, smoe_real *state, const int32_t *from, size_t n_sequences,
+                        size_t length, size_t length_max) {
+  const smoe_moe_layer *moe = layer->state;
+  if (scope_of(&moe->router) == SMOE_SCOPE_PREFIX)
+    smoe_reorder_rows(state, from, n_sequences, length * moe->width, length_max * moe->width);
+}
+
+/* ---- arithmetic ---- */
+
+static void work_moe(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work) {
+  const smoe_moe_layer *moe = layer->state;
+  const smoe_token_shape *s = &shape[moe->stream];
+  const smoe_ffn_shape *ffn = &moe->experts.shape;
+  const int n_ranks = moe->params->topology.world.n_ranks, e = moe->router.n_experts;
+  const size_t rows = (size_t)(s->n_global * moe->router.n_slots / e);
+  const double calls = (double)moe->experts.n_sublayers * (double)e / n_ranks;
+  smoe_work_linear(work, rows, ffn->width, smoe_ffn_columns(ffn), calls);
+  smoe_work_linear(work, rows, ffn->inner, ffn->width, calls);
+  if (moe->shared.state) moe->shared.spec.ops->work(&moe->shared, shape, work);
+}
+
+const smoe_layer_ops smoe_layer_moe = {
+    .kind = "moe",
+    .bytes = sizeof(smoe_moe_layer),
+    .declare = declare_moe,
+    .layout = layout_moe,
+    .plan_all = plan_moe,
+    .forward_all = forward_moe,
+    .backward_all = backward_moe,
+    .state_reals = state_reals_moe,
+    .extend = extend_moe,
+    .reorder = reorder_moe,
+    .work = work_moe,
+    .untouched = untouched_moe,
+    .release = release_moe,
+};

@@ -54,31 +54,29 @@ smoe_status smoe_router_check(const smoe_config *config) {
   return ops->check ? ops->check(config) : SMOE_OK;
 }
 
-void smoe_router_declare(smoe_router *router, const smoe_config *config, smoe_params *params, int layer,
-                         int vocabulary) {
-  const smoe_settings *settings = smoe_config_settings(config);
+void smoe_router_declare(smoe_router *router, const smoe_layer *layer) {
+  const smoe_settings *settings = smoe_config_settings(layer->config);
   const smoe_router_ops *ops = smoe_router_find(settings->router.method);
   SMOE_ASSERT(ops);
   *router = (smoe_router){
       .ops = ops,
-      .config = config,
-      .params = params,
-      .options = ops->keyset ? smoe_config_options(config, ops->keyset) : NULL,
-      .layer = layer,
-      .n_experts = (int)settings->moe.experts,
-      .n_slots = ops->slots(config),
-      .width = (size_t)settings->model.width,
-      .vocabulary = vocabulary,
+      .config = layer->config,
+      .params = layer->params,
+      .options = ops->keyset ? smoe_config_options(layer->config, ops->keyset) : NULL,
+      .layer = layer->spec.moe,
+      .n_layers = layer->spec.n_moe,
+      .n_experts = layer->spec.experts,
+      .n_slots = ops->slots(layer->config),
+      .width = layer->spec.width,
+      .context = layer->spec.context,
+      .vocabulary = (int)layer->spec.vocabulary,
   };
-  ops->declare(router, params);
+  ops->declare(router, layer->params);
 }
 
 uint64_t smoe_route_index(const smoe_router *router, const smoe_route_call *call, size_t row) {
-  const smoe_settings *settings = smoe_config_settings(router->config);
-  const int64_t sequences = settings->train.batch_sequences / settings->train.micro_batches;
-  const int64_t before = call->context->micro_batch * sequences * settings->model.context;
-  const uint64_t token = (uint64_t)(before + call->first_token) + row;
-  return token * (uint64_t)settings->moe.layers + (uint64_t)router->layer;
+  const uint64_t token = (uint64_t)(call->before + call->first_token) + row;
+  return token * (uint64_t)router->n_layers + (uint64_t)router->layer;
 }
 
 void smoe_route_argmax(int32_t *expert, const smoe_real *score, const int32_t *token, size_t n,

@@ -158,7 +158,7 @@ static size_t table_ints_base_stage2(const smoe_router *router) {
   return smoe_distill_table(router, distill_of(router));
 }
 
-static bool ahead_base_stage2(const smoe_router *router, const smoe_route_context *context) {
+static bool ahead_base_stage2(const smoe_router *router, const smoe_pass *context) {
   return context->stage == 2;
 }
 

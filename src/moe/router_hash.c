@@ -175,7 +175,7 @@ static int32_t choice_of(const smoe_router *router, const smoe_route_call *call,
   }
 }
 
-static bool ahead_hash(const smoe_router *router, const smoe_route_context *context) {
+static bool ahead_hash(const smoe_router *router, const smoe_pass *context) {
   return true;
 }
 

@@ -127,9 +127,8 @@ static smoe_real *gate_of(const smoe_router *router, const smoe_route_call *call
 static const int32_t *recorded_of(const smoe_router *router, const smoe_route_call *call) {
   const smoe_settings *settings = smoe_config_settings(router->config);
   const int64_t batch = settings->train.batch_sequences * settings->model.context;
-  const int64_t before = call->context->micro_batch * (batch / settings->train.micro_batches);
   return call->context->recorded +
-         (router->layer * batch + before + call->first_token) * (int64_t)router->n_slots;
+         (router->layer * batch + call->before + call->first_token) * (int64_t)router->n_slots;
 }
 
 static void choose(const smoe_router *router, const smoe_route_call *call, int32_t *choice) {

@@ -88,7 +88,7 @@ static size_t table_ints_stable(const smoe_router *router) {
   return smoe_distill_table(router, distill_of(router));
 }
 
-static bool ahead_stable(const smoe_router *router, const smoe_route_context *context) {
+static bool ahead_stable(const smoe_router *router, const smoe_pass *context) {
   return context->stage == 2;
 }
 

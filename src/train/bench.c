@@ -9,70 +9,22 @@
 #include "stablemoe/route_facts.h"
 #include "stablemoe/timer.h"
 
-/* One product of the model: op(a) [m, k] times op(b) [k, n], `count` times in an update of one rank. */
-typedef struct product {
-  bool transpose_a, transpose_b;
-  size_t m, n, k;
-  double count;
-} product;
-
-enum { PRODUCTS_MAX = 64 };
-typedef struct product_list {
-  int n;
-  product at[PRODUCTS_MAX];
-} product_list;
-
-/* The three products of a linear map on n rows: forward, input's and weight's backward. */
-static void add_linear(product_list *list, size_t n, size_t c, size_t o, double count) {
-  list->at[list->n++] = (product){false, true, n, o, c, count};
-  list->at[list->n++] = (product){false, false, n, c, o, count};
-  list->at[list->n++] = (product){true, false, o, c, n, count};
-}
-
-/* The matrix products of one rank's update, but for attention's. */
-static product_list products_of(const smoe_model *model) {
-  const smoe_settings *settings = smoe_config_settings(model->config);
-  const size_t n = model->tokens.lane_tokens, c = model->width;
-  const size_t f = (size_t)settings->model.inner, fe = (size_t)settings->moe.inner;
-  const double calls = (double)settings->train.micro_batches * model->tokens.n_lanes;
-  product_list list = {0};
-  add_linear(&list, n, c, 3 * c, calls * model->n_blocks);
-  add_linear(&list, n, c, c, calls * model->n_blocks);
-  add_linear(&list, n, c, f, calls * model->n_blocks);
-  add_linear(&list, n, f, c, calls * model->n_blocks);
-  add_linear(&list, model->head_rows, c, model->vocabulary, calls * (double)n / (double)model->head_rows);
-  if (model->n_moe) {
-    const int64_t slots = model->tokens.n_global * model->moe[0].router.n_slots;
-    const size_t rows = (size_t)(slots / settings->moe.experts);
-    const double expert_calls = (double)(settings->train.micro_batches * settings->moe.sublayers) *
-                                model->n_moe * (double)settings->moe.experts / model->topology.world.n_ranks;
-    add_linear(&list, rows, c, fe, expert_calls);
-    add_linear(&list, rows, fe, c, expert_calls);
-  }
-  return list;
-}
-
-static double product_flops(const product *p) {
+static double product_flops(const smoe_product *p) {
   return 2.0 * (double)p->m * (double)p->n * (double)p->k;
 }
 
-/* Attention once over the causal half: q k^T and p v forward, four products of that size backward. */
-static double attention_flops(const smoe_model *model) {
-  const smoe_settings *settings = smoe_config_settings(model->config);
-  const double t = (double)model->tokens.context;
-  const double sequences = (double)settings->train.batch_sequences;
-  return 3 * 2 * 2.0 * sequences * model->n_blocks * (double)model->width * t * (t + 1) / 2;
-}
-
 double smoe_bench_flops(const smoe_model *model) {
-  const product_list list = products_of(model);
-  double sum = 0;
-  for (int i = 0; i < list.n; i++) sum += list.at[i].count * product_flops(&list.at[i]);
-  return sum * model->topology.world.n_ranks + attention_flops(model);
+  const smoe_settings *settings = smoe_config_settings(model->config);
+  const smoe_work work = smoe_model_work(model);
+  double sum = work.other;
+  for (size_t i = 0; i < work.n; i++) sum += work.product[i].count * product_flops(&work.product[i]);
+  smoe_free(work.product);
+  return sum * (double)settings->train.micro_batches * model->topology.world.n_ranks;
 }
 
 /* Least seconds of a call by the clock on the wall [0] and by the processor's [1]. */
-static void seconds_of_product(double *least, const product *p, smoe_real *a, smoe_real *b, smoe_real *c) {
+static void seconds_of_product(double *least, const smoe_product *p, smoe_real *a, smoe_real *b,
+                               smoe_real *c) {
   enum { REPEATS = 3 };
   const int calls = 1 + (int)(2e8 / product_flops(p));
   least[0] = least[1] = INFINITY;
@@ -88,10 +40,10 @@ static void seconds_of_product(double *least, const product *p, smoe_real *a, sm
 
 /* FLOP-weighted rates of the machine's GEMM on the model's own shapes, by both clocks. */
 static void gemm_rates(double *rate, const smoe_model *model) {
-  const product_list list = products_of(model);
+  const smoe_work work = smoe_model_work(model);
   size_t most = 0;
-  for (int i = 0; i < list.n; i++) {
-    const product *p = &list.at[i];
+  for (size_t i = 0; i < work.n; i++) {
+    const smoe_product *p = &work.product[i];
     const size_t sizes[] = {p->m * p->k, p->k * p->n, p->m * p->n};
     for (int s = 0; s < 3; s++)
       if (sizes[s] > most) most = sizes[s];
@@ -99,8 +51,8 @@ static void gemm_rates(double *rate, const smoe_model *model) {
   smoe_real *memory = smoe_alloc(3 * most * sizeof *memory);
   for (size_t i = 0; i < 3 * most; i++) memory[i] = (smoe_real)(i % 7) - 3;
   double flops = 0, seconds[2] = {0};
-  for (int i = 0; i < list.n; i++) {
-    const product *p = &list.at[i];
+  for (size_t i = 0; i < work.n; i++) {
+    const smoe_product *p = &work.product[i];
     if (p->m == 0 || p->n == 0 || p->k == 0) continue;
     double least[2];
     seconds_of_product(least, p, memory, memory + most, memory + 2 * most);
@@ -108,6 +60,7 @@ static void gemm_rates(double *rate, const smoe_model *model) {
     for (int clock = 0; clock < 2; clock++) seconds[clock] += p->count * least[clock];
   }
   smoe_free(memory);
+  smoe_free(work.product);
   for (int clock = 0; clock < 2; clock++) rate[clock] = flops / seconds[clock];
 }
 
@@ -117,7 +70,7 @@ static int compare_doubles(const void *a, const void *b) {
 }
 
 static double rank_imbalance(const smoe_model *model) {
-  const smoe_moe_layer *moe = &model->moe[0];
+  const smoe_moe_layer *moe = model->moe[0];
   const int g = model->topology.experts.n_ranks, e = moe->router.n_experts;
   double max = 0, sum = 0;
   for (int r = 0; r < g; r++) {
@@ -134,7 +87,7 @@ static void add_loads(double *sum, const smoe_model *model, double factor) {
   const size_t n_experts = (size_t)model->params.n_experts;
   for (int m = 0; m < model->n_moe; m++)
     for (size_t e = 0; e < n_experts; e++)
-      sum[(size_t)m * n_experts + e] += factor * (double)model->moe[m].load[e];
+      sum[(size_t)m * n_experts + e] += factor * (double)model->moe[m]->load[e];
 }
 
 static double median(const double *values, int n) {
@@ -187,7 +140,7 @@ static void measure_link(smoe_bench *bench, const smoe_model *model, size_t rows
   const size_t g = (size_t)model->topology.experts.n_ranks;
   smoe_bench_link *link = &bench->link[bench->n_links++];
   link->bytes = (double)(g * rows * model->width * sizeof(smoe_real));
-  link->seconds = smoe_exchange_bare_seconds(&model->moe[0].exchange, rows, REPEATS);
+  link->seconds = smoe_exchange_bare_seconds(&model->moe[0]->exchange, rows, REPEATS);
   smoe_group_max_f64(&model->params.group, &link->seconds, 1);
 }
 
@@ -196,7 +149,7 @@ static void measure_exchange(smoe_bench *bench, const smoe_model *model) {
   const int g = model->topology.experts.n_ranks;
   bench->exchange_rate = bench->bare_rate = NAN;
   if (model->n_moe == 0 || g == 1) return;
-  bench->exchange_rows = (double)model->tokens.n_replica / g * model->moe[0].router.n_slots;
+  bench->exchange_rows = (double)model->shape[SMOE_MAIN].n_replica / g * model->moe[0]->router.n_slots;
   const double bytes = bench->exchange_rows * (double)model->width * sizeof(smoe_real);
   const double calls = 4.0 * (double)settings->train.micro_batches * model->n_moe;
   bench->exchange_rate = bytes * calls / bench->stage[bench->n_stages - 1].phase[SMOE_PHASE_TRANSFER];
@@ -224,7 +177,7 @@ static void describe(smoe_bench *bench, const smoe_model *model, const smoe_benc
   bench->n_updates = options->updates;
   bench->n_moe = model->n_moe;
   bench->n_experts = model->params.n_experts;
-  bench->n_slots = model->n_moe ? model->moe[0].router.n_slots : 0;
+  bench->n_slots = model->n_moe ? model->moe[0]->router.n_slots : 0;
   bench->vocabulary = (int64_t)model->vocabulary;
   bench->shared_parameters = smoe_params_total(&model->params, SMOE_REPLICATED);
   bench->expert_parameters = smoe_params_total(&model->params, SMOE_EXPERT);
@@ -238,7 +191,7 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, const smoe_corpus *
   describe(bench, model, options);
   SMOE_TRY(smoe_step_create(&step, model, corpus, settings));
   smoe_params_initialise(&model->params, (uint64_t)settings->run.seed);
-  bench->n_stages = model->n_moe && model->moe[0].router.ops->two_stages ? 2 : 1;
+  bench->n_stages = model->n_moe && model->moe[0]->router.ops->two_stages ? 2 : 1;
   smoe_status status = smoe_routers_prepare(model, corpus);
   for (int s = 0; s < bench->n_stages && status == SMOE_OK; s++)
     status = measure(&step, options, s == 0 ? 0 : settings->router.stage1_updates, &bench->stage[s]);

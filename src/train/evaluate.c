@@ -13,7 +13,7 @@ typedef struct pass {
 } pass;
 
 static void pass_begin(pass *p) {
-  const size_t n = p->model->tokens.n_tokens;
+  const size_t n = p->model->shape[SMOE_MAIN].n_tokens;
   p->input = smoe_alloc(n * sizeof *p->input);
   p->target = smoe_alloc(n * sizeof *p->target);
 }
@@ -24,12 +24,12 @@ static void pass_end(pass *p) {
 }
 
 static int64_t pass_batches(const pass *p) {
-  const int64_t batch = p->model->tokens.n_global / (int64_t)p->model->tokens.context;
+  const int64_t batch = p->model->shape[SMOE_MAIN].n_global / (int64_t)p->model->shape[SMOE_MAIN].context;
   return (p->n_sequences + batch - 1) / batch;
 }
 
-static void pass_forward(pass *p, int64_t number, const smoe_route_context *context) {
-  const smoe_token_shape *tokens = &p->model->tokens;
+static void pass_forward(pass *p, int64_t number, const smoe_pass *context) {
+  const smoe_token_shape *tokens = &p->model->shape[SMOE_MAIN];
   const int64_t t = (int64_t)tokens->context;
   const int64_t first = (number * tokens->n_global + tokens->first_token) / t;
   for (int64_t i = 0; i < (int64_t)tokens->n_tokens / t; i++) {
@@ -40,20 +40,21 @@ static void pass_forward(pass *p, int64_t number, const smoe_route_context *cont
       memset(p->target + i * t, 0xff, (size_t)t * sizeof *p->target);
     }
   }
-  smoe_model_forward(p->model, p->input, p->target, context);
+  const smoe_batch batch = smoe_model_batch(p->model, p->input, p->target);
+  smoe_model_forward(p->model, &batch, context);
 }
 
-static smoe_route_context context_of(int64_t update, int stage, const smoe_model *model) {
-  return (smoe_route_context){.seed = (uint64_t)smoe_config_settings(model->config)->run.seed,
-                              .update = update,
-                              .stage = stage,
-                              .training = false,
-                              .n_targets = 1};
+static smoe_pass context_of(int64_t update, int stage, const smoe_model *model) {
+  return (smoe_pass){.seed = (uint64_t)smoe_config_settings(model->config)->run.seed,
+                     .update = update,
+                     .stage = stage,
+                     .training = false,
+                     .n_targets = 1};
 }
 
 /* Sequences of a split that an evaluation goes through. */
 static smoe_status pass_open(pass *p, int64_t sequences) {
-  const int64_t t = (int64_t)p->model->tokens.context, n = p->corpus->n_tokens[p->split];
+  const int64_t t = (int64_t)p->model->shape[SMOE_MAIN].context, n = p->corpus->n_tokens[p->split];
   p->n_sequences = (n - 1 + t - 1) / t;
   SMOE_CHECK(n > 1, SMOE_ERR_CONFIG, "the split of '%s' to evaluate is empty", p->corpus->path);
   if (sequences > 0 && sequences < p->n_sequences) p->n_sequences = sequences;
@@ -69,8 +70,8 @@ static smoe_evaluation result_of(const smoe_model *model) {
   const smoe_lane_sums *sums = (const smoe_lane_sums *)total;
   int64_t assigned = 0, dropped = 0;
   for (int m = 0; m < model->n_moe; m++) {
-    assigned += model->moe[m].n_assigned;
-    dropped += model->moe[m].n_dropped;
+    assigned += model->moe[m]->n_assigned;
+    dropped += model->moe[m]->n_dropped;
   }
   const smoe_evaluation result = {.loss = sums->loss / sums->n_targets,
                                   .perplexity = exp(sums->loss / sums->n_targets),
@@ -84,7 +85,7 @@ smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_spl
                           int64_t update, int stage, smoe_evaluation *result) {
   pass p = {.model = model, .corpus = corpus, .split = split};
   SMOE_TRY(pass_open(&p, sequences));
-  const smoe_route_context context = context_of(update, stage, model);
+  const smoe_pass context = context_of(update, stage, model);
   for (int64_t i = 0; i < pass_batches(&p); i++) pass_forward(&p, i, &context);
   pass_end(&p);
   *result = result_of(model);
@@ -96,7 +97,7 @@ static int *tokens_of_ranks(const smoe_model *model) {
   int *count = smoe_alloc((size_t)group->n_ranks * sizeof *count);
   for (int r = 0; r < group->n_ranks; r++)
     count[r] = smoe_lanes_of_rank(model->params.lanes.n_lanes, r, group->n_ranks).count *
-               (int)model->tokens.lane_tokens;
+               (int)model->shape[SMOE_MAIN].lane_tokens;
   return count;
 }
 
@@ -110,10 +111,10 @@ typedef struct shown {
 } shown;
 
 static void shown_begin(shown *s, smoe_model *model) {
-  const size_t n = model->tokens.n_tokens, all = (size_t)model->tokens.n_global;
+  const size_t n = model->shape[SMOE_MAIN].n_tokens, all = (size_t)model->shape[SMOE_MAIN].n_global;
   const int n_ranks = model->params.group.n_ranks;
   *s = (shown){.model = model, .tokens = tokens_of_ranks(model)};
-  s->n_slots = model->n_moe ? (size_t)model->moe[0].router.n_slots : 0;
+  s->n_slots = model->n_moe ? (size_t)model->moe[0]->router.n_slots : 0;
   s->slots = smoe_alloc((size_t)n_ranks * sizeof *s->slots);
   for (int r = 0; r < n_ranks; r++) s->slots[r] = s->tokens[r] * (int)s->n_slots;
   s->mine = smoe_alloc((n + 1) * sizeof *s->mine);
@@ -138,17 +139,18 @@ static void shown_end(shown *s, smoe_model *model) {
 static smoe_evaluated shown_gather(shown *s, const pass *p, int64_t number) {
   const smoe_model *model = s->model;
   const smoe_group *group = &model->params.group;
-  const size_t all = (size_t)model->tokens.n_global * s->n_slots;
-  const int64_t first = number * model->tokens.n_global;
-  const int64_t left = p->n_sequences * (int64_t)model->tokens.context - first;
-  for (size_t i = 0; i < model->tokens.n_tokens; i++) s->mine[i] = (double)model->token_loss[i];
+  const size_t all = (size_t)model->shape[SMOE_MAIN].n_global * s->n_slots;
+  const int64_t first = number * model->shape[SMOE_MAIN].n_global;
+  const int64_t left = p->n_sequences * (int64_t)model->shape[SMOE_MAIN].context - first;
+  for (size_t i = 0; i < model->shape[SMOE_MAIN].n_tokens; i++) s->mine[i] = (double)model->token_loss[i];
   smoe_group_gather_f64(group, s->loss, s->mine, s->tokens);
   smoe_group_gather_i32(group, s->target, p->target, s->tokens);
   for (int m = 0; m < model->n_moe; m++)
-    smoe_group_gather_i32(group, s->expert + (size_t)m * all, model->moe[m].expert, s->slots);
+    smoe_group_gather_i32(group, s->expert + (size_t)m * all, model->moe[m]->expert, s->slots);
   return (smoe_evaluated){.first = first,
-                          .n = left < model->tokens.n_global ? left : model->tokens.n_global,
-                          .stride = model->tokens.n_global,
+                          .n = left < model->shape[SMOE_MAIN].n_global ? left
+                                                                       : model->shape[SMOE_MAIN].n_global,
+                          .stride = model->shape[SMOE_MAIN].n_global,
                           .n_moe = model->n_moe,
                           .n_slots = (int)s->n_slots,
                           .target = s->target,
@@ -161,7 +163,7 @@ smoe_status smoe_evaluate_each(smoe_model *model, const smoe_corpus *corpus, smo
                                smoe_status (*see)(void *context, const smoe_evaluated *tokens),
                                void *context) {
   const smoe_group *group = &model->params.group;
-  const smoe_route_context route = context_of(update, stage, model);
+  const smoe_pass route = context_of(update, stage, model);
   pass p = {.model = model, .corpus = corpus, .split = split};
   shown s;
   SMOE_TRY(pass_open(&p, sequences));
@@ -189,10 +191,10 @@ enum { EXPERT, LEARNED, DISTILLED, KINDS };
 
 static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe, int64_t first,
                          const int *count, int32_t *batch) {
-  const smoe_token_shape *tokens = &model->tokens;
+  const smoe_token_shape *tokens = &model->shape[SMOE_MAIN];
   const int64_t n = first + tokens->n_global <= n_probe ? tokens->n_global : n_probe - first;
   for (int m = 0; m < model->n_moe; m++) {
-    const smoe_moe_layer *moe = &model->moe[m];
+    const smoe_moe_layer *moe = model->moe[m];
     const int32_t *mine[KINDS] = {NULL, moe->learned, moe->distilled};
     for (int kind = 0; kind < KINDS; kind++) {
       int32_t *out = all + ((int64_t)kind * model->n_moe + m) * n_probe + first;
@@ -218,18 +220,18 @@ void smoe_probe(smoe_model *model, const smoe_corpus *corpus, const smoe_setting
   const int64_t n_probe = smoe_probe_tokens(corpus, settings);
   const size_t block = (size_t)model->n_moe * (size_t)n_probe;
   int32_t *all = smoe_alloc(KINDS * block * sizeof *all);
-  int32_t *batch = smoe_alloc((size_t)model->tokens.n_global * sizeof *batch);
+  int32_t *batch = smoe_alloc((size_t)model->shape[SMOE_MAIN].n_global * sizeof *batch);
   int *count = tokens_of_ranks(model);
   pass p = {.model = model,
             .corpus = corpus,
             .split = SMOE_VALID,
             .n_sequences = n_probe / settings->model.context};
-  const smoe_route_context context = context_of(step, stage, model);
+  const smoe_pass context = context_of(step, stage, model);
   pass_begin(&p);
   smoe_model_begin_sums(model);
   for (int64_t i = 0; i < pass_batches(&p); i++) {
     pass_forward(&p, i, &context);
-    gather_batch(model, all, n_probe, i * model->tokens.n_global, count, batch);
+    gather_batch(model, all, n_probe, i * model->shape[SMOE_MAIN].n_global, count, batch);
   }
   pass_end(&p);
   /* What training uses: in stage 1 the learned choice, where the method has one. */

@@ -90,7 +90,7 @@ static smoe_routing_shape log_shape(const run *r) {
   /* The probe is small: rank 0 writes all of it. */
   return (smoe_routing_shape){.n_layers = r->model->n_moe,
                               .n_experts = (int)settings->moe.experts,
-                              .n_slots = r->model->moe[0].router.n_slots,
+                              .n_slots = r->model->moe[0]->router.n_slots,
                               .n_probe = n_probe,
                               .probe_first = r->group->rank == 0 ? 0 : n_probe,
                               .n_probe_local = r->group->rank == 0 ? n_probe : 0,

@@ -13,19 +13,19 @@ static int64_t counted_until(const smoe_settings *settings, int64_t update) {
   return update < total && update + n > total ? total : update + n;
 }
 
-static smoe_route_context context_of(const smoe_step *step, int64_t update, int64_t micro_batch) {
-  return (smoe_route_context){.seed = (uint64_t)step->settings->run.seed,
-                              .update = update,
-                              .micro_batch = micro_batch,
-                              .stage = smoe_stage(step->model, step->settings, update),
-                              .training = true,
-                              .n_targets = 1};
+static smoe_pass context_of(const smoe_step *step, int64_t update, int64_t micro_batch) {
+  return (smoe_pass){.seed = (uint64_t)step->settings->run.seed,
+                     .update = update,
+                     .micro_batch = micro_batch,
+                     .stage = smoe_stage(step->model, step->settings, update),
+                     .training = true,
+                     .n_targets = 1};
 }
 
 static bool known_ahead(const smoe_step *step, int64_t update) {
-  const smoe_route_context context = context_of(step, update, 0);
+  const smoe_pass context = context_of(step, update, 0);
   for (int m = 0; m < step->model->n_moe; m++)
-    if (!smoe_moe_layer_ahead(&step->model->moe[m], &context)) return false;
+    if (!smoe_moe_layer_ahead(step->model->moe[m], &context)) return false;
   return true;
 }
 
@@ -35,10 +35,11 @@ static void count_loads(smoe_step *step, int64_t update, int64_t *load) {
   const int n_experts = model->params.n_experts;
   for (int64_t u = update; u < counted_until(step->settings, update); u++)
     for (int64_t b = 0; b < step->settings->train.micro_batches; b++) {
-      const smoe_route_context context = context_of(step, u, b);
-      smoe_step_read(step, u, b);
+      smoe_pass context = context_of(step, u, b);
+      const smoe_batch batch = smoe_step_read(step, u, b);
+      context.batch = &batch;
       for (int m = 0; m < model->n_moe; m++)
-        smoe_moe_layer_count(&model->moe[m], load + (size_t)m * (size_t)n_experts, step->input, &context);
+        smoe_moe_layer_count(model->moe[m], load + (size_t)m * (size_t)n_experts, &context);
     }
   smoe_group_sum_i64(&model->params.group, load, model->n_moe * n_experts);
 }

@@ -1,7 +1,7 @@
 #include "replay.h"
 
 smoe_status smoe_replay_reader(smoe_routing_reader **reader, const smoe_model *model) {
-  const smoe_router *router = model->n_moe ? &model->moe[0].router : NULL;
+  const smoe_router *router = model->n_moe ? &model->moe[0]->router : NULL;
   const char *path = router && router->ops->log_of ? router->ops->log_of(router) : NULL;
   *reader = NULL;
   if (!path) return SMOE_OK;
@@ -21,7 +21,7 @@ void smoe_replay_close(smoe_replay *replay) {
 }
 
 static smoe_status check_tokens(const smoe_replay *replay, smoe_step *step, int64_t update) {
-  const smoe_token_shape *tokens = &step->model->tokens;
+  const smoe_token_shape *tokens = &step->model->shape[SMOE_MAIN];
   for (int64_t micro_batch = 0; micro_batch < step->settings->train.micro_batches; micro_batch++) {
     const int32_t *id = replay->id + micro_batch * tokens->n_global + tokens->first_token;
     smoe_step_read(step, update, micro_batch);
@@ -49,7 +49,7 @@ smoe_status smoe_replay_open(smoe_replay *replay, smoe_step *step) {
   SMOE_TRY(smoe_replay_reader(&replay->reader, model));
   if (!replay->reader) return SMOE_OK;
   const size_t n = (size_t)(settings->train.batch_sequences * settings->model.context);
-  const size_t slots = (size_t)model->n_moe * (size_t)model->moe[0].router.n_slots;
+  const size_t slots = (size_t)model->n_moe * (size_t)model->moe[0]->router.n_slots;
   replay->id = smoe_alloc(n * sizeof *replay->id);
   replay->expert = smoe_alloc(n * slots * sizeof *replay->expert);
   SMOE_TRY(smoe_routing_reader_covers(replay->reader, settings->train.updates));

@@ -26,7 +26,7 @@ static smoe_status read_recorded(const smoe_model *model, int vocabulary, int32_
   *recorded = NULL;
   SMOE_TRY(smoe_replay_reader(&reader, model));
   if (!reader) return SMOE_OK;
-  const size_t slots = (size_t)model->n_moe * (size_t)model->moe[0].router.n_slots;
+  const size_t slots = (size_t)model->n_moe * (size_t)model->moe[0]->router.n_slots;
   *recorded = smoe_alloc((size_t)vocabulary * slots * sizeof **recorded);
   const smoe_status status = smoe_routing_reader_usual(reader, vocabulary, *recorded);
   smoe_routing_reader_close(reader);
@@ -34,7 +34,7 @@ static smoe_status read_recorded(const smoe_model *model, int vocabulary, int32_
 }
 
 smoe_status smoe_routers_check(const smoe_model *model, const smoe_corpus *corpus) {
-  const smoe_router *first = model->n_moe ? &model->moe[0].router : NULL;
+  const smoe_router *first = model->n_moe ? &model->moe[0]->router : NULL;
   const char *path = first && first->ops->embedding_of ? first->ops->embedding_of(first) : NULL;
   if (!path) return SMOE_OK;
   smoe_real *embedding = NULL;
@@ -46,7 +46,7 @@ smoe_status smoe_routers_check(const smoe_model *model, const smoe_corpus *corpu
 
 smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus) {
   const smoe_group *group = &model->params.group;
-  smoe_router *first = model->n_moe ? &model->moe[0].router : NULL;
+  smoe_router *first = model->n_moe ? &model->moe[0]->router : NULL;
   if (!first || !first->ops->prepare) return SMOE_OK;
   smoe_real *embedding = NULL;
   smoe_route_facts facts = {0};
@@ -61,7 +61,7 @@ smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus) {
   facts.count = count;
   facts.embedding = embedding;
   for (int m = 0; m < model->n_moe && status == SMOE_OK; m++)
-    first->ops->prepare(&model->moe[m].router, &model->params, &facts);
+    first->ops->prepare(&model->moe[m]->router, &model->params, &facts);
   smoe_free(count);
   smoe_free(recorded);
   smoe_free(embedding);

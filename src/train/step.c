@@ -7,7 +7,7 @@
 
 smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corpus *corpus,
                              const smoe_settings *settings) {
-  const size_t n = model->tokens.n_tokens;
+  const size_t n = model->shape[SMOE_MAIN].n_tokens;
   *step = (smoe_step){.model = model, .corpus = corpus, .settings = settings};
   step->n_sequences = smoe_corpus_sequences(corpus, SMOE_TRAIN, settings->model.context);
   SMOE_CHECK(step->n_sequences > 0, SMOE_ERR_CONFIG,
@@ -32,14 +32,14 @@ void smoe_step_destroy(smoe_step *step) {
 }
 
 int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t update) {
-  const smoe_router_ops *ops = model->n_moe ? model->moe[0].router.ops : NULL;
+  const smoe_router_ops *ops = model->n_moe ? model->moe[0]->router.ops : NULL;
   return ops && ops->two_stages && update >= settings->router.stage1_updates ? 2 : 1;
 }
 
-/* Place j of the update's batch stands in micro-batch j / (lanes S), lane j / S % lanes. */
-void smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch) {
+/* Place j of the update's batch is in micro-batch j / (lanes S), lane j / S % lanes. */
+smoe_batch smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch) {
   const smoe_settings *settings = step->settings;
-  const smoe_token_shape *tokens = &step->model->tokens;
+  const smoe_token_shape *tokens = &step->model->shape[SMOE_MAIN];
   const int64_t context = settings->model.context;
   const int64_t first = (micro_batch * tokens->n_global + tokens->first_token) / context;
   const int64_t n = (int64_t)tokens->n_tokens / context;
@@ -49,14 +49,17 @@ void smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch) {
     smoe_corpus_sequence(step->corpus, SMOE_TRAIN, s, context, step->input + i * context,
                          step->target + i * context);
   }
+  smoe_batch batch = smoe_model_batch(step->model, step->input, step->target);
+  batch.before[SMOE_MAIN] = micro_batch * tokens->n_global;
+  return batch;
 }
 
 static void record_tokens(smoe_step *step, int64_t micro_batch) {
   const smoe_model *model = step->model;
-  const int64_t first = micro_batch * model->tokens.n_global + model->tokens.first_token;
+  const int64_t first = micro_batch * model->shape[SMOE_MAIN].n_global + model->shape[SMOE_MAIN].first_token;
   for (int m = 0; m < model->n_moe; m++)
-    smoe_routing_log_tokens_add(step->tokens_log, m, first, model->tokens.n_tokens, step->input,
-                                model->moe[m].expert, model->moe[m].gate);
+    smoe_routing_log_tokens_add(step->tokens_log, m, first, model->shape[SMOE_MAIN].n_tokens, step->input,
+                                model->moe[m]->expert, model->moe[m]->gate);
 }
 
 static void fill_result(smoe_step *step, smoe_step_result *result) {
@@ -69,8 +72,8 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
   result->balance = result->distill = 0;
   result->layer = step->layer;
   for (int m = 0; m < model->n_moe; m++) {
-    const smoe_route_sums *route = (const smoe_route_sums *)(step->total + smoe_model_route_sums(m));
-    const smoe_moe_layer *moe = &model->moe[m];
+    const smoe_route_sums *route = (const smoe_route_sums *)(step->total + smoe_model_route_sums(model, m));
+    const smoe_moe_layer *moe = model->moe[m];
     int64_t *load = step->load + (size_t)m * (size_t)params->n_experts;
     memcpy(load, moe->load, (size_t)params->n_experts * sizeof *load);
     step->layer[m] = (smoe_routing_load){
@@ -91,7 +94,7 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   const smoe_settings *settings = step->settings;
   smoe_model *model = step->model;
   smoe_params *params = &model->params;
-  smoe_route_context context = {
+  smoe_pass context = {
       .seed = (uint64_t)settings->run.seed,
       .update = update,
       .stage = smoe_stage(model, settings, update),
@@ -106,10 +109,10 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   for (int64_t micro_batch = 0; micro_batch < settings->train.micro_batches; micro_batch++) {
     context.micro_batch = micro_batch;
     smoe_phase(SMOE_PHASE_DATA);
-    smoe_step_read(step, update, micro_batch);
-    smoe_model_forward(model, step->input, step->target, &context);
+    const smoe_batch batch = smoe_step_read(step, update, micro_batch);
+    smoe_model_forward(model, &batch, &context);
     if (step->tokens_log) record_tokens(step, micro_batch);
-    smoe_model_backward(model, step->input, &context);
+    smoe_model_backward(model);
   }
   smoe_phase(SMOE_PHASE_REDUCTION);
   smoe_params_reduce(params, model->reduce_scratch);

@@ -22,7 +22,7 @@ int main(int argc, char **argv) {
   smoe_group group;
   smoe_group_start(&group, &argc, &argv);
   const smoe_keyset *sets[64];
-  smoe_config *config = smoe_config_create(sets, smoe_router_keysets(sets));
+  smoe_config *config = smoe_config_create(sets, smoe_model_keysets(sets));
   smoe_status status = smoe_config_override(config, "moe.experts=12");
   printf("%s %d ranks %lld experts, %s\n", smoe_router_methods[0]->name, group.n_ranks,
          (long long)smoe_config_settings(config)->moe.experts,

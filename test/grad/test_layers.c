@@ -1,4 +1,4 @@
-/* Layers one by one: a block, the experts, the MoE layer with every routing method and with two slots per token. */
+/* Layers one by one: attention, feed-forward layer, the experts, the MoE layer with every routing method and with two slots per token. */
 #include "../model_fixture.h"
 #include "../values.h"
 #include "difference.h"
@@ -25,10 +25,10 @@ static smoe_group group;
 typedef struct problem {
   smoe_params params;
   smoe_arena arena;
-  smoe_block block;
-  smoe_block_scratch block_scratch;
-  smoe_moe_layer moe;
-  smoe_route_context context;
+  smoe_layer layer;
+  smoe_moe_layer *moe; /* its state, where it is one */
+  smoe_batch batch;
+  smoe_pass context;
   int64_t expert_offset[EXPERTS + 1];
   int32_t token[N];
   smoe_real *x, *y, *dx, *weight; /* [N, C] */
@@ -42,13 +42,23 @@ static void problem_begin(problem *p, int n_experts) {
                  .weight = values_uniform(N * C, 2)};
   smoe_params_begin(&p->params, &group, &lanes, n_experts);
   fixture_tokens(p->token, NULL, 5, 0, N, 6);
+  p->batch = (smoe_batch){.shape = {[SMOE_MAIN] = {.n_lanes = LANES,
+                                                   .lane_sequences = SEQUENCES,
+                                                   .context = CONTEXT,
+                                                   .lane_tokens = LANE,
+                                                   .n_tokens = N,
+                                                   .n_global = N}},
+                          .token = {[SMOE_MAIN] = p->token}};
 }
 
 static void problem_end(problem *p) {
+  smoe_layer_destroy(&p->layer);
   smoe_params_end(&p->params);
   smoe_arena_release(&p->arena);
   smoe_free(p->x), smoe_free(p->y), smoe_free(p->dx), smoe_free(p->weight);
 }
+
+static void fill_gradients(smoe_params *params, smoe_real value);
 
 /** Lay out twice: to measure, and for good. Gradients then hold START. */
 #define PROBLEM_LAYOUT(p, ...)                                                                               \
@@ -62,6 +72,15 @@ static void problem_end(problem *p) {
     fixture_randomise(&(p)->params, SEED);                                                                   \
     fill_gradients(&(p)->params, START);                                                                     \
   } while (0)
+
+static smoe_layer_memory memory_of(problem *p) {
+  return (smoe_layer_memory){.fixed = &p->arena,
+                             .tape = &p->arena,
+                             .scratch = &p->arena,
+                             .shape = p->batch.shape,
+                             .tape_lanes = LANES,
+                             .training = true};
+}
 
 static void fill_gradients(smoe_params *params, smoe_real value) {
   for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
@@ -92,40 +111,80 @@ static void check(problem *p, const char *name, double (*value)(void *, uint64_t
   piecewise_end(&gradient);
 }
 
-/* ---- block ---- */
+/* ---- sublayers ---- */
 
-static double block_value(void *context, uint64_t *piece) {
+static smoe_layer_call call_of(problem *p, int lane) {
+  const size_t first = (size_t)lane * LANE;
+  return (smoe_layer_call){.pass = &p->context,
+                           .lane = lane,
+                           .n = LANE,
+                           .n_sequences = SEQUENCES,
+                           .context = CONTEXT,
+                           .token = p->token + first,
+                           .x = p->x + first * C,
+                           .y = p->y + first * C,
+                           .dx = p->dx + first * C};
+}
+
+static double layer_value(void *context, uint64_t *piece) {
   problem *p = context;
-  for (int lane = 0; lane < LANES; lane++)
-    smoe_block_forward(&p->block, &p->block_scratch, lane, p->y + lane * LANE * C, p->x + lane * LANE * C);
-  piece_add_active(piece, p->block.h, N * p->block.inner);
+  const smoe_layer_spec *spec = &p->layer.spec;
+  for (int lane = 0; lane < LANES; lane++) {
+    const smoe_layer_call call = call_of(p, lane);
+    spec->ops->forward(&p->layer, &call);
+  }
+  if (spec->ops == &smoe_layer_ffn && spec->activation == SMOE_RELU)
+    piece_add_active(piece, smoe_layer_ffn_tape(&p->layer)->h, N * spec->inner);
   return difference_fold(p->weight, p->y, N * C);
 }
 
-static void test_block(void) {
+static void test_layer(const char *name, const smoe_layer_spec *spec) {
   problem p;
   smoe_config *config = fixture_config("stable", NULL);
   problem_begin(&p, 0);
-  smoe_block_declare(&p.block, smoe_config_settings(config), &p.params, 0);
-  PROBLEM_LAYOUT(&p, smoe_block_layout(&p.block, &p.arena, LANES, LANE, NULL),
-                 smoe_block_scratch_layout(&p.block_scratch, &p.block, &p.arena, true));
-  block_value(&p, &(uint64_t){0});
+  smoe_layer_create(&p.layer, spec, config, &p.params);
+  spec->ops->declare(&p.layer);
+  const smoe_layer_memory memory = memory_of(&p);
+  PROBLEM_LAYOUT(&p, spec->ops->layout(&p.layer, &memory));
+  layer_value(&p, &(uint64_t){0});
   memcpy(p.dx, p.weight, N * C * sizeof *p.dx);
-  for (int lane = 0; lane < LANES; lane++)
-    smoe_block_backward(&p.block, &p.block_scratch, lane, p.dx + lane * LANE * C, p.x + lane * LANE * C);
-  check(&p, "block", block_value, p.x, N * C);
+  for (int lane = 0; lane < LANES; lane++) {
+    const smoe_layer_call call = call_of(&p, lane);
+    spec->ops->backward(&p.layer, &call);
+  }
+  check(&p, name, layer_value, p.x, N * C);
   problem_end(&p);
   smoe_config_destroy(config);
+}
+
+static void test_sublayers(void) {
+  const smoe_layer_spec base = {
+      .name = "layer", .block = 0, .width = C, .norm = SMOE_NORM_LAYER, .inner = 12, .bias = true, .moe = -1};
+  smoe_layer_spec spec = base;
+  spec.ops = &smoe_layer_attention;
+  spec.heads = spec.kv_heads = 2;
+  spec.causal = true;
+  test_layer("attention", &spec);
+  spec = base;
+  spec.ops = &smoe_layer_ffn;
+  test_layer("feed-forward layer", &spec);
+  spec.bias = false;
+  test_layer("feed-forward layer without biases", &spec);
+  spec.norm = SMOE_NORM_NONE;
+  test_layer("feed-forward layer without norm", &spec);
+  spec = base;
+  spec.ops = &smoe_layer_norm;
+  test_layer("norm", &spec);
 }
 
 /* ---- experts ---- */
 
 static double experts_value(void *context, uint64_t *piece) {
   problem *p = context;
-  smoe_experts *experts = &p->moe.experts;
+  smoe_experts *experts = &p->moe->experts;
   smoe_experts_forward(experts, p->y, p->expert_offset);
   for (int s = 0; s < experts->n_sublayers; s++)
-    piece_add_active(piece, experts->h[s], (size_t)p->expert_offset[EXPERTS] * experts->inner);
+    piece_add_active(piece, experts->tape[s].h, (size_t)p->expert_offset[EXPERTS] * experts->shape.inner);
   return difference_fold(p->weight, p->y, (size_t)p->expert_offset[EXPERTS] * C);
 }
 
@@ -134,13 +193,15 @@ static void test_experts(const char *name, const char *const *overrides, const i
   smoe_config *config = fixture_config("stable", overrides);
   problem_begin(&p, EXPERTS);
   memcpy(p.expert_offset, offset, sizeof p.expert_offset);
-  smoe_experts_declare(&p.moe.experts, smoe_config_settings(config), &p.params, 0);
-  PROBLEM_LAYOUT(&p, smoe_experts_layout(&p.moe.experts, &p.arena, &p.arena, N, true));
-  memcpy(p.moe.experts.z[0], p.x, N * C * sizeof *p.x);
+  fixture_moe(&p.layer, config, &p.params, 0, FIXTURE_VOCABULARY);
+  p.moe = p.layer.state;
+  smoe_experts_declare(&p.moe->experts, &p.layer);
+  PROBLEM_LAYOUT(&p, smoe_experts_layout(&p.moe->experts, &p.arena, &p.arena, N, true));
+  memcpy(p.moe->experts.z[0], p.x, N * C * sizeof *p.x);
   experts_value(&p, &(uint64_t){0});
   for (size_t i = 0; i < N * C; i++) p.dx[i] = 99; /* dx is written, not added to */
-  smoe_experts_backward(&p.moe.experts, p.dx, p.weight, offset);
-  check(&p, name, experts_value, p.moe.experts.z[0], (size_t)offset[EXPERTS] * C);
+  smoe_experts_backward(&p.moe->experts, p.dx, p.weight, offset);
+  check(&p, name, experts_value, p.moe->experts.z[0], (size_t)offset[EXPERTS] * C);
   for (size_t i = (size_t)offset[EXPERTS] * C; i < N * C; i++) CHECK(p.dx[i] == 99, "dx beyond the rows");
   problem_end(&p);
   smoe_config_destroy(config);
@@ -152,11 +213,13 @@ static void test_expert_without_rows(void) {
   const int64_t offset[] = {0, 4, 4, 9};
   smoe_config *config = fixture_config("stable", NULL);
   problem_begin(&p, EXPERTS);
-  smoe_experts_declare(&p.moe.experts, smoe_config_settings(config), &p.params, 0);
-  PROBLEM_LAYOUT(&p, smoe_experts_layout(&p.moe.experts, &p.arena, &p.arena, N, true));
-  memcpy(p.moe.experts.z[0], p.x, N * C * sizeof *p.x);
-  smoe_experts_forward(&p.moe.experts, p.y, offset);
-  smoe_experts_backward(&p.moe.experts, p.dx, p.weight, offset);
+  fixture_moe(&p.layer, config, &p.params, 0, FIXTURE_VOCABULARY);
+  p.moe = p.layer.state;
+  smoe_experts_declare(&p.moe->experts, &p.layer);
+  PROBLEM_LAYOUT(&p, smoe_experts_layout(&p.moe->experts, &p.arena, &p.arena, N, true));
+  memcpy(p.moe->experts.z[0], p.x, N * C * sizeof *p.x);
+  smoe_experts_forward(&p.moe->experts, p.y, offset);
+  smoe_experts_backward(&p.moe->experts, p.dx, p.weight, offset);
   const smoe_real *gradient = p.params.expert_grad;
   size_t changed[EXPERTS] = {0};
   for (size_t i = 0; i < EXPERTS * p.params.expert_count; i++)
@@ -171,14 +234,15 @@ static void test_expert_without_rows(void) {
 
 static double moe_value(void *context, uint64_t *piece) {
   problem *p = context;
-  smoe_moe_layer *moe = &p->moe;
+  smoe_moe_layer *moe = p->moe;
   smoe_route_sums sums[LANES] = {{0}};
   const size_t stride = sizeof *sums / sizeof(double);
-  smoe_moe_layer_forward(moe, p->y, (double *)sums, stride, p->x, p->token, &p->context);
+  p->context.batch = &p->batch;
+  smoe_layer_moe.forward_all(&p->layer, &p->context, p->y, p->x, (double *)sums, stride);
   piece_add_choices(piece, moe->expert, N * (size_t)moe->router.n_slots);
   piece_add_choices(piece, moe->learned, N);
   for (int s = 0; s < moe->experts.n_sublayers; s++)
-    piece_add_active(piece, moe->experts.h[s], moe->exchange.n_recv * moe->experts.inner);
+    piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
   double terms = 0;
   for (int lane = 0; lane < LANES; lane++) terms += sums[lane].balance + sums[lane].distill;
   return difference_fold(p->weight, p->y, N * C) + terms / (double)p->context.n_targets;
@@ -189,32 +253,36 @@ static void test_moe_layer(const char *name, const char *method, const smoe_rout
                            const char *const *overrides, bool drops) {
   problem p;
   smoe_config *config = fixture_config(method, overrides);
-  const smoe_settings *settings = smoe_config_settings(config);
-  const smoe_token_shape tokens = {LANES, SEQUENCES, CONTEXT, LANE, N, 0, N};
   problem_begin(&p, EXPERTS);
-  p.context = (smoe_route_context){.seed = 3, .update = 5, .stage = stage, .training = true, .n_targets = 7};
+  p.context = (smoe_pass){.seed = 3, .update = 5, .stage = stage, .training = true, .n_targets = 7};
+  fixture_moe(&p.layer, config, &p.params, 0, FIXTURE_VOCABULARY);
+  p.moe = p.layer.state;
   if (ops) {
-    p.moe = (smoe_moe_layer){.params = &p.params,
-                             .router = {.ops = ops,
-                                        .config = config,
-                                        .params = &p.params,
-                                        .n_experts = EXPERTS,
-                                        .n_slots = ops->slots(config),
-                                        .width = C}};
-    ops->declare(&p.moe.router, &p.params);
-    smoe_experts_declare(&p.moe.experts, settings, &p.params, 0);
+    *p.moe = (smoe_moe_layer){.params = &p.params,
+                              .width = C,
+                              .gamma = -1,
+                              .beta = -1,
+                              .router = {.ops = ops,
+                                         .config = config,
+                                         .params = &p.params,
+                                         .n_layers = 1,
+                                         .n_experts = EXPERTS,
+                                         .n_slots = ops->slots(config),
+                                         .width = C}};
+    ops->declare(&p.moe->router, &p.params);
+    smoe_experts_declare(&p.moe->experts, &p.layer);
   } else {
-    smoe_moe_layer_declare(&p.moe, config, &p.params, 0, FIXTURE_VOCABULARY);
+    smoe_layer_moe.declare(&p.layer);
   }
-  PROBLEM_LAYOUT(&p, smoe_moe_layer_layout(&p.moe, config, &tokens, &p.arena, &p.arena, &p.arena, true));
-  fixture_prepare(&p.moe.router, &p.params);
-  if (stage == 2) p.moe.router.ops->freeze(&p.moe.router, &p.params);
+  const smoe_layer_memory memory = memory_of(&p);
+  PROBLEM_LAYOUT(&p, smoe_layer_moe.layout(&p.layer, &memory));
+  fixture_prepare(&p.moe->router, &p.params);
+  if (stage == 2) p.moe->router.ops->freeze(&p.moe->router, &p.params);
   moe_value(&p, &(uint64_t){0});
-  CHECK((p.moe.n_dropped > 0) == drops, "%s: %lld slots dropped", name, (long long)p.moe.n_dropped);
+  CHECK((p.moe->n_dropped > 0) == drops, "%s: %lld slots dropped", name, (long long)p.moe->n_dropped);
   memcpy(p.dx, p.weight, N * C * sizeof *p.dx);
-  smoe_moe_layer_backward(&p.moe, p.dx, p.x, p.token, &p.context);
+  smoe_layer_moe.backward_all(&p.layer, &p.context, p.dx, p.x);
   check(&p, name, moe_value, p.x, N * C);
-  smoe_moe_layer_release(&p.moe);
   problem_end(&p);
   smoe_config_destroy(config);
 }
@@ -282,7 +350,7 @@ static const smoe_router_ops two_slots = {.name = "two",
 int main(int argc, char **argv) {
   smoe_group_start(&group, &argc, &argv);
   smoe_threads_set(1); /* tiny products: a second thread only waits */
-  test_block();
+  test_sublayers();
   test_experts("experts, one sublayer", LIST("moe.sublayers=1"), (int64_t[]){0, 4, 5, 13});
   test_experts("experts, two sublayers", NULL, (int64_t[]){0, 7, 12, N});
   test_experts("experts, three sublayers", LIST("moe.sublayers=3", "moe.inner=5"), (int64_t[]){0, 3, 6, 10});

@@ -7,24 +7,24 @@
 static smoe_group group;
 
 static void add_decisions(const smoe_model *model, uint64_t *piece) {
-  const size_t n = model->tokens.n_tokens;
-  for (int b = 0; b < model->n_blocks; b++)
-    piece_add_active(piece, model->block[b].h, n * model->block[b].inner);
+  const size_t n = model->shape[SMOE_MAIN].n_tokens;
+  for (int i = 0; i < model->n_layers; i++)
+    if (model->layer[i].spec.ops == &smoe_layer_ffn)
+      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h, n * model->layer[i].spec.inner);
   for (int m = 0; m < model->n_moe; m++) {
-    const smoe_moe_layer *moe = &model->moe[m];
+    const smoe_moe_layer *moe = model->moe[m];
     piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
     piece_add_choices(piece, moe->learned, n);
     for (int s = 0; s < moe->experts.n_sublayers; s++)
-      piece_add_active(piece, moe->experts.h[s], moe->exchange.n_recv * moe->experts.inner);
+      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
   }
 }
 
 static double model_value(void *context, uint64_t *piece) {
   model_fixture *f = context;
-  const size_t n = f->model->tokens.n_tokens;
   smoe_model_begin_sums(f->model);
   for (size_t m = 0; m < f->n_micro; m++) {
-    smoe_model_forward(f->model, f->input + m * n, f->target + m * n, &f->context);
+    fixture_forward(f, m);
     add_decisions(f->model, piece);
   }
   return fixture_loss_of_sums(f);
@@ -32,7 +32,7 @@ static double model_value(void *context, uint64_t *piece) {
 
 static int64_t dropped(const smoe_model *model) {
   int64_t n = 0;
-  for (int m = 0; m < model->n_moe; m++) n += model->moe[m].n_dropped;
+  for (int m = 0; m < model->n_moe; m++) n += model->moe[m]->n_dropped;
   return n;
 }
 
@@ -41,10 +41,10 @@ static void test_gradient(const char *name, const char *method, int stage, const
                           size_t head_rows, size_t entries) {
   model_fixture f;
   fixture_open(&f, &group, method, overrides, stage);
-  if (head_rows) f.model->head_rows = head_rows;
+  if (head_rows) *smoe_layer_head_rows(f.model->head) = head_rows;
   piecewise gradient = {.name = name, .value = model_value, .context = &f, .entries = entries};
   fixture_gradients(&f);
-  const int n_slots = f.model->n_moe ? f.model->moe[0].router.n_slots : 0;
+  const int n_slots = f.model->n_moe ? f.model->moe[0]->router.n_slots : 0;
   const bool may = f.settings->moe.capacity_factor > 0, must = may && n_slots == 1;
   CHECK(dropped(f.model) > 0 ? may : !must, "%s: %lld slots dropped", name, (long long)dropped(f.model));
   piecewise_check_params(&gradient, &f.model->params);
@@ -102,23 +102,24 @@ static void test_evaluation(const char *method, int stage) {
   fixture_open(&f, &group, method, LIST("moe.layers=2", "moe.position=scattered", "moe.sublayers=3"), stage);
   const smoe_model_shape shape = {.vocabulary = FIXTURE_VOCABULARY,
                                   .n_lanes = (int)f.settings->train.lanes,
-                                  .lane_sequences = f.model->tokens.lane_sequences};
+                                  .lane_sequences = f.model->shape[SMOE_MAIN].lane_sequences};
   smoe_model *plain;
   fixture_try(smoe_model_create(&plain, f.config, &group, &shape, false), "model for evaluation");
   fixture_randomise(&plain->params, (uint64_t)f.settings->run.seed);
-  for (int m = 0; m < plain->n_moe; m++) fixture_prepare(&plain->moe[m].router, &plain->params);
+  for (int m = 0; m < plain->n_moe; m++) fixture_prepare(&plain->moe[m]->router, &plain->params);
   smoe_model *const models[] = {f.model, plain};
   smoe_real logits[2][FIXTURE_VOCABULARY];
   smoe_model_begin_update(f.model);
   f.context.training = false;
   for (int i = 0; i < 2; i++) {
     smoe_model_begin_sums(models[i]);
-    smoe_model_forward(models[i], f.input, f.target, &f.context);
+    const smoe_batch batch = smoe_model_batch(models[i], f.input, f.target);
+    smoe_model_forward(models[i], &batch, &f.context);
     smoe_model_logits(models[i], 7, logits[i]);
   }
   CHECK(f.model->n_sums == plain->n_sums &&
             memcmp(f.model->sums, plain->sums,
-                   (size_t)(plain->tokens.n_lanes * plain->n_sums) * sizeof *plain->sums) == 0,
+                   (size_t)(plain->shape[SMOE_MAIN].n_lanes * plain->n_sums) * sizeof *plain->sums) == 0,
         "%s, stage %d: other sums", method, stage);
   CHECK(memcmp(logits[0], logits[1], sizeof *logits) == 0, "%s, stage %d: other logits", method, stage);
   for (int i = 0; i < f.model->params.n_params; i++) {
@@ -136,16 +137,16 @@ static void test_evaluation(const char *method, int stage) {
 static void test_logits(size_t head_rows) {
   model_fixture f;
   fixture_open(&f, &group, "stable", NULL, 1);
-  if (head_rows) f.model->head_rows = head_rows;
+  if (head_rows) *smoe_layer_head_rows(f.model->head) = head_rows;
   const smoe_model *model = f.model;
   double loss = 0, n_targets = 0, sums = 0;
   smoe_model_begin_sums(f.model);
-  smoe_model_forward(f.model, f.input, f.target, &f.context);
-  for (int lane = 0; lane < model->tokens.n_lanes; lane++) {
+  fixture_forward(&f, 0);
+  for (int lane = 0; lane < model->shape[SMOE_MAIN].n_lanes; lane++) {
     const smoe_lane_sums *lane_sums = (const smoe_lane_sums *)(model->sums + lane * model->n_sums);
     sums += lane_sums->loss, n_targets += lane_sums->n_targets;
   }
-  for (size_t t = 0; t < model->tokens.n_tokens; t++) {
+  for (size_t t = 0; t < model->shape[SMOE_MAIN].n_tokens; t++) {
     smoe_real logits[FIXTURE_VOCABULARY];
     double sum = 0;
     smoe_model_logits(f.model, t, logits);

@@ -12,7 +12,7 @@ typedef struct problem {
   smoe_params params;
   smoe_arena arena;
   smoe_router router;
-  smoe_route_context context;
+  smoe_pass context;
   bool observed; /* learned and distilled choice are asked for */
   bool drops;    /* some slots are marked as the exchange marks them beyond capacity */
   size_t k;
@@ -86,7 +86,7 @@ static void problem_begin(problem *p, const smoe_config *config, int stage) {
   const smoe_lanes lanes = {LANES, 0, LANES};
   const size_t n_experts = (size_t)smoe_config_settings(config)->moe.experts;
   smoe_params_begin(&p->params, &group, &lanes, (int)n_experts);
-  smoe_router_declare(&p->router, config, &p->params, 0, FIXTURE_VOCABULARY);
+  fixture_router(&p->router, config, &p->params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);
   fixture_try(smoe_arena_reserve(&p->arena), "memory");
@@ -117,8 +117,7 @@ static void test_gradient(const char *method, int stage, bool observed, bool dro
                           const char *const *overrides) {
   smoe_config *config = fixture_config(method, overrides);
   problem p = {.observed = observed, .drops = drops};
-  p.context =
-      (smoe_route_context){.seed = SEED, .update = 5, .stage = stage, .training = true, .n_targets = 5};
+  p.context = (smoe_pass){.seed = SEED, .update = 5, .stage = stage, .training = true, .n_targets = 5};
   problem_begin(&p, config, stage);
   char *name = smoe_sprintf("%s, stage %d%s%s, %d experts", method, stage, observed ? ", observed" : "",
                             drops ? ", drops" : "", p.router.n_experts);

@@ -10,16 +10,17 @@ static smoe_group group;
 
 static double value(void *context, uint64_t *piece) {
   model_fixture *f = context;
-  const size_t n = f->model->tokens.n_tokens;
+  const size_t n = f->model->shape[SMOE_MAIN].n_tokens;
   smoe_model_begin_sums(f->model);
-  smoe_model_forward(f->model, f->input, f->target, &f->context);
-  for (int b = 0; b < f->model->n_blocks; b++)
-    piece_add_active(piece, f->model->block[b].h, n * f->model->block[b].inner);
+  fixture_forward(f, 0);
+  for (int i = 0; i < f->model->n_layers; i++)
+    if (f->model->layer[i].spec.ops == &smoe_layer_ffn)
+      piece_add_active(piece, smoe_layer_ffn_tape(&f->model->layer[i])->h, n * f->model->layer[i].spec.inner);
   for (int m = 0; m < f->model->n_moe; m++) {
-    const smoe_moe_layer *moe = &f->model->moe[m];
+    const smoe_moe_layer *moe = f->model->moe[m];
     piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
     for (int s = 0; s < moe->experts.n_sublayers; s++)
-      piece_add_active(piece, moe->experts.h[s], moe->exchange.n_recv * moe->experts.inner);
+      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
   }
   return fixture_loss_of_sums(f);
 }

@@ -16,7 +16,7 @@ typedef struct problem {
   smoe_params params;
   smoe_arena arena;
   smoe_router router;
-  smoe_route_context context;
+  smoe_pass context;
   int32_t token[N], expert[N], learned[N], distilled[N];
   int64_t load[E];
   smoe_real gate[N], dgate[N];
@@ -44,9 +44,9 @@ static smoe_route_call call_of(problem *p, size_t lane) {
 static void problem_begin(problem *p, const char *method, const char *const *overrides, int stage) {
   const smoe_lanes lanes = {LANES, 0, LANES};
   *p = (problem){.config = fixture_config(method, overrides)};
-  p->context = (smoe_route_context){.seed = 3, .update = 5, .stage = stage, .training = true, .n_targets = 5};
+  p->context = (smoe_pass){.seed = 3, .update = 5, .stage = stage, .training = true, .n_targets = 5};
   smoe_params_begin(&p->params, &group, &lanes, E);
-  smoe_router_declare(&p->router, p->config, &p->params, 0, FIXTURE_VOCABULARY);
+  fixture_router(&p->router, p->config, &p->params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);
   fixture_try(smoe_arena_reserve(&p->arena), "memory");

@@ -97,12 +97,13 @@ ROOMS = {
     "comm": {"base"},
     "kernel": {"base"},
     "params": {"comm", "base"},
-    "moe": {"params", "config", "comm", "kernel", "base"},
-    "model": {"moe", "params", "config", "comm", "kernel", "base"},
+    "layer": {"params", "config", "comm", "kernel", "base"},
+    "moe": {"layer", "params", "config", "comm", "kernel", "base"},
+    "model": {"moe", "layer", "params", "config", "comm", "kernel", "base"},
     "io": {"params", "comm", "base"},
     "data": {"io", "comm", "base"},
-    "train": {"model", "data", "io", "moe", "params", "config", "comm", "kernel", "base"},
-    "app": {"train", "model", "data", "io", "moe", "params", "config", "comm", "kernel", "base"},
+    "train": {"model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
+    "app": {"train", "model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
 }
 # Headers without a source file of their name, and files that are a room of their own in a folder.
 ROOM_OF_HEADER = {"real": "base", "kernel": "kernel", "checkpoint": "io", "train": "train",
@@ -120,7 +121,7 @@ def _room_of_header(root: Path, name: str) -> str | None:
 
 
 def arrows(root: Path) -> list[str]:
-    """Includes point downwards: app, train, {model, data, io}, moe, params, {comm, kernel, config}, base."""
+    """Includes point downwards: app, train, {model, data, io}, moe, layer, params, {comm, kernel, config}, base."""
     found = []
     for path in files(root, ".c", ".h", ".cc", under=("src", "include")):
         name = path.relative_to(root).as_posix()

@@ -13,7 +13,7 @@ static smoe_group group;
 typedef struct subject {
   smoe_config *config;
   smoe_model *model;
-  smoe_route_context context;
+  smoe_pass context;
 } subject;
 
 static subject open_on(const smoe_group *ranks, const char *method, const char *position, int stage) {
@@ -25,7 +25,7 @@ static subject open_on(const smoe_group *ranks, const char *method, const char *
   const smoe_model_shape shape = {.vocabulary = V, .n_lanes = 1, .lane_sequences = 1};
   fixture_try(smoe_model_create(&s.model, s.config, ranks, &shape, false), "model");
   fixture_randomise(&s.model->params, 3);
-  for (int m = 0; m < s.model->n_moe; m++) fixture_prepare(&s.model->moe[m].router, &s.model->params);
+  for (int m = 0; m < s.model->n_moe; m++) fixture_prepare(&s.model->moe[m]->router, &s.model->params);
   if (stage == 2) smoe_model_freeze(s.model);
   smoe_free(where);
   return s;

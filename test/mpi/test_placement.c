@@ -100,7 +100,7 @@ static void check(const smoe_group *group, const char *method, int stage, const 
     CHECK(memcmp(a->shared, b->shared, a->shared_count * sizeof *a->shared) == 0, "%s, turn %d: backbone",
           method, turn);
     for (int m = 0; m < home.model->n_moe; m++)
-      CHECK(memcmp(home.model->moe[m].load, away.model->moe[m].load, EXPERTS * sizeof(int64_t)) == 0,
+      CHECK(memcmp(home.model->moe[m]->load, away.model->moe[m]->load, EXPERTS * sizeof(int64_t)) == 0,
             "%s: loads", method);
   }
   fixture_close(&home);

@@ -156,7 +156,7 @@ static smoe_status updates(dump *d) {
 
 static smoe_status run(dump *d, const char *config_path, const char *output) {
   SMOE_TRY_ALL(d->group, smoe_config_load(d->config, config_path));
-  SMOE_TRY_ALL(d->group, smoe_router_check(d->config));
+  SMOE_TRY_ALL(d->group, smoe_model_check(d->config));
   SMOE_TRY_ALL(d->group, smoe_config_resolve(d->config));
   d->settings = smoe_config_settings(d->config);
   SMOE_TRY(smoe_corpus_open(&d->corpus, d->group, d->settings->data.corpus));
@@ -186,8 +186,8 @@ int main(int argc, char **argv) {
     smoe_group_end(&group);
     return SMOE_ERR_CONFIG;
   }
-  const smoe_keyset **sets = smoe_alloc(smoe_router_keysets(NULL) * sizeof *sets);
-  const size_t n_sets = smoe_router_keysets(sets);
+  const smoe_keyset **sets = smoe_alloc(smoe_model_keysets(NULL) * sizeof *sets);
+  const size_t n_sets = smoe_model_keysets(sets);
   dump d = {.config = smoe_config_create(sets, n_sets), .group = &group};
   const smoe_status status = run(&d, argv[1], argv[2]);
   if (status != SMOE_OK && group.rank == 0) fprintf(stderr, "dump: %s\n", smoe_last_error());

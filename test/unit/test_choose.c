@@ -12,7 +12,7 @@ typedef struct problem {
   smoe_params params;
   smoe_arena arena;
   smoe_router router;
-  smoe_route_context context;
+  smoe_pass context;
   int32_t token[N];
   smoe_real *x;
 } problem;
@@ -27,9 +27,9 @@ static void problem_begin(problem *p, const char *method, int stage) {
   const smoe_group group = {.comm = MPI_COMM_NULL, .n_ranks = 1};
   const smoe_lanes lanes = {1, 0, 1};
   *p = (problem){.config = fixture_config(method, (const char *const[]){"model.context=24", NULL})};
-  p->context = (smoe_route_context){.seed = 3, .stage = stage, .training = false, .n_targets = N};
+  p->context = (smoe_pass){.seed = 3, .stage = stage, .training = false, .n_targets = N};
   smoe_params_begin(&p->params, &group, &lanes, 3);
-  smoe_router_declare(&p->router, p->config, &p->params, 0, VOCABULARY);
+  fixture_router(&p->router, p->config, &p->params, 0, VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);
   fixture_try(smoe_arena_reserve(&p->arena), "memory");

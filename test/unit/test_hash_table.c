@@ -163,7 +163,7 @@ static void route(routed *r, const char *variant, smoe_params *params) {
   smoe_router router;
   smoe_arena arena;
   smoe_params_begin(params, &group, &lanes, 7);
-  smoe_router_declare(&router, config, params, 0, FIXTURE_VOCABULARY);
+  fixture_router(&router, config, params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&arena, "test");
   smoe_params_layout(params, &arena, false);
   fixture_try(smoe_arena_reserve(&arena), "memory");
@@ -178,7 +178,7 @@ static void route(routed *r, const char *variant, smoe_params *params) {
   r->token[1] = r->token[6] = 4; /* the same token in other places */
   r->token[5] = r->token[0];
   r->token[N - 1] = r->token[N - 2] = -1;
-  const smoe_route_context context = {.seed = 3, .stage = 1, .training = true, .n_targets = N};
+  const smoe_pass context = {.seed = 3, .stage = 1, .training = true, .n_targets = N};
   const smoe_route_call call = {.context = &context,
                                 .n_tokens = N,
                                 .n_sequences = LANE_SEQUENCES,

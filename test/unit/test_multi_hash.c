@@ -15,7 +15,7 @@ static void test_segments(const char *variant, bool by_token) {
   smoe_router router;
   smoe_arena arena;
   smoe_params_begin(&params, &group, &lanes, SEGMENTS * CHOICES);
-  smoe_router_declare(&router, config, &params, 0, FIXTURE_VOCABULARY);
+  fixture_router(&router, config, &params, 0, FIXTURE_VOCABULARY);
   CHECK(router.n_slots == SEGMENTS);
   smoe_arena_measure(&arena, "test");
   smoe_params_layout(&params, &arena, false);
@@ -28,7 +28,7 @@ static void test_segments(const char *variant, bool by_token) {
   smoe_real gate[N * SEGMENTS];
   fixture_tokens(token, NULL, 5, 0, N, 0);
   token[N - 1] = -1;
-  const smoe_route_context context = {.seed = 3, .stage = 1, .training = true, .n_targets = N};
+  const smoe_pass context = {.seed = 3, .stage = 1, .training = true, .n_targets = N};
   const smoe_route_call call = {.context = &context,
                                 .n_tokens = N,
                                 .n_sequences = N / CONTEXT,
@@ -66,8 +66,8 @@ static void test_segments(const char *variant, bool by_token) {
 
 /* A configuration that asks for what cannot be. */
 static void check_refused(const char *const *overrides, const char *expected) {
-  const smoe_keyset **sets = smoe_alloc(smoe_router_keysets(NULL) * sizeof *sets);
-  smoe_config *config = smoe_config_create(sets, smoe_router_keysets(sets));
+  const smoe_keyset **sets = smoe_alloc(smoe_model_keysets(NULL) * sizeof *sets);
+  smoe_config *config = smoe_config_create(sets, smoe_model_keysets(sets));
   smoe_free(sets);
   for (size_t i = 0; overrides[i]; i++) fixture_try(smoe_config_override(config, overrides[i]), overrides[i]);
   CHECK(smoe_router_check(config) == SMOE_ERR_CONFIG && strstr(smoe_last_error(), expected), "%s",

@@ -22,10 +22,11 @@ static void check_bits(const smoe_group *group, const char *method, int stage) {
         "%s, stage %d: gradients of the experts", method, stage);
   CHECK(fixture_loss_of_sums(&kept) == fixture_loss_of_sums(&again), "%s: loss", method);
   /* One block's tape of one lane is left of those of all blocks and lanes, but for rounding to 64 bytes. */
-  const smoe_block *block = &kept.model->block[0];
-  const size_t row = 5 * block->width + block->heads + block->inner + 4;
-  const size_t lane = block->lane_tokens * row * sizeof(smoe_real);
-  const size_t spared = ((size_t)(kept.model->n_blocks * a->lanes.count) - 1) * lane - 9 * 64;
+  const smoe_settings *settings = kept.settings;
+  const size_t c = (size_t)settings->model.width, n_blocks = (size_t)settings->model.blocks;
+  const size_t row = 5 * c + (size_t)settings->model.heads + (size_t)settings->model.inner + 4;
+  const size_t lane = kept.model->shape[SMOE_MAIN].lane_tokens * row * sizeof(smoe_real);
+  const size_t spared = (n_blocks * (size_t)a->lanes.count - 1) * lane - 9 * 64;
   CHECK(again.model->tape.peak + spared <= kept.model->tape.peak,
         "%zu bytes of tape, %zu without recomputation", again.model->tape.peak, kept.model->tape.peak);
   CHECK(again.model->fixed.peak == kept.model->fixed.peak, "the model itself");

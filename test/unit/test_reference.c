@@ -5,12 +5,13 @@
 
 #include "harness.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/family.h"
 #include "stablemoe/router.h"
 
 static smoe_config *create(void) {
-  const size_t n_sets = smoe_router_keysets(NULL);
+  const size_t n_sets = smoe_model_keysets(NULL);
   const smoe_keyset **sets = smoe_alloc(n_sets * sizeof *sets);
-  smoe_router_keysets(sets);
+  smoe_model_keysets(sets);
   smoe_config *config = smoe_config_create(sets, n_sets);
   smoe_free(sets);
   return config;
@@ -44,7 +45,7 @@ static void test_file(const char *path) {
   smoe_config *config = create(), *copy = create();
   CHECK(smoe_config_load(config, path) == SMOE_OK, "%s", smoe_last_error());
   CHECK(smoe_config_resolve(config) == SMOE_OK, "%s: %s", path, smoe_last_error());
-  CHECK(smoe_router_check(config) == SMOE_OK, "%s: %s", path, smoe_last_error());
+  CHECK(smoe_model_check(config) == SMOE_OK, "%s: %s", path, smoe_last_error());
   char *text = smoe_config_text(config, false);
   CHECK(smoe_config_parse(copy, text, path) == SMOE_OK, "%s", smoe_last_error());
   CHECK(smoe_config_resolve(copy) == SMOE_OK, "%s", smoe_last_error());

@@ -1,4 +1,5 @@
 /* The contract of routers, for every method and each choice among its keys. */
+#include "stablemoe/family.h"
 #include "stablemoe/router.h"
 
 #include "../model_fixture.h"
@@ -47,7 +48,7 @@ typedef struct problem {
   smoe_params params;
   smoe_arena arena;
   smoe_router router[LAYERS];
-  smoe_route_context context;
+  smoe_pass context;
   smoe_route_call call;
   smoe_route_loads loads;
   int64_t load[EXPERTS];
@@ -91,13 +92,12 @@ static void problem_begin(problem *p, const char *method, int stage, bool traini
   *p = (problem){.name = method,
                  .config = fixture_config(method, (const char *const[]){"moe.capacity_factor=0",
                                                                         "train.batch_sequences=16", NULL})};
-  p->context =
-      (smoe_route_context){.seed = 3, .update = 5, .stage = stage, .training = training, .n_targets = N};
+  p->context = (smoe_pass){.seed = 3, .update = 5, .stage = stage, .training = training, .n_targets = N};
   smoe_params_begin(&p->params, &group, &lanes, EXPERTS);
   smoe_params_declare(&p->params, SMOE_REPLICATED, (int64_t[]){C, 0},
                       (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false, "somebody/else");
   for (int m = 0; m < LAYERS; m++)
-    smoe_router_declare(&p->router[m], p->config, &p->params, m, FIXTURE_VOCABULARY);
+    fixture_router(&p->router[m], p->config, &p->params, m, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);
   fixture_try(smoe_arena_reserve(&p->arena), "memory");

@@ -14,7 +14,7 @@ typedef struct problem {
   smoe_params params;
   smoe_arena arena;
   smoe_router router;
-  smoe_route_context context;
+  smoe_pass context;
   smoe_route_call call;
   smoe_real *x;
   int32_t *token;
@@ -28,7 +28,7 @@ static void begin(problem *p, const char *method, size_t sequences, size_t posit
   *p = (problem){.config = fixture_config(method, overrides)};
   const int n_experts = (int)smoe_config_settings(p->config)->moe.experts;
   smoe_params_begin(&p->params, &group, &lanes, n_experts);
-  smoe_router_declare(&p->router, p->config, &p->params, 0, FIXTURE_VOCABULARY);
+  fixture_router(&p->router, p->config, &p->params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);
   fixture_try(smoe_arena_reserve(&p->arena), "memory");
@@ -39,7 +39,7 @@ static void begin(problem *p, const char *method, size_t sequences, size_t posit
   const size_t slots = n * (size_t)p->router.n_slots;
   p->x = values_zero(n * C);
   p->token = smoe_alloc(n * sizeof *p->token);
-  p->context = (smoe_route_context){.seed = 3, .update = 5, .stage = 1, .training = true, .n_targets = 1};
+  p->context = (smoe_pass){.seed = 3, .update = 5, .stage = 1, .training = true, .n_targets = 1};
   p->call = (smoe_route_call){
       .context = &p->context,
       .n_tokens = n,
@@ -169,7 +169,7 @@ static void test_jitter(void) {
   p.call.n_tokens = TOKENS;
   for (int i = 0; i < 3; i++) { /* another update, another micro-batch, another layer */
     p.context.update = i == 0 ? 6 : 5;
-    p.context.micro_batch = i == 1;
+    p.call.before = i == 1 ? TOKENS : 0;
     p.router.layer = p.call.layer = i == 2;
     noisy_scores(&p, other);
     size_t same = 0;

@@ -1,0 +1,52 @@
+/** Families of models: each is a function that appends layers to a list.
+ *
+ *  Adding a family: write src/model/family_<name>.c and add its table to the array in src/model/family.c.
+ */
+#ifndef STABLEMOE_FAMILY_H
+#define STABLEMOE_FAMILY_H
+
+#include "stablemoe/layer.h"
+
+/** Layers in order of the pass. */
+typedef struct smoe_layer_list {
+  smoe_layer_spec *spec; /**< [n] in memory of smoe_alloc */
+  int n;
+} smoe_layer_list;
+
+/** A family. All functions are Local. */
+typedef struct smoe_family {
+  const char *name;          /**< as in model.family */
+  const char *title;         /**< one line for --help */
+  const smoe_keyset *keyset; /**< its own keys; NULL: none */
+
+  /** Check the family's keys against the others; NULL: nothing to check. */
+  smoe_status (*check)(const smoe_config *config);
+
+  /** MoE layers of such a model. */
+  int (*n_moe)(const smoe_config *config);
+
+  /** Append the layers. */
+  void (*describe)(const smoe_config *config, int vocabulary, smoe_layer_list *list);
+} smoe_family;
+
+/** All families, NULL-terminated. */
+extern const smoe_family *const smoe_families[];
+
+/** The family of a configuration; NULL: model.family names none. Local. */
+const smoe_family *smoe_family_of(const smoe_config *config);
+
+/** MoE layers of a configured model; 0: dense. Local. */
+int smoe_family_n_moe(const smoe_config *config);
+
+/** Key sets of the trainer, of all routing methods and of all families, for smoe_config_create. Local.
+ *  Returns their number; sets may be NULL to only count.
+ */
+size_t smoe_model_keysets(const smoe_keyset **sets);
+
+/** Check model.family, router.method and their own keys. Local. Errors: SMOE_ERR_CONFIG. */
+smoe_status smoe_model_check(const smoe_config *config);
+
+/** Append a layer; returns its spec, to be changed before the next call. Local. */
+smoe_layer_spec *smoe_layer_list_add(smoe_layer_list *list, const smoe_layer_spec *spec);
+
+#endif

@@ -1,0 +1,142 @@
+/* The feed-forward sublayer: y = x + W2 act(W1 norm(x) + b1) + b2. */
+#include <math.h>
+
+#include "stablemoe/layer.h"
+#include "stablemoe/phase.h"
+
+typedef struct ffn {
+  smoe_ffn_shape shape;
+  int gamma, beta, w1, b1, w2, b2; /* parameters */
+  bool kept;                       /* every lane has a tape of its own */
+  smoe_ffn_tape tape;
+  smoe_real *normed, *dinner, *dnormed; /* scratch */
+} ffn;
+
+static void declare_ffn(smoe_layer *layer) {
+  const smoe_layer_spec *spec = &layer->spec;
+  ffn *f = layer->state;
+  f->shape = (smoe_ffn_shape){
+      .width = spec->width, .inner = spec->inner, .norm = spec->norm, .activation = spec->activation};
+  const int64_t c = (int64_t)spec->width, inner = (int64_t)spec->inner;
+  const int64_t columns = (int64_t)smoe_ffn_columns(&f->shape);
+  const smoe_init one = {SMOE_INIT_CONSTANT, 1, false}, zero = {SMOE_INIT_CONSTANT, 0, false};
+  /* 1/sqrt(fan in), as in the library that the StableMoE code is built on. */
+  const smoe_init from_c = {SMOE_INIT_UNIFORM, 1 / sqrt((double)c), false};
+  const smoe_init from_f = {SMOE_INIT_UNIFORM, 1 / sqrt((double)inner), false};
+  const int64_t vector_c[] = {c, 0}, vector_f[] = {columns, 0};
+  f->gamma = f->beta = f->b1 = f->b2 = -1;
+  if (spec->norm != SMOE_NORM_NONE) f->gamma = smoe_layer_declare(layer, "norm/gamma", vector_c, one, false);
+  if (spec->norm == SMOE_NORM_LAYER) f->beta = smoe_layer_declare(layer, "norm/beta", vector_c, zero, false);
+  f->w1 = smoe_layer_declare(layer, "w1", (int64_t[]){columns, c, 0}, from_c, true);
+  if (spec->bias) f->b1 = smoe_layer_declare(layer, "b1", vector_f, from_c, false);
+  f->w2 = smoe_layer_declare(layer, "w2", (int64_t[]){c, inner, 0}, from_f, true);
+  if (spec->bias) f->b2 = smoe_layer_declare(layer, "b2", vector_c, from_f, false);
+}
+
+static void layout_ffn(smoe_layer *layer, const smoe_layer_memory *memory) {
+  ffn *f = layer->state;
+  const size_t lane = memory->shape[layer->spec.stream].lane_tokens, c = f->shape.width;
+  const size_t n = (size_t)memory->tape_lanes * lane, pre = smoe_ffn_pre(&f->shape);
+  f->kept = memory->tape_lanes > 1;
+  f->tape = (smoe_ffn_tape){.mean = smoe_arena_reals(memory->tape, n),
+                            .rstd = smoe_arena_reals(memory->tape, n),
+                            .pre = pre ? smoe_arena_reals(memory->tape, n * pre) : NULL,
+                            .h = smoe_arena_reals(memory->tape, n * f->shape.inner)};
+  f->normed = smoe_arena_reals(memory->scratch, lane * c);
+  if (!memory->training) return;
+  f->dinner = smoe_arena_reals(memory->scratch, lane * smoe_ffn_columns(&f->shape));
+  f->dnormed = smoe_arena_reals(memory->scratch, lane * c);
+}
+
+static smoe_ffn_values values_of(const smoe_layer *layer) {
+  const ffn *f = layer->state;
+  return (smoe_ffn_values){smoe_layer_value(layer, f->gamma), smoe_layer_value(layer, f->beta),
+                           smoe_layer_value(layer, f->w1),    smoe_layer_value(layer, f->b1),
+                           smoe_layer_value(layer, f->w2),    smoe_layer_value(layer, f->b2)};
+}
+
+static smoe_ffn_tape tape_of(const ffn *f, const smoe_layer_call *call) {
+  return smoe_ffn_tape_at(&f->tape, &f->shape, f->kept ? (size_t)call->lane * call->n : 0);
+}
+
+static void recompute_ffn(smoe_layer *layer, const smoe_layer_call *call) {
+  const ffn *f = layer->state;
+  const smoe_ffn_values w = values_of(layer);
+  const smoe_ffn_tape tape = tape_of(f, call);
+  smoe_ffn_inner(&f->shape, &w, &tape, f->normed, call->x, call->n);
+}
+
+static smoe_ffn_grads grads_of(const smoe_layer *layer, int lane) {
+  const ffn *f = layer->state;
+  return (smoe_ffn_grads){smoe_layer_grad(layer, f->gamma, lane), smoe_layer_grad(layer, f->beta, lane),
+                          smoe_layer_grad(layer, f->w1, lane),    smoe_layer_grad(layer, f->b1, lane),
+                          smoe_layer_grad(layer, f->w2, lane),    smoe_layer_grad(layer, f->b2, lane)};
+}
+
+void smoe_layer_ffn_add(smoe_layer *layer, const smoe_layer_call *call, smoe_real *y) {
+  const ffn *f = layer->state;
+  const smoe_ffn_values w = values_of(layer);
+  const smoe_ffn_tape tape = tape_of(f, call);
+  smoe_ffn_inner(&f->shape, &w, &tape, f->normed, call->x, call->n);
+  smoe_ffn_outer(&f->shape, &w, &tape, f->normed, call->n);
+  smoe_add(y, f->normed, call->n * f->shape.width);
+}
+
+void smoe_layer_ffn_add_backward(smoe_layer *layer, const smoe_layer_call *call, const smoe_real *dy) {
+  const ffn *f = layer->state;
+  const smoe_ffn_values w = values_of(layer);
+  const smoe_ffn_tape tape = tape_of(f, call);
+  const smoe_ffn_grads g = grads_of(layer, call->lane);
+  smoe_ffn_backward_outer_weights(&f->shape, &g, &tape, dy, call->n);
+  smoe_ffn_backward_inner(&f->shape, &w, &tape, f->dinner, dy, call->n);
+  smoe_ffn_backward_inner_weights(&f->shape, &w, &g, &tape, f->normed, f->dinner, call->x, call->n);
+  smoe_ffn_backward_input(&f->shape, &w, &g, &tape, call->dx, f->dnormed, f->dinner, call->x, call->n);
+}
+
+static void forward_ffn(smoe_layer *layer, const smoe_layer_call *call) {
+  const ffn *f = layer->state;
+  const smoe_ffn_values w = values_of(layer);
+  const smoe_ffn_tape tape = tape_of(f, call);
+  smoe_ffn_inner(&f->shape, &w, &tape, f->normed, call->x, call->n);
+  smoe_ffn_outer(&f->shape, &w, &tape, call->y, call->n);
+  smoe_add(call->y, call->x, call->n * f->shape.width);
+}
+
+/* dy is dx: the weights that need it come before it changes. */
+static void backward_ffn(smoe_layer *layer, const smoe_layer_call *call) {
+  smoe_layer_ffn_add_backward(layer, call, call->dx);
+}
+
+static void extend_ffn(smoe_layer *layer, const smoe_extend_call *call) {
+  const ffn *f = layer->state;
+  smoe_ffn_shape shape = f->shape;
+  const smoe_ffn_values w = values_of(layer);
+  const size_t n = call->n_sequences * call->n;
+  shape.decoding = true;
+  smoe_ffn_inner(&shape, &w, &f->tape, f->normed, call->x, n);
+  smoe_ffn_outer(&shape, &w, &f->tape, call->y, n);
+  smoe_add(call->y, call->x, n * shape.width);
+}
+
+static void work_ffn(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work) {
+  const ffn *f = layer->state;
+  const smoe_token_shape *s = &shape[layer->spec.stream];
+  smoe_work_linear(work, s->lane_tokens, f->shape.width, smoe_ffn_columns(&f->shape), s->n_lanes);
+  smoe_work_linear(work, s->lane_tokens, f->shape.inner, f->shape.width, s->n_lanes);
+}
+
+const smoe_ffn_tape *smoe_layer_ffn_tape(const smoe_layer *layer) {
+  return &((const ffn *)layer->state)->tape;
+}
+
+const smoe_layer_ops smoe_layer_ffn = {
+    .kind = "ffn",
+    .bytes = sizeof(ffn),
+    .declare = declare_ffn,
+    .layout = layout_ffn,
+    .forward = forward_ffn,
+    .recompute = recompute_ffn,
+    .backward = backward_ffn,
+    .extend = extend_ffn,
+    .work = work_ffn,
+};

@@ -1,0 +1,134 @@
+/* The head: logits = W norm(x) in slices of rows, and the objective; in training the gradients of all of it at
+ * once: the loss's denominator is known beforehand, so logits are never held whole nor computed twice. */
+#include <math.h>
+#include <string.h>
+
+#include "stablemoe/layer.h"
+#include "stablemoe/phase.h"
+
+typedef struct head {
+  int gamma, beta, weight;
+  size_t rows;                 /* of a slice */
+  smoe_real *mean, *rstd;      /* tape [N] */
+  smoe_real *normed, *dnormed; /* scratch [lane tokens, C] */
+  smoe_real *logits;           /* scratch [copies rows, V] */
+  smoe_real *loss;             /* scratch [lane tokens] */
+} head;
+
+static void cross_entropy(const smoe_objective *self, const smoe_objective_call *call) {
+  smoe_cross_entropy(call->loss, call->logits, call->target, 1, call->scale, call->gradient, call->rows,
+                     call->vocabulary);
+}
+
+const smoe_objective smoe_objective_cross_entropy = {.rows = cross_entropy};
+
+static void declare_head(smoe_layer *layer) {
+  const smoe_layer_spec *spec = &layer->spec;
+  head *h = layer->state;
+  const int64_t c = (int64_t)spec->width;
+  h->gamma = h->beta = -1;
+  if (spec->norm != SMOE_NORM_NONE)
+    h->gamma = smoe_params_declare(layer->params, SMOE_REPLICATED, (int64_t[]){c, 0},
+                                   (smoe_init){SMOE_INIT_CONSTANT, 1, false}, false, "norm/gamma");
+  if (spec->norm == SMOE_NORM_LAYER)
+    h->beta = smoe_params_declare(layer->params, SMOE_REPLICATED, (int64_t[]){c, 0},
+                                  (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false, "norm/beta");
+  if (spec->tied)
+    h->weight = smoe_params_find(layer->params, "embedding/table");
+  else
+    h->weight = smoe_layer_declare(layer, "weight", (int64_t[]){(int64_t)spec->vocabulary, c, 0},
+                                   (smoe_init){SMOE_INIT_NORMAL, 1 / sqrt((double)c), false}, true);
+}
+
+/* Rows of a slice: about 16 MiB of logits, whatever the vocabulary. */
+static size_t slice_rows(size_t vocabulary, size_t lane_tokens) {
+  size_t rows = (size_t)4194304 / vocabulary / 64 * 64;
+  if (rows < 64) rows = 64;
+  return rows < lane_tokens ? rows : lane_tokens;
+}
+
+static void layout_head(smoe_layer *layer, const smoe_layer_memory *memory) {
+  head *h = layer->state;
+  const smoe_token_shape *shape = &memory->shape[layer->spec.stream];
+  const size_t n = shape->n_tokens, lane = shape->lane_tokens, c = layer->spec.width;
+  h->mean = smoe_arena_reals(memory->tape, n);
+  h->rstd = smoe_arena_reals(memory->tape, n);
+  h->normed = smoe_arena_reals(memory->scratch, lane * c);
+  h->loss = smoe_arena_reals(memory->scratch, lane);
+  h->rows = slice_rows(layer->spec.vocabulary, lane);
+  h->logits = smoe_arena_reals(memory->scratch, h->rows * layer->spec.vocabulary);
+  if (memory->training) h->dnormed = smoe_arena_reals(memory->scratch, lane * c);
+}
+
+static void slice(smoe_layer *layer, const smoe_layer_call *call, size_t r, size_t rows) {
+  const head *h = layer->state;
+  const size_t c = layer->spec.width, v = layer->spec.vocabulary;
+  const smoe_real *weight = smoe_layer_value(layer, h->weight);
+  smoe_linear_forward(h->logits, h->normed + r * c, weight, NULL, rows, c, v);
+  call->objective->rows(call->objective,
+                        &(smoe_objective_call){.logits = h->logits,
+                                               .loss = h->loss + r,
+                                               .sums = call->sums + sizeof(smoe_lane_sums) / sizeof(double),
+                                               .target = call->target + r,
+                                               .rows = rows,
+                                               .vocabulary = v,
+                                               .copies = 1,
+                                               .scale = (smoe_real)(1.0 / (double)call->pass->n_targets),
+                                               .gradient = call->pass->training});
+  if (!call->pass->training) return;
+  smoe_linear_backward_weight(smoe_layer_grad(layer, h->weight, call->lane), NULL, h->logits,
+                              h->normed + r * c, rows, c, v);
+  smoe_linear_backward_input(h->dnormed + r * c, h->logits, weight, rows, c, v, false);
+}
+
+/* Writes dx = dL/dx in training: there is no backward of its own. */
+static void forward_head(smoe_layer *layer, const smoe_layer_call *call) {
+  const head *h = layer->state;
+  const size_t n = call->n, c = layer->spec.width, first = (size_t)call->lane * n;
+  const smoe_norm_kind norm = layer->spec.norm;
+  const smoe_real *gamma = smoe_layer_value(layer, h->gamma);
+  smoe_phase(SMOE_PHASE_HEAD);
+  smoe_norm_rows(norm, h->normed, h->mean + first, h->rstd + first, call->x, gamma,
+                 smoe_layer_value(layer, h->beta), n, c);
+  for (size_t r = 0; r < n; r += h->rows) slice(layer, call, r, r + h->rows < n ? h->rows : n - r);
+  if (call->token_loss) memcpy(call->token_loss, h->loss, n * sizeof *h->loss);
+  smoe_lane_sums *sums = (smoe_lane_sums *)call->sums;
+  for (size_t t = 0; t < n; t++) {
+    sums->loss += (double)h->loss[t];
+    sums->n_targets += call->target[t] >= 0;
+  }
+  if (!call->pass->training) return;
+  memset(call->dx, 0, n * c * sizeof *call->dx);
+  smoe_norm_rows_backward(norm, call->dx, smoe_layer_grad(layer, h->gamma, call->lane),
+                          smoe_layer_grad(layer, h->beta, call->lane), h->dnormed, call->x, gamma,
+                          h->mean + first, h->rstd + first, n, c);
+}
+
+void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_real *x, bool decoding) {
+  const head *h = layer->state;
+  const size_t c = layer->spec.width;
+  smoe_norm_rows(layer->spec.norm, h->normed, h->mean, h->rstd, x, smoe_layer_value(layer, h->gamma),
+                 smoe_layer_value(layer, h->beta), 1, c);
+  (decoding ? smoe_linear_rows : smoe_linear_forward)(logits, h->normed, smoe_layer_value(layer, h->weight),
+                                                      NULL, 1, c, layer->spec.vocabulary);
+}
+
+size_t *smoe_layer_head_rows(smoe_layer *layer) {
+  return &((head *)layer->state)->rows;
+}
+
+static void work_head(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work) {
+  const head *h = layer->state;
+  const smoe_token_shape *s = &shape[layer->spec.stream];
+  smoe_work_linear(work, h->rows, layer->spec.width, layer->spec.vocabulary,
+                   s->n_lanes * (double)s->lane_tokens / (double)h->rows);
+}
+
+const smoe_layer_ops smoe_layer_head = {
+    .kind = "head",
+    .bytes = sizeof(head),
+    .declare = declare_head,
+    .layout = layout_head,
+    .forward = forward_head,
+    .work = work_head,
+};

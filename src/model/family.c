@@ -1,0 +1,52 @@
+#include "stablemoe/family.h"
+
+#include <string.h>
+
+#include "stablemoe/router.h"
+
+extern const smoe_family smoe_family_stablemoe;
+
+const smoe_family *const smoe_families[] = {&smoe_family_stablemoe, NULL};
+
+const smoe_family *smoe_family_of(const smoe_config *config) {
+  const char *name = smoe_config_settings(config)->model.family;
+  for (size_t i = 0; smoe_families[i]; i++)
+    if (strcmp(smoe_families[i]->name, name) == 0) return smoe_families[i];
+  return NULL;
+}
+
+int smoe_family_n_moe(const smoe_config *config) {
+  const smoe_family *family = smoe_family_of(config);
+  return family ? family->n_moe(config) : 0;
+}
+
+size_t smoe_model_keysets(const smoe_keyset **sets) {
+  size_t n = smoe_router_keysets(sets);
+  for (size_t i = 0; smoe_families[i]; i++) {
+    if (!smoe_families[i]->keyset) continue;
+    if (sets) sets[n] = smoe_families[i]->keyset;
+    n++;
+  }
+  return n;
+}
+
+smoe_status smoe_model_check(const smoe_config *config) {
+  const smoe_family *family = smoe_family_of(config);
+  if (!family) {
+    char names[512] = "";
+    for (size_t i = 0; smoe_families[i]; i++) {
+      if (i) strncat(names, ", ", sizeof names - strlen(names) - 1);
+      strncat(names, smoe_families[i]->name, sizeof names - strlen(names) - 1);
+    }
+    return SMOE_FAIL(SMOE_ERR_CONFIG, "model.family is '%s'; the families are: %s",
+                     smoe_config_settings(config)->model.family, names);
+  }
+  if (family->check) SMOE_TRY(family->check(config));
+  return smoe_router_check(config);
+}
+
+smoe_layer_spec *smoe_layer_list_add(smoe_layer_list *list, const smoe_layer_spec *spec) {
+  list->spec = smoe_realloc(list->spec, (size_t)(list->n + 1) * sizeof *list->spec);
+  list->spec[list->n] = *spec;
+  return &list->spec[list->n++];
+}

@@ -1,0 +1,74 @@
+#include "moe_experts.h"
+
+#include "stablemoe/phase.h"
+
+/* Tokens to the experts, through them, and back: slot = delta. */
+static void experts_forward(smoe_moe_layer *moe, const smoe_real *x) {
+  smoe_phase(SMOE_PHASE_PACK);
+  smoe_dispatch(&moe->exchange, moe->experts.z[0], x, NULL, moe->packing);
+  smoe_phase(SMOE_PHASE_EXPERTS);
+  smoe_experts_forward(&moe->experts, moe->rows, moe->exchange.expert_offset);
+  smoe_phase(SMOE_PHASE_PACK);
+  smoe_combine_rows(&moe->exchange, moe->slot, moe->rows, moe->packing);
+}
+
+/* The same; a group of experts computes while rows of the others travel. */
+static void groups_forward(smoe_moe_layer *moe, const smoe_real *x) {
+  const smoe_exchange *ex = &moe->exchange;
+  smoe_phase(SMOE_PHASE_PACK);
+  smoe_exchange_begin(ex, x, NULL, moe->packing);
+  for (int g = 0; g < ex->n_groups; g++) {
+    int first, end;
+    smoe_exchange_group(ex, g, &first, &end);
+    smoe_exchange_take(ex, moe->experts.z[0], g);
+    smoe_phase(SMOE_PHASE_EXPERTS);
+    smoe_experts_forward_some(&moe->experts, moe->rows, ex->expert_offset, first, end);
+    smoe_phase(SMOE_PHASE_PACK);
+    smoe_exchange_return(ex, moe->rows, g);
+  }
+  smoe_exchange_end_rows(ex, moe->slot);
+}
+
+/* ddelta = gate dy travels to the experts; their dx travels back and is added to dx. dy may be dx. */
+static void experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *dy) {
+  smoe_phase(SMOE_PHASE_PACK);
+  smoe_dispatch(&moe->exchange, moe->drows, dy, moe->gate, moe->packing);
+  smoe_phase(SMOE_PHASE_EXPERTS);
+  smoe_experts_backward(&moe->experts, moe->rows, moe->drows, moe->exchange.expert_offset);
+  smoe_phase(SMOE_PHASE_PACK);
+  smoe_combine_add(&moe->exchange, dx, moe->rows, moe->packing);
+}
+
+/* The same; weights' gradients are computed when the rows have left. */
+static void groups_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *dy) {
+  const smoe_exchange *ex = &moe->exchange;
+  smoe_phase(SMOE_PHASE_PACK);
+  smoe_exchange_begin(ex, dy, moe->gate, moe->packing);
+  for (int g = 0; g < ex->n_groups; g++) {
+    int first, end;
+    smoe_exchange_group(ex, g, &first, &end);
+    smoe_exchange_take(ex, moe->drows, g);
+    smoe_phase(SMOE_PHASE_EXPERTS);
+    smoe_experts_backward_rows(&moe->experts, moe->rows, moe->drows, ex->expert_offset, first, end);
+    smoe_phase(SMOE_PHASE_PACK);
+    smoe_exchange_return(ex, moe->rows, g);
+    smoe_phase(SMOE_PHASE_EXPERTS);
+    smoe_experts_backward_weights(&moe->experts, moe->drows, ex->expert_offset, first, end);
+    smoe_phase(SMOE_PHASE_PACK);
+  }
+  smoe_exchange_end_add(ex, dx);
+}
+
+void smoe_moe_experts_forward(smoe_moe_layer *moe, const smoe_real *x) {
+  if (smoe_exchange_overlap(&moe->exchange))
+    groups_forward(moe, x);
+  else
+    experts_forward(moe, x);
+}
+
+void smoe_moe_experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *dy) {
+  if (smoe_exchange_overlap(&moe->exchange))
+    groups_backward(moe, dx, dy);
+  else
+    experts_backward(moe, dx, dy);
+}
