@@ -114,3 +114,17 @@ def dropout_factor(share, seed, update, site, token, c):
     word = np.choose(j % 128 // 16 % 4, counter_random.philox(seed, DROPOUT + site * 256, update, index))
     bits = (word >> (16 * (j % 128 // 64)).astype(np.uint64)) % np.uint64(65536)
     return np.where(bits < threshold, 0.0, 65536 / (65536 - threshold))
+
+
+def smoothed_cross_entropy(logits, target, epsilon):
+    """Loss and -log p of the target of each row, and the gradient of the loss; zero where the target is -1.
+
+    The target's weight is 1 - epsilon, every other id has epsilon / (V - 1).
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    weight = np.full_like(logits, epsilon / (logits.shape[-1] - 1))
+    rows, real = np.arange(len(target)), target >= 0
+    weight[rows, np.maximum(target, 0)] = 1 - epsilon
+    loss, nll = -(weight * log_p).sum(axis=-1), -log_p[rows, np.maximum(target, 0)]
+    return loss * real, nll * real, (np.exp(log_p) - weight) * real[:, None]

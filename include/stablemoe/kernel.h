@@ -183,6 +183,21 @@ void smoe_softmax_forward(smoe_real *p, const smoe_real *x, size_t n, size_t e);
 void smoe_cross_entropy(smoe_real *loss, smoe_real *logits, const int32_t *target, size_t target_stride,
                         smoe_real scale, bool gradient, size_t n, size_t v);
 
+/** Cross entropy of each row against a smoothed target, and its gradient in place: the target has the weight
+ *  1 - epsilon, every other id epsilon / (V - 1).
+ *
+ *  loss     out  [N] (1 - epsilon - e) nll + e sum over ids of -log p, e = epsilon / (V - 1); 0 where target is -1
+ *  nll      out  [N] -log p of the target, as smoe_cross_entropy gives it; 0 where target is -1
+ *  epsilon  in   below 1; 0 gives the bits of smoe_cross_entropy
+ *
+ *  The rest as in smoe_cross_entropy.
+ *  Source: Szegedy et al. 2016, with the weights of fairseq's label_smoothed_cross_entropy (1.0 and later; versions
+ *          before divided epsilon by V).
+ */
+void smoe_cross_entropy_smoothed(smoe_real *loss, smoe_real *nll, smoe_real *logits, const int32_t *target,
+                                 size_t target_stride, double epsilon, smoe_real scale, bool gradient,
+                                 size_t n, size_t v);
+
 /* ---- embedding.c ---- */
 
 /** x [S T, C] = scale * table[token] + position[t]; a token of -1 has a zero row of the table. position NULL:

@@ -52,3 +52,57 @@ void smoe_cross_entropy(smoe_real *loss, smoe_real *logits, const int32_t *targe
     }
   }
 }
+
+/* The sum of x - shift. */
+static smoe_real row_sum_shifted(const smoe_real *restrict x, smoe_real shift, size_t n) {
+  smoe_real partial[PARTIALS] = {0};
+  size_t i = 0;
+  for (; i + PARTIALS <= n; i += PARTIALS)
+    for (size_t j = 0; j < PARTIALS; j++) partial[j] += x[i + j] - shift;
+  for (size_t j = 0; i < n; i++, j++) partial[j] += x[i] - shift;
+  return partials_sum(partial);
+}
+
+static void row_scale_shift(smoe_real *x, smoe_real factor, smoe_real shift, size_t n) {
+  for (size_t i = 0; i < n; i++) x[i] = x[i] * factor - shift;
+}
+
+/* Weights of a smoothed target: `own` is what the target has beside the `each` that every id has. */
+typedef struct smoothing {
+  smoe_real own, each;
+} smoothing;
+
+/* dx = scale (softmax(x) - each - own onehot(target)), in place. */
+static smoe_real row_smoothed(smoe_real *nll, smoe_real *x, size_t target, smoothing weight, smoe_real scale,
+                              bool gradient, size_t v) {
+  const smoe_real max = row_max(x, v), x_target = x[target];
+  const smoe_real shifted = weight.each > 0 ? row_sum_shifted(x, max, v) : 0;
+  const smoe_real sum = gradient ? row_exp(x, x, max, v) : row_exp_sum(x, max, v);
+  const smoe_real log_sum = (smoe_real)log(sum);
+  if (gradient) {
+    row_scale_shift(x, scale / sum, scale * weight.each, v);
+    x[target] -= scale * weight.own;
+  }
+  *nll = log_sum + (max - x_target);
+  if (!(weight.each > 0)) return weight.own * *nll;
+  return weight.own * *nll + weight.each * ((smoe_real)v * log_sum - shifted);
+}
+
+void smoe_cross_entropy_smoothed(smoe_real *loss, smoe_real *nll, smoe_real *logits, const int32_t *target,
+                                 size_t target_stride, double epsilon, smoe_real scale, bool gradient,
+                                 size_t n, size_t v) {
+  const double each = v > 1 ? epsilon / (double)(v - 1) : 0;
+  const smoothing weight = {.own = (smoe_real)(v > 1 ? 1 - epsilon - each : 1), .each = (smoe_real)each};
+#pragma omp parallel for if (n * v > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++) {
+    const int32_t id = target[i * target_stride];
+    smoe_real *row = logits + i * v;
+    SMOE_ASSERT(id < 0 || (size_t)id < v);
+    if (id >= 0) {
+      loss[i] = row_smoothed(nll + i, row, (size_t)id, weight, scale, gradient, v);
+    } else {
+      loss[i] = nll[i] = 0;
+      if (gradient) memset(row, 0, v * sizeof *row);
+    }
+  }
+}

@@ -105,6 +105,21 @@ static void bench_dropout(void) {
   smoe_free(x), smoe_free(y), smoe_free(w);
 }
 
+static void bench_loss(void) {
+  enum { ROWS = 128, VOCABULARY = 8192 };
+  smoe_real *x = reals(ROWS * VOCABULARY), loss[ROWS], nll[ROWS];
+  int32_t target[ROWS];
+  for (int32_t i = 0; i < ROWS; i++) target[i] = i;
+  const double elements = (double)ROWS * VOCABULARY;
+  BENCH("cross entropy and gradient", "G/s", elements,
+        smoe_cross_entropy(loss, x, target, 1, (smoe_real)1e-3, true, ROWS, VOCABULARY));
+  const double plain = best;
+  BENCH("smoothed", "G/s", elements,
+        smoe_cross_entropy_smoothed(loss, nll, x, target, 1, 0.1, (smoe_real)1e-3, true, ROWS, VOCABULARY));
+  compare("cross entropy", plain);
+  smoe_free(x);
+}
+
 int main(void) {
   smoe_threads_set(1);
   printf("%d rows, widths %d and %d, BLAS core %s, %s\n", N, C, F, smoe_blas_name(), SMOE_REAL_NAME);
@@ -112,6 +127,7 @@ int main(void) {
   bench_activations();
   bench_rope();
   bench_dropout();
+  bench_loss();
   bench_attention(32);
   bench_attention(64);
   return 0;

@@ -140,6 +140,21 @@ static void dropout(void) {
   smoe_free(x);
 }
 
+static void smoothing(void) {
+  enum { N = 9, V = 50 };
+  name_of_case = "smoothing";
+  smoe_real *x = values_uniform(N * V, 1), *loss = values_zero(N), *nll = values_zero(N);
+  int32_t *target = values_ids(N, V, 2);
+  double id[N];
+  for (size_t i = 0; i < N; i++) id[i] = target[i];
+  for (size_t i = 0; i < N * V; i++) x[i] *= 5;
+  write_doubles("target", id, N), write_number("epsilon", 0.1), write_number("scale", 0.5);
+  write_reals("x", x, N * V);
+  smoe_cross_entropy_smoothed(loss, nll, x, target, 1, 0.1, (smoe_real)0.5, true, N, V);
+  write_reals("loss", loss, N), write_reals("nll", nll, N), write_reals("dx", x, N * V);
+  smoe_free(x), smoe_free(loss), smoe_free(nll), smoe_free(target);
+}
+
 int main(int argc, char **argv) {
   if (argc != 2 || !(output = fopen(argv[1], "wb"))) {
     fprintf(stderr, "usage: kernels OUTPUT\n");
@@ -150,5 +165,6 @@ int main(int argc, char **argv) {
   rope();
   attends();
   dropout();
+  smoothing();
   return fclose(output) ? 1 : 0;
 }

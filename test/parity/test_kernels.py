@@ -95,6 +95,14 @@ class Kernels(unittest.TestCase):
                                     x.shape[1])
         self.near("y", a["y"], x * factor)
 
+    def test_smoothing(self):
+        a = self.cases["smoothing"]
+        target = a["target"].astype(int)
+        loss, nll, dx = ref.smoothed_cross_entropy(a["x"].reshape(len(target), -1), target, a["epsilon"][0])
+        self.near("loss", a["loss"], loss)
+        self.near("nll", a["nll"], nll)
+        self.near("dx", a["dx"], a["scale"][0] * dx)
+
 
 if __name__ == "__main__":
     Kernels.cases, Kernels.tolerance = read_cases(sys.argv[1]), float(sys.argv[2])

@@ -67,6 +67,11 @@ static size_t all_kernels(smoe_real *result, size_t size) {
   memcpy(logits, dy, N * F * sizeof *logits);
   for (size_t i = 0; i < N; i++) token[i] = token[i] < 0 ? -1 : token[i] % F;
   smoe_cross_entropy(loss, logits, token, 1, 0.5, true, N, F);
+  TAKE(smoothed, N * F);
+  TAKE(smoothed_loss, N);
+  TAKE(nll, N);
+  memcpy(smoothed, dy, N * F * sizeof *smoothed);
+  smoe_cross_entropy_smoothed(smoothed_loss, nll, smoothed, token, 1, 0.1, 0.5, true, N, F);
   TAKE(h, N * F);
   memcpy(h, y, N * F * sizeof *h);
   smoe_bias_relu_forward(h, b, N, F);
