@@ -37,6 +37,8 @@ class Config:
     expert_gradient_factor: float = 1.0
     schedule: str = "linear"
     warmup: int = 0
+    floor: float = 0.1
+    decay_share: float = 0.1
     updates: int = 1
     micro_batches: int = 1
     batch_sequences: int = 1
@@ -77,7 +79,9 @@ class Config:
             "beta1": key["optimizer.beta1"], "beta2": key["optimizer.beta2"], "epsilon": key["optimizer.epsilon"],
             "decay": key["optimizer.decay"], "clip": key["optimizer.clip"],
             "expert_gradient_factor": key["optimizer.expert_gradient_factor"], "schedule": key["schedule.kind"],
-            "warmup": key["schedule.warmup"], "updates": key["train.updates"],
+            "warmup": key["schedule.warmup"],
+            "floor": key.get("schedule.floor", 0.1), "decay_share": key.get("schedule.decay_share", 0.1),
+            "updates": key["train.updates"],
             "micro_batches": key["train.micro_batches"], "batch_sequences": key["train.batch_sequences"],
             "context": key["model.context"], "balance_weight": own.pop("balance_weight", "0"),
             "distill_weight": own.pop("distill_weight", "0"), "features": own.pop("features", "word"),

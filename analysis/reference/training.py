@@ -67,6 +67,13 @@ def learning_rate(config, update):
         return config.lr * (config.updates - update) / (config.updates - config.warmup)
     if config.schedule == "inverse_sqrt":
         return config.lr * np.sqrt(max(config.warmup, 1) / (update + 1))
+    if config.schedule == "cosine":
+        progress = (update - config.warmup) / (config.updates - config.warmup)
+        return config.lr * (config.floor + (1 - config.floor) * (1 + np.cos(np.pi * progress)) / 2)
+    if config.schedule == "wsd":
+        decay = min(np.floor(config.decay_share * config.updates + 0.5), config.updates - config.warmup)
+        left = min((config.updates - update) / decay, 1) if decay else 1
+        return config.lr * (config.floor + (1 - config.floor) * left)
     return config.lr
 
 

@@ -47,7 +47,13 @@ typedef struct smoe_keyset {
 typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED } smoe_position;
 typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_save_error;
 typedef enum smoe_placement_kind { SMOE_PLACE_BY_LOAD, SMOE_PLACE_IN_ORDER } smoe_placement_kind;
-typedef enum smoe_schedule_kind { SMOE_LINEAR, SMOE_INVERSE_SQRT, SMOE_CONSTANT } smoe_schedule_kind;
+typedef enum smoe_schedule_kind {
+  SMOE_LINEAR,
+  SMOE_INVERSE_SQRT,
+  SMOE_CONSTANT,
+  SMOE_COSINE,
+  SMOE_WSD
+} smoe_schedule_kind;
 
 /** Values of the trainer's own keys (src/config/keys.c has the table). */
 typedef struct smoe_settings {
@@ -103,6 +109,8 @@ typedef struct smoe_settings {
   struct {
     int kind; /**< smoe_schedule_kind */
     int64_t warmup;
+    double floor;       /**< of cosine and wsd; a share of optimizer.lr */
+    double decay_share; /**< of wsd; a share of train.updates */
   } schedule;
   struct {
     int64_t expert_ranks; /**< G; 0: automatic */

@@ -14,8 +14,15 @@ typedef struct smoe_norms {
 
 /** Learning rate of the zero-based update u.
  *
- *  Local. Warm-up over W updates: lr (u + 1) / W. Then linear: to 0 at the end of
- *  training; inverse_sqrt: lr sqrt(W / (u + 1)); constant: lr.
+ *  Local. Warm-up over W updates: lr (u + 1) / W. Then, with U updates in all, floor m and decay share s:
+ *
+ *    linear        lr (U - u) / (U - W): to 0 at the end of training
+ *    inverse_sqrt  lr sqrt(W / (u + 1))
+ *    constant      lr
+ *    cosine        lr (m + (1 - m) (1 + cos(pi (u - W) / (U - W))) / 2)
+ *    wsd           lr, and lr (m + (1 - m) (U - u) / D) in the last D = s U updates (rounded; at most U - W)
+ *
+ *  Source: cosine Loshchilov and Hutter 2017; wsd Hu et al. 2024 (MiniCPM), with a linear decay.
  */
 double smoe_learning_rate(const smoe_settings *settings, int64_t update);
 

@@ -23,7 +23,7 @@ static const char *const exchanges[] = {"direct", "two_level", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
 static const char *const save_errors[] = {"stop", "continue", NULL};
 static const char *const placements[] = {"load", "order", NULL};
-static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", NULL};
+static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", "cosine", "wsd", NULL};
 
 enum { MANY = 1000000000 }; /* an update's number enters the random streams as 32 bits */
 
@@ -117,10 +117,14 @@ static const smoe_key keys[] = {
          "StableMoE paper multiplies them by its number of ranks, which is moe.experts there."),
 
     CHOICE(schedule.kind, "linear", schedules,
-           "Learning rate after the warm-up: falls linearly to 0 at train.updates, with the inverse square "
-           "root of the update, or stays constant."),
+           "Learning rate after the warm-up: linear falls to 0 at train.updates, inverse_sqrt falls with the "
+           "inverse square root of the update, cosine falls to schedule.floor, wsd (warm-up, stable, decay) "
+           "stays constant and then falls linearly to schedule.floor."),
     INT(schedule.warmup, "100", 0, MANY, "updates",
         "Updates in which the learning rate rises linearly to optimizer.lr; at most train.updates."),
+    REAL(schedule.floor, "0.1", 0, 1, "", "Share of optimizer.lr at which cosine and wsd end."),
+    REAL(schedule.decay_share, "0.1", 0, 1, "",
+         "Share of train.updates, the last ones, in which the learning rate of wsd falls."),
 
     INT(comm.expert_ranks, "0", 0, 65536, "ranks",
         "Ranks that share out the experts; more ranks form replicas of such groups, which share out the "

@@ -5,6 +5,14 @@
 #include "stablemoe/exchange.h"
 #include "stablemoe/kernel.h"
 
+static const double pi = 3.14159265358979323846;
+
+/* From the peak down to the floor; left falls from 1 to 0. */
+static double above_floor(const smoe_settings *settings, double left) {
+  const double floor = settings->schedule.floor;
+  return settings->optimizer.lr * (floor + (1 - floor) * left);
+}
+
 double smoe_learning_rate(const smoe_settings *settings, int64_t update) {
   const double peak = settings->optimizer.lr, done = (double)update + 1;
   const double warmup = (double)settings->schedule.warmup, total = (double)settings->train.updates;
@@ -16,6 +24,15 @@ double smoe_learning_rate(const smoe_settings *settings, int64_t update) {
     return peak * sqrt(fmax(1, warmup) / done);
   case SMOE_CONSTANT:
     return peak;
+  case SMOE_COSINE: {
+    const double progress = total > warmup ? fmin(1, ((double)update - warmup) / (total - warmup)) : 0;
+    return above_floor(settings, (1 + cos(pi * progress)) / 2);
+  }
+  case SMOE_WSD: {
+    const double decay = fmin(round(settings->schedule.decay_share * total), total - warmup);
+    const double left = total - (double)update;
+    return left < decay ? above_floor(settings, fmax(0, left / decay)) : peak;
+  }
   }
   return peak;
 }

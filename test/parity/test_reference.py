@@ -357,6 +357,10 @@ class Optimizer(unittest.TestCase):
         config = replace(config, schedule="inverse_sqrt")
         self.assertEqual([ref.learning_rate(config, u) for u in (1, 3, 15)], [1.0, 2.0, 1.0])
         self.assertEqual(ref.learning_rate(replace(config, schedule="constant"), 9), 2.0)
+        config = replace(config, schedule="cosine", floor=0.5)  # down from 2 to 1
+        np.testing.assert_allclose([ref.learning_rate(config, u) for u in (3, 4, 9, 14)], [2, 2, 1.5, 1])
+        config = replace(config, schedule="wsd", decay_share=0.3)  # 4 of 14 updates
+        np.testing.assert_allclose([ref.learning_rate(config, u) for u in (3, 10, 11, 13)], [2, 2, 1.75, 1.25])
 
     def test_clip(self):
         grads = {"a": np.array([3.0]), "b": np.array([[4.0]])}
