@@ -201,13 +201,13 @@ struct smoe_layer_ops {
                       double *sums, size_t stride);
   void (*backward_all)(smoe_layer *layer, const smoe_pass *pass, smoe_real *dx, const smoe_real *x);
 
-  /** Decoding: reals of state for sequences of length_max rows; y of the new rows. reorder permutes the
+  /** Decoding: reals of state for sequences of length_max rows beside side_max rows of the source stream; y of the new rows. reorder permutes the
    *  sequences' states: new sequence i continues old sequence from[i], of which `length` rows are used.
    *  NULL: no state; forward serves. */
-  size_t (*state_reals)(const smoe_layer *layer, size_t n_sequences, size_t length_max);
+  size_t (*state_reals)(const smoe_layer *layer, size_t n_sequences, size_t length_max, size_t side_max);
   void (*extend)(smoe_layer *layer, const smoe_extend_call *call);
   void (*reorder)(const smoe_layer *layer, smoe_real *state, const int32_t *from, size_t n_sequences,
-                  size_t length, size_t length_max);
+                  size_t length, size_t length_max, size_t side_max);
 
   /** Add the layer's products for a micro-batch of such a shape. */
   void (*work)(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work);
@@ -225,6 +225,7 @@ struct smoe_layer {
   smoe_layer_spec spec;
   const smoe_config *config;
   smoe_params *params;
+  int number;  /**< in the model's list, which tells its random numbers apart */
   void *state; /**< the layer's own struct, ops->bytes, zeroed before declare */
 };
 
@@ -247,6 +248,13 @@ smoe_real *smoe_layer_grad(const smoe_layer *layer, int index, int lane);
 
 /** Declare "<layer's name>/<name>", replicated. Local. Returns its index. */
 int smoe_layer_declare(smoe_layer *layer, const char *name, const int64_t *shape, smoe_init init, bool decay);
+
+/** Dropout of the layer on rows [N, C] of a call, in place; nothing in evaluation. Local. */
+void smoe_layer_dropout(const smoe_layer *layer, const smoe_layer_call *call, smoe_real *x);
+
+/** Gradient behind the dropout, from call->dx: in dy [N, C], or call->dx itself where nothing is dropped. Local. */
+const smoe_real *smoe_layer_dropout_backward(const smoe_layer *layer, const smoe_layer_call *call,
+                                             smoe_real *dy);
 
 /** Sequence i of a state of n, each of stride reals of which `used` count, becomes what from[i] was. Local. */
 void smoe_reorder_rows(smoe_real *state, const int32_t *from, size_t n, size_t used, size_t stride);

@@ -57,6 +57,9 @@ typedef struct smoe_ffn_tape {
 /** Rows of w1 and of dinner: F, or 2 F for SwiGLU. */
 size_t smoe_ffn_columns(const smoe_ffn_shape *shape);
 
+/** Reals per row of dinner, with room to work. */
+size_t smoe_ffn_scratch_columns(const smoe_ffn_shape *shape);
+
 /** Reals per row of tape->pre: 0 for ReLU. */
 size_t smoe_ffn_pre(const smoe_ffn_shape *shape);
 
@@ -71,7 +74,7 @@ void smoe_ffn_inner(const smoe_ffn_shape *shape, const smoe_ffn_values *w, const
 void smoe_ffn_outer(const smoe_ffn_shape *shape, const smoe_ffn_values *w, const smoe_ffn_tape *tape,
                     smoe_real *y, size_t n);
 
-/** dinner [N, smoe_ffn_columns] = dL/d(W1 norm(x) + b1), from dy [N, C]. */
+/** dinner [N, smoe_ffn_columns] = dL/d(W1 norm(x) + b1), from dy [N, C]. It has N smoe_ffn_scratch_columns reals. */
 void smoe_ffn_backward_inner(const smoe_ffn_shape *shape, const smoe_ffn_values *w, const smoe_ffn_tape *tape,
                              smoe_real *dinner, const smoe_real *dy, size_t n);
 
@@ -89,44 +92,74 @@ void smoe_ffn_backward_inner_weights(const smoe_ffn_shape *shape, const smoe_ffn
                                      const smoe_ffn_grads *g, const smoe_ffn_tape *tape, smoe_real *normed,
                                      const smoe_real *dinner, const smoe_real *x, size_t n);
 
-/* ---- self-attention: y = Wo attention(W norm(x) + b) + bo ---- */
+/* ---- attention: y = Wo attention(W norm(x) + b) + bo ---- */
 
 typedef struct smoe_attention_shape {
-  size_t width, heads; /**< C, H */
+  size_t width, heads, kv_heads, head; /**< C; H; key and value heads Hkv, which divide H; D */
   smoe_norm_kind norm;
+  bool causal;
+  bool cross;            /**< keys and values from the rows of another stream */
+  const smoe_real *rope; /**< table of smoe_rope_table for rotary positions; NULL: none */
 } smoe_attention_shape;
 
+/** qkv [(H + 2 Hkv) D, C], rows of q, then k, then v; with cross [H D, C] for q alone, and kv [2 Hkv D, C].
+ *  proj [C, H D]. NULL: no such parameter; in grads also: not wanted. */
 typedef struct smoe_attention_values {
-  const smoe_real *gamma, *beta, *qkv, *qkv_bias, *proj, *proj_bias; /**< qkv [3 C, C], proj [C, C] */
+  const smoe_real *gamma, *beta, *qkv, *qkv_bias, *kv, *kv_bias, *proj, *proj_bias;
 } smoe_attention_values;
 typedef struct smoe_attention_grads {
-  smoe_real *gamma, *beta, *qkv, *qkv_bias, *proj, *proj_bias;
+  smoe_real *gamma, *beta, *qkv, *qkv_bias, *kv, *kv_bias, *proj, *proj_bias;
 } smoe_attention_grads;
 
 typedef struct smoe_attention_tape {
   smoe_real *mean, *rstd; /**< [N] */
-  smoe_real *qkv;         /**< [N, 3 C] */
-  smoe_real *attended;    /**< [N, C] */
+  smoe_real *qkv;         /**< [N, smoe_attention_columns] */
+  smoe_real *kv;          /**< [Nside, 2 Hkv D]; cross */
+  smoe_real *attended;    /**< [N, H D] */
   smoe_real *lse;         /**< [S, H, T] */
 } smoe_attention_tape;
 
 typedef struct smoe_attention_buffers {
   smoe_real *normed;    /**< [N, C] */
-  smoe_real *attention; /**< smoe_attention_scratch */
-  smoe_real *dnormed;   /**< [N, C]; backward only, as the two below; dout may be dnormed */
-  smoe_real *dqkv;      /**< [N, 3 C] */
-  smoe_real *dout;      /**< [N, C] */
+  smoe_real *attention; /**< smoe_attend_scratch */
+  smoe_real *dnormed;   /**< [N, C]; backward only, as those below */
+  smoe_real *dqkv;      /**< as qkv */
+  smoe_real *dkv;       /**< as kv */
+  smoe_real *dout;      /**< [N, H D] */
 } smoe_attention_buffers;
 
-/** y [S T, C] (NULL: the tape alone) and the tape from x [S T, C]; causal, every sequence of T rows. */
+/** Rows of a call: S sequences of T rows, of which the first length[s] are real. */
+typedef struct smoe_attention_rows {
+  const smoe_real *x; /**< [S T, C] */
+  size_t sequences, context;
+  const int32_t *length;   /**< [S]; NULL: T */
+  const int32_t *position; /**< [S T] rows of the rotary table; where there is one */
+  const smoe_real *side;   /**< [S side_context, C]; cross */
+  size_t side_context;
+  const int32_t *side_length; /**< [S]; NULL: side_context */
+} smoe_attention_rows;
+
+/** Rows of qkv and columns of its gradient. */
+size_t smoe_attention_columns(const smoe_attention_shape *shape);
+
+/** The sizes for kernel.h's smoe_attend_*. */
+smoe_attention smoe_attention_sizes(const smoe_attention_shape *shape, const smoe_attention_rows *rows);
+
+/** qkv rows of norm(x), rotated where there are rotary positions; and the other stream's keys and values. */
+void smoe_attention_project(const smoe_attention_shape *shape, const smoe_attention_values *w, smoe_real *qkv,
+                            const smoe_real *normed, const int32_t *position, size_t n, bool decoding);
+void smoe_attention_project_side(const smoe_attention_shape *shape, const smoe_attention_values *w,
+                                 smoe_real *kv, const smoe_real *side, size_t n);
+
+/** y [S T, C] (NULL: the tape alone) and the tape. */
 void smoe_attention_sublayer(const smoe_attention_shape *shape, const smoe_attention_values *w,
                              const smoe_attention_tape *tape, const smoe_attention_buffers *buffer,
-                             smoe_real *y, const smoe_real *x, size_t s, size_t t);
+                             smoe_real *y, const smoe_attention_rows *rows);
 
-/** dx [S T, C] holds dL/dy on entry and dL/dy + dL/dx through the sublayer on return; gradients +=. */
+/** dx [S T, C] += gradient through the sublayer, from dy [S T, C], which may be dx; dside +=; gradients +=. */
 void smoe_attention_sublayer_backward(const smoe_attention_shape *shape, const smoe_attention_values *w,
                                       const smoe_attention_grads *g, const smoe_attention_tape *tape,
-                                      const smoe_attention_buffers *buffer, smoe_real *dx, const smoe_real *x,
-                                      size_t s, size_t t);
+                                      const smoe_attention_buffers *buffer, smoe_real *dx, smoe_real *dside,
+                                      const smoe_real *dy, const smoe_attention_rows *rows);
 
 #endif

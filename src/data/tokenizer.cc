@@ -95,8 +95,7 @@ struct smoe_tokenizer {
 };
 
 extern "C" smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_tokenizer_kind kind,
-                                            int vocabulary, double coverage, smoe_sentence_source source,
-                                            void *context) {
+                                            int vocabulary, smoe_sentence_source source, void *context) {
   *model = nullptr;
   *bytes = 0;
   try {
@@ -110,7 +109,6 @@ extern "C" smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_to
         {"bos_id", "-1"},
         {"pad_id", "-1"},
         {"byte_fallback", "true"},
-        {"character_coverage", std::to_string(coverage)},
         {"normalization_rule_name", "identity"},
         {"remove_extra_whitespaces", "false"},
         {"add_dummy_prefix", "false"},
@@ -196,10 +194,11 @@ extern "C" smoe_status smoe_tokenizer_encode(const smoe_tokenizer *tokenizer, co
   }
 }
 
-static smoe_status decode(const smoe_tokenizer *tokenizer, const std::vector<int> &list, char **text,
-                          size_t *bytes) {
+extern "C" smoe_status smoe_tokenizer_decode(const smoe_tokenizer *tokenizer, const int32_t *ids,
+                                             size_t n_ids, char **text) {
   *text = nullptr;
   try {
+    const std::vector<int> list(ids, ids + n_ids);
     for (const int id : list) {
       SMOE_CHECK(id >= 0 && id < tokenizer->processor.GetPieceSize(), SMOE_ERR_FORMAT,
                  "token %d is outside the vocabulary of %d pieces", id, tokenizer->processor.GetPieceSize());
@@ -208,23 +207,8 @@ static smoe_status decode(const smoe_tokenizer *tokenizer, const std::vector<int
     const sp::util::Status status = tokenizer->processor.Decode(list, &decoded);
     SMOE_CHECK(status.ok(), SMOE_ERR_FORMAT, "SentencePiece cannot decode: %s", status.ToString().c_str());
     *text = copy_bytes(decoded);
-    *bytes = decoded.size();
     return SMOE_OK;
   } catch (const std::exception &error) {
     return SMOE_FAIL(SMOE_ERR_MEMORY, "SentencePiece cannot decode: %s", error.what());
   }
-}
-
-extern "C" smoe_status smoe_tokenizer_decode(const smoe_tokenizer *tokenizer, const int32_t *ids,
-                                             size_t n_ids, char **text) {
-  size_t bytes;
-  return decode(tokenizer, std::vector<int>(ids, ids + n_ids), text, &bytes);
-}
-
-extern "C" smoe_status smoe_tokenizer_decode_known(const smoe_tokenizer *tokenizer, const int32_t *ids,
-                                                   size_t n_ids, char **text, size_t *bytes) {
-  std::vector<int> known;
-  for (size_t i = 0; i < n_ids; i++)
-    if (ids[i] != tokenizer->processor.unk_id()) known.push_back(ids[i]);
-  return decode(tokenizer, known, text, bytes);
 }

@@ -1,4 +1,5 @@
-/* The self-attention sublayer: y = x + Wo attention(Wqkv norm(x) + bqkv) + bo. */
+/* The attention sublayer: y = x + dropout(Wo attention(W norm(x) + b) + bo); self-attention, or with keys and
+ * values from the source stream. */
 #include <math.h>
 #include <string.h>
 
@@ -7,71 +8,147 @@
 
 typedef struct attention {
   smoe_attention_shape shape;
-  int gamma, beta, qkv, qkv_bias, proj, proj_bias; /* parameters */
-  bool kept;                                       /* every lane has a tape of its own */
+  int gamma, beta, qkv, qkv_bias, kv, kv_bias, proj, proj_bias; /* parameters */
+  bool kept;                                                    /* every lane has a tape of its own */
   smoe_attention_tape tape;
   smoe_attention_buffers buffer;
+  smoe_real *dy;     /* scratch [lane tokens, C]: gradient behind the dropout */
+  smoe_real *rope;   /* [T, D] */
+  int32_t *position; /* [lane tokens] */
 } attention;
 
 static void declare_attention(smoe_layer *layer) {
   const smoe_layer_spec *spec = &layer->spec;
   attention *a = layer->state;
-  a->shape = (smoe_attention_shape){.width = spec->width, .heads = spec->heads, .norm = spec->norm};
-  const int64_t c = (int64_t)spec->width;
+  const size_t head = spec->width / spec->heads;
+  a->shape = (smoe_attention_shape){.width = spec->width,
+                                    .heads = spec->heads,
+                                    .kv_heads = spec->kv_heads,
+                                    .head = head,
+                                    .norm = spec->norm,
+                                    .causal = spec->causal,
+                                    .cross = spec->cross};
+  const int64_t c = (int64_t)spec->width, columns = (int64_t)smoe_attention_columns(&a->shape);
+  const int64_t kv = 2 * (int64_t)(spec->kv_heads * head);
   const smoe_init one = {SMOE_INIT_CONSTANT, 1, false}, zero = {SMOE_INIT_CONSTANT, 0, false};
   /* Xavier (gain 1/sqrt 2 where q, k, v share a matrix), as in the library that the StableMoE code is built on. */
-  const smoe_init qkv = {SMOE_INIT_UNIFORM, sqrt(6.0 / (2.0 * (double)c)) / sqrt(2.0), false};
-  const smoe_init proj = {SMOE_INIT_UNIFORM, sqrt(6.0 / (2.0 * (double)c)), false};
-  const int64_t vector_c[] = {c, 0}, vector_3c[] = {3 * c, 0};
-  a->gamma = a->beta = a->qkv_bias = a->proj_bias = -1;
+  const smoe_init xavier = {SMOE_INIT_UNIFORM, sqrt(6.0 / (2.0 * (double)c)), false};
+  const smoe_init shared = {SMOE_INIT_UNIFORM, sqrt(6.0 / (2.0 * (double)c)) / sqrt(2.0), false};
+  const int64_t vector_c[] = {c, 0};
+  a->gamma = a->beta = a->qkv_bias = a->kv = a->kv_bias = a->proj_bias = -1;
   if (spec->norm != SMOE_NORM_NONE) a->gamma = smoe_layer_declare(layer, "norm/gamma", vector_c, one, false);
   if (spec->norm == SMOE_NORM_LAYER) a->beta = smoe_layer_declare(layer, "norm/beta", vector_c, zero, false);
-  a->qkv = smoe_layer_declare(layer, "qkv/weight", (int64_t[]){3 * c, c, 0}, qkv, true);
-  if (spec->bias) a->qkv_bias = smoe_layer_declare(layer, "qkv/bias", vector_3c, zero, false);
-  a->proj = smoe_layer_declare(layer, "proj/weight", (int64_t[]){c, c, 0}, proj, true);
+  const char *weight = spec->cross ? "q/weight" : "qkv/weight", *bias = spec->cross ? "q/bias" : "qkv/bias";
+  a->qkv = smoe_layer_declare(layer, weight, (int64_t[]){columns, c, 0}, shared, true);
+  if (spec->bias) a->qkv_bias = smoe_layer_declare(layer, bias, (int64_t[]){columns, 0}, zero, false);
+  if (spec->cross) a->kv = smoe_layer_declare(layer, "kv/weight", (int64_t[]){kv, c, 0}, shared, true);
+  if (spec->cross && spec->bias)
+    a->kv_bias = smoe_layer_declare(layer, "kv/bias", (int64_t[]){kv, 0}, zero, false);
+  a->proj = smoe_layer_declare(layer, "proj/weight", (int64_t[]){c, c, 0}, xavier, true);
   if (spec->bias) a->proj_bias = smoe_layer_declare(layer, "proj/bias", vector_c, zero, false);
+}
+
+/* ---- memory ---- */
+
+static void layout_positions(smoe_layer *layer, const smoe_layer_memory *memory) {
+  attention *a = layer->state;
+  const size_t lane = memory->shape[layer->spec.stream].lane_tokens;
+  if (!(layer->spec.rope > 0)) return;
+  a->rope = smoe_arena_reals(memory->fixed, layer->spec.context * a->shape.head);
+  a->position = smoe_arena_ints(memory->fixed, lane);
+  if (a->rope) smoe_rope_table(a->rope, layer->spec.context, a->shape.head, layer->spec.rope);
+  a->shape.rope = a->rope;
+}
+
+static void layout_tape(smoe_layer *layer, const smoe_layer_memory *memory) {
+  attention *a = layer->state;
+  const size_t lanes = (size_t)memory->tape_lanes, n = lanes * memory->shape[layer->spec.stream].lane_tokens;
+  const size_t side = lanes * memory->shape[SMOE_SOURCE].lane_tokens, head = a->shape.head;
+  a->kept = memory->tape_lanes > 1;
+  a->tape =
+      (smoe_attention_tape){.mean = smoe_arena_reals(memory->tape, n),
+                            .rstd = smoe_arena_reals(memory->tape, n),
+                            .qkv = smoe_arena_reals(memory->tape, n * smoe_attention_columns(&a->shape)),
+                            .attended = smoe_arena_reals(memory->tape, n * a->shape.heads * head),
+                            .lse = smoe_arena_reals(memory->tape, n * a->shape.heads)};
+  if (a->shape.cross) a->tape.kv = smoe_arena_reals(memory->tape, side * 2 * a->shape.kv_heads * head);
 }
 
 static void layout_attention(smoe_layer *layer, const smoe_layer_memory *memory) {
   attention *a = layer->state;
-  const smoe_token_shape *shape = &memory->shape[layer->spec.stream];
-  const size_t lane = shape->lane_tokens, n = (size_t)memory->tape_lanes * lane, c = a->shape.width;
-  a->kept = memory->tape_lanes > 1;
-  a->tape = (smoe_attention_tape){.mean = smoe_arena_reals(memory->tape, n),
-                                  .rstd = smoe_arena_reals(memory->tape, n),
-                                  .qkv = smoe_arena_reals(memory->tape, n * 3 * c),
-                                  .attended = smoe_arena_reals(memory->tape, n * c),
-                                  .lse = smoe_arena_reals(memory->tape, n * a->shape.heads)};
+  const smoe_token_shape *shape = &memory->shape[layer->spec.stream], *source = &memory->shape[SMOE_SOURCE];
+  const size_t lane = shape->lane_tokens, c = a->shape.width, wide = a->shape.heads * a->shape.head;
+  layout_positions(layer, memory);
+  layout_tape(layer, memory);
+  const smoe_attention_rows rows = {
+      .sequences = shape->lane_sequences, .context = shape->context, .side_context = source->context};
+  const smoe_attention sizes = smoe_attention_sizes(&a->shape, &rows);
+  const size_t scratch = smoe_attend_scratch(&sizes),
+               row = shape->lane_sequences * a->shape.heads * sizes.keys;
   a->buffer = (smoe_attention_buffers){
       .normed = smoe_arena_reals(memory->scratch, lane * c),
-      .attention =
-          smoe_arena_reals(memory->scratch, smoe_attention_scratch(shape->context, c / a->shape.heads))};
+      .attention = smoe_arena_reals(memory->scratch, memory->training || scratch > row ? scratch : row)};
   if (!memory->training) return;
   a->buffer.dnormed = smoe_arena_reals(memory->scratch, lane * c);
-  a->buffer.dqkv = smoe_arena_reals(memory->scratch, lane * 3 * c);
-  a->buffer.dout = smoe_arena_reals(memory->scratch, lane * c);
+  a->buffer.dqkv = smoe_arena_reals(memory->scratch, lane * smoe_attention_columns(&a->shape));
+  a->buffer.dout = smoe_arena_reals(memory->scratch, lane * wide);
+  if (a->shape.cross)
+    a->buffer.dkv =
+        smoe_arena_reals(memory->scratch, source->lane_tokens * 2 * a->shape.kv_heads * a->shape.head);
+  if (layer->spec.dropout > 0) a->dy = smoe_arena_reals(memory->scratch, lane * c);
 }
+
+/* ---- the pass ---- */
 
 static smoe_attention_values values_of(const smoe_layer *layer) {
   const attention *a = layer->state;
   return (smoe_attention_values){smoe_layer_value(layer, a->gamma), smoe_layer_value(layer, a->beta),
                                  smoe_layer_value(layer, a->qkv),   smoe_layer_value(layer, a->qkv_bias),
+                                 smoe_layer_value(layer, a->kv),    smoe_layer_value(layer, a->kv_bias),
                                  smoe_layer_value(layer, a->proj),  smoe_layer_value(layer, a->proj_bias)};
 }
 
+static smoe_attention_grads grads_of(const smoe_layer *layer, int lane) {
+  const attention *a = layer->state;
+  return (smoe_attention_grads){
+      smoe_layer_grad(layer, a->gamma, lane), smoe_layer_grad(layer, a->beta, lane),
+      smoe_layer_grad(layer, a->qkv, lane),   smoe_layer_grad(layer, a->qkv_bias, lane),
+      smoe_layer_grad(layer, a->kv, lane),    smoe_layer_grad(layer, a->kv_bias, lane),
+      smoe_layer_grad(layer, a->proj, lane),  smoe_layer_grad(layer, a->proj_bias, lane)};
+}
+
 static smoe_attention_tape tape_of(const attention *a, const smoe_layer_call *call) {
-  const size_t first = a->kept ? (size_t)call->lane * call->n : 0, c = a->shape.width;
+  const size_t first = a->kept ? (size_t)call->lane * call->n : 0, wide = a->shape.heads * a->shape.head;
+  const size_t side = a->kept ? (size_t)call->lane * call->n_sequences * call->side_context : 0;
   const smoe_attention_tape *tape = &a->tape;
-  return (smoe_attention_tape){tape->mean + first, tape->rstd + first, tape->qkv + first * 3 * c,
-                               tape->attended + first * c, tape->lse + first * a->shape.heads};
+  return (smoe_attention_tape){.mean = tape->mean + first,
+                               .rstd = tape->rstd + first,
+                               .qkv = tape->qkv + first * smoe_attention_columns(&a->shape),
+                               .kv =
+                                   tape->kv ? tape->kv + side * 2 * a->shape.kv_heads * a->shape.head : NULL,
+                               .attended = tape->attended + first * wide,
+                               .lse = tape->lse + first * a->shape.heads};
+}
+
+static smoe_attention_rows rows_of(const attention *a, const smoe_layer_call *call) {
+  for (size_t i = 0; i < call->n && a->rope; i++) a->position[i] = (int32_t)(i % call->context);
+  return (smoe_attention_rows){.x = call->x,
+                               .sequences = call->n_sequences,
+                               .context = call->context,
+                               .length = call->length,
+                               .position = a->position,
+                               .side = call->side,
+                               .side_context = call->side_context,
+                               .side_length = call->side_length};
 }
 
 static void forward_attention(smoe_layer *layer, const smoe_layer_call *call) {
   const attention *a = layer->state;
   const smoe_attention_values w = values_of(layer);
   const smoe_attention_tape tape = tape_of(a, call);
-  smoe_attention_sublayer(&a->shape, &w, &tape, &a->buffer, call->y, call->x, call->n_sequences,
-                          call->context);
+  const smoe_attention_rows rows = rows_of(a, call);
+  smoe_attention_sublayer(&a->shape, &w, &tape, &a->buffer, call->y, &rows);
+  smoe_layer_dropout(layer, call, call->y);
   smoe_add(call->y, call->x, call->n * a->shape.width);
 }
 
@@ -79,67 +156,104 @@ static void recompute_attention(smoe_layer *layer, const smoe_layer_call *call) 
   const attention *a = layer->state;
   const smoe_attention_values w = values_of(layer);
   const smoe_attention_tape tape = tape_of(a, call);
-  smoe_attention_sublayer(&a->shape, &w, &tape, &a->buffer, NULL, call->x, call->n_sequences, call->context);
+  const smoe_attention_rows rows = rows_of(a, call);
+  smoe_attention_sublayer(&a->shape, &w, &tape, &a->buffer, NULL, &rows);
 }
 
 static void backward_attention(smoe_layer *layer, const smoe_layer_call *call) {
   const attention *a = layer->state;
   const smoe_attention_values w = values_of(layer);
   const smoe_attention_tape tape = tape_of(a, call);
-  const int lane = call->lane;
-  const smoe_attention_grads g = {
-      smoe_layer_grad(layer, a->gamma, lane), smoe_layer_grad(layer, a->beta, lane),
-      smoe_layer_grad(layer, a->qkv, lane),   smoe_layer_grad(layer, a->qkv_bias, lane),
-      smoe_layer_grad(layer, a->proj, lane),  smoe_layer_grad(layer, a->proj_bias, lane)};
-  smoe_attention_sublayer_backward(&a->shape, &w, &g, &tape, &a->buffer, call->dx, call->x, call->n_sequences,
-                                   call->context);
+  const smoe_attention_grads g = grads_of(layer, call->lane);
+  const smoe_attention_rows rows = rows_of(a, call);
+  const smoe_real *dy = smoe_layer_dropout_backward(layer, call, a->dy);
+  smoe_attention_sublayer_backward(&a->shape, &w, &g, &tape, &a->buffer, call->dx, call->dside, dy, &rows);
 }
 
-/* ---- decoding: the state is qkv [sequences, length_max, 3 C] ---- */
+/* ---- decoding: the state is qkv [S, length_max, columns], or with a source stream kv [S, side_max, 2 Hkv D] ---- */
 
-static size_t state_reals_attention(const smoe_layer *layer, size_t n_sequences, size_t length_max) {
-  return n_sequences * length_max * 3 * layer->spec.width;
+static size_t state_reals_attention(const smoe_layer *layer, size_t n_sequences, size_t length_max,
+                                    size_t side_max) {
+  const attention *a = layer->state;
+  return a->shape.cross ? n_sequences * side_max * 2 * a->shape.kv_heads * a->shape.head
+                        : n_sequences * length_max * smoe_attention_columns(&a->shape);
 }
 
-/* Rows first .. first + n - 1 of one sequence see themselves and those before. */
-static void attend(const attention *a, smoe_real *out, const smoe_real *qkv, size_t first, size_t n) {
-  const size_t c = a->shape.width, h = a->shape.heads;
-  if (first == 0 && n > 1) {
-    smoe_attention_forward(out, a->tape.lse, qkv, a->buffer.attention, 1, n, h, c / h);
-    return;
+/* Queries of the new rows against the keys and values of the state. */
+static void attend_state(const attention *a, const smoe_extend_call *call, const smoe_real *state) {
+  const smoe_attention_shape *shape = &a->shape;
+  const size_t columns = smoe_attention_columns(shape), kv = 2 * shape->kv_heads * shape->head;
+  const size_t stride = shape->cross ? kv : columns,
+               length = shape->cross ? call->side_context : call->length_max;
+  const smoe_real *k = state + (shape->cross ? 0 : shape->heads * shape->head);
+  for (size_t s = 0; s < call->n_sequences; s++) {
+    const int32_t first = (int32_t)call->first, keys = (int32_t)(call->first + call->n);
+    const smoe_attention sizes = {
+        .sequences = 1,
+        .queries = call->n,
+        .keys = length,
+        .heads = shape->heads,
+        .kv_heads = shape->kv_heads,
+        .width = shape->head,
+        .q_stride = columns,
+        .kv_stride = stride,
+        .causal = shape->causal,
+        .key_length = !shape->cross       ? &keys
+                      : call->side_length ? call->side_length + s
+                                          : NULL,
+        .offset = &first,
+    };
+    const smoe_real *q = a->tape.qkv + s * call->n * columns, *own = k + s * length * stride;
+    smoe_real *out = a->tape.attended + s * call->n * shape->heads * shape->head;
+    if (call->n == 1)
+      smoe_attend_row(out, q, own, own + shape->kv_heads * shape->head, a->buffer.attention, &sizes);
+    else
+      smoe_attend_forward(out, a->tape.lse, q, own, own + shape->kv_heads * shape->head, a->buffer.attention,
+                          &sizes);
   }
-  for (size_t i = 0; i < n; i++) smoe_attention_row(out + i * c, qkv, a->tape.lse, first + i, h, c / h);
 }
 
 static void extend_attention(smoe_layer *layer, const smoe_extend_call *call) {
   const attention *a = layer->state;
+  const smoe_attention_shape *shape = &a->shape;
   const smoe_attention_values w = values_of(layer);
-  const size_t c = a->shape.width, n = call->n_sequences * call->n;
-  smoe_norm_rows(a->shape.norm, a->buffer.normed, a->tape.mean, a->tape.rstd, call->x, w.gamma, w.beta, n, c);
-  smoe_linear_rows(a->tape.qkv, a->buffer.normed, w.qkv, w.qkv_bias, n, c, 3 * c);
-  for (size_t s = 0; s < call->n_sequences; s++) {
-    smoe_real *state = call->state + s * call->length_max * 3 * c;
-    memcpy(state + call->first * 3 * c, a->tape.qkv + s * call->n * 3 * c, call->n * 3 * c * sizeof *state);
-    attend(a, a->tape.attended + s * call->n * c, state, call->first, call->n);
-  }
-  smoe_linear_rows(call->y, a->tape.attended, w.proj, w.proj_bias, n, c, c);
+  const size_t c = shape->width, n = call->n_sequences * call->n, columns = smoe_attention_columns(shape);
+  smoe_norm_rows(shape->norm, a->buffer.normed, a->tape.mean, a->tape.rstd, call->x, w.gamma, w.beta, n, c);
+  for (size_t i = 0; i < n && a->rope; i++) a->position[i] = (int32_t)(call->first + i % call->n);
+  smoe_attention_project(shape, &w, a->tape.qkv, a->buffer.normed, a->position, n, true);
+  if (shape->cross && call->first == 0)
+    smoe_attention_project_side(shape, &w, call->state, call->side, call->n_sequences * call->side_context);
+  for (size_t s = 0; s < call->n_sequences && !shape->cross; s++)
+    memcpy(call->state + (s * call->length_max + call->first) * columns, a->tape.qkv + s * call->n * columns,
+           call->n * columns * sizeof *call->state);
+  attend_state(a, call, call->state);
+  smoe_linear_rows(call->y, a->tape.attended, w.proj, w.proj_bias, n, shape->heads * shape->head, c);
   smoe_add(call->y, call->x, n * c);
 }
 
 static void reorder_attention(const smoe_layer *layer, smoe_real *state, const int32_t *from,
-                              size_t n_sequences, size_t length, size_t length_max) {
-  smoe_reorder_rows(state, from, n_sequences, length * 3 * layer->spec.width,
-                    length_max * 3 * layer->spec.width);
+                              size_t n_sequences, size_t length, size_t length_max, size_t side_max) {
+  const attention *a = layer->state;
+  const size_t kv = 2 * a->shape.kv_heads * a->shape.head, columns = smoe_attention_columns(&a->shape);
+  if (a->shape.cross)
+    smoe_reorder_rows(state, from, n_sequences, side_max * kv, side_max * kv);
+  else
+    smoe_reorder_rows(state, from, n_sequences, length * columns, length_max * columns);
 }
+
+/* ---- arithmetic ---- */
 
 static void work_attention(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work) {
   const attention *a = layer->state;
-  const smoe_token_shape *s = &shape[layer->spec.stream];
-  const size_t c = a->shape.width;
-  smoe_work_linear(work, s->lane_tokens, c, 3 * c, s->n_lanes);
-  smoe_work_linear(work, s->lane_tokens, c, c, s->n_lanes);
+  const smoe_token_shape *s = &shape[layer->spec.stream], *source = &shape[SMOE_SOURCE];
+  const size_t c = a->shape.width, wide = a->shape.heads * a->shape.head;
+  smoe_work_linear(work, s->lane_tokens, c, smoe_attention_columns(&a->shape), s->n_lanes);
+  if (a->shape.cross)
+    smoe_work_linear(work, source->lane_tokens, c, 2 * a->shape.kv_heads * a->shape.head, s->n_lanes);
+  smoe_work_linear(work, s->lane_tokens, wide, c, s->n_lanes);
   smoe_work_attention(work, (double)s->n_lanes * (double)s->lane_sequences, (double)s->context,
-                      (double)s->context, (double)a->shape.heads, (double)(c / a->shape.heads), true);
+                      (double)(a->shape.cross ? source->context : s->context), (double)a->shape.heads,
+                      (double)a->shape.head, a->shape.causal);
 }
 
 const smoe_layer_ops smoe_layer_attention = {

@@ -1,4 +1,4 @@
-/* The embedding: y = scale table[token] + position, the first layer of a stream. */
+/* The embedding: y = dropout(scale table[token] + position), the first layer of a stream. */
 #include <math.h>
 
 #include "stablemoe/layer.h"
@@ -34,11 +34,13 @@ static void forward_embedding(smoe_layer *layer, const smoe_layer_call *call) {
   smoe_embedding_forward(call->y, call->token, smoe_layer_value(layer, e->table),
                          smoe_layer_value(layer, e->position), (smoe_real)layer->spec.scale,
                          call->n_sequences, call->context, layer->spec.width);
+  smoe_layer_dropout(layer, call, call->y);
 }
 
 static void backward_embedding(smoe_layer *layer, const smoe_layer_call *call) {
   const embedding *e = layer->state;
   smoe_phase(SMOE_PHASE_EMBEDDING);
+  smoe_layer_dropout(layer, call, call->dx);
   smoe_embedding_backward(smoe_layer_grad(layer, e->table, call->lane),
                           smoe_layer_grad(layer, e->position, call->lane), call->dx, call->token,
                           (smoe_real)layer->spec.scale, call->n_sequences, call->context, layer->spec.width);

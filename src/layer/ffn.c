@@ -1,4 +1,4 @@
-/* The feed-forward sublayer: y = x + W2 act(W1 norm(x) + b1) + b2. */
+/* The feed-forward sublayer: y = x + dropout(W2 act(W1 norm(x) + b1) + b2). */
 #include <math.h>
 
 #include "stablemoe/layer.h"
@@ -10,6 +10,7 @@ typedef struct ffn {
   bool kept;                       /* every lane has a tape of its own */
   smoe_ffn_tape tape;
   smoe_real *normed, *dinner, *dnormed; /* scratch */
+  smoe_real *dy;                        /* scratch [lane tokens, C]: gradient behind the dropout */
 } ffn;
 
 static void declare_ffn(smoe_layer *layer) {
@@ -44,8 +45,9 @@ static void layout_ffn(smoe_layer *layer, const smoe_layer_memory *memory) {
                             .h = smoe_arena_reals(memory->tape, n * f->shape.inner)};
   f->normed = smoe_arena_reals(memory->scratch, lane * c);
   if (!memory->training) return;
-  f->dinner = smoe_arena_reals(memory->scratch, lane * smoe_ffn_columns(&f->shape));
+  f->dinner = smoe_arena_reals(memory->scratch, lane * smoe_ffn_scratch_columns(&f->shape));
   f->dnormed = smoe_arena_reals(memory->scratch, lane * c);
+  if (layer->spec.dropout > 0) f->dy = smoe_arena_reals(memory->scratch, lane * c);
 }
 
 static smoe_ffn_values values_of(const smoe_layer *layer) {
@@ -99,12 +101,14 @@ static void forward_ffn(smoe_layer *layer, const smoe_layer_call *call) {
   const smoe_ffn_tape tape = tape_of(f, call);
   smoe_ffn_inner(&f->shape, &w, &tape, f->normed, call->x, call->n);
   smoe_ffn_outer(&f->shape, &w, &tape, call->y, call->n);
+  smoe_layer_dropout(layer, call, call->y);
   smoe_add(call->y, call->x, call->n * f->shape.width);
 }
 
-/* dy is dx: the weights that need it come before it changes. */
+/* dy may be dx: the weights that need it come before it changes. */
 static void backward_ffn(smoe_layer *layer, const smoe_layer_call *call) {
-  smoe_layer_ffn_add_backward(layer, call, call->dx);
+  const ffn *f = layer->state;
+  smoe_layer_ffn_add_backward(layer, call, smoe_layer_dropout_backward(layer, call, f->dy));
 }
 
 static void extend_ffn(smoe_layer *layer, const smoe_extend_call *call) {

@@ -29,6 +29,23 @@ int smoe_layer_declare(smoe_layer *layer, const char *name, const int64_t *shape
                              name);
 }
 
+void smoe_layer_dropout(const smoe_layer *layer, const smoe_layer_call *call, smoe_real *x) {
+  if (!(layer->spec.dropout > 0) || !call->pass->training) return;
+  const smoe_dropout dropout = {.share = layer->spec.dropout,
+                                .seed = call->pass->seed,
+                                .update = (uint32_t)call->pass->update,
+                                .site = (uint32_t)layer->number};
+  smoe_dropout_apply(x, NULL, (int64_t)call->first_index, call->n, layer->spec.width, &dropout);
+}
+
+const smoe_real *smoe_layer_dropout_backward(const smoe_layer *layer, const smoe_layer_call *call,
+                                             smoe_real *dy) {
+  if (!(layer->spec.dropout > 0) || !call->pass->training) return call->dx;
+  memcpy(dy, call->dx, call->n * layer->spec.width * sizeof *dy);
+  smoe_layer_dropout(layer, call, dy);
+  return dy;
+}
+
 static void add_product(smoe_work *work, smoe_product product) {
   work->product = smoe_realloc(work->product, (work->n + 1) * sizeof *work->product);
   work->product[work->n++] = product;

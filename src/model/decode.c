@@ -29,7 +29,7 @@ static void layout(smoe_decoder *d) {
   if (!d->cached || !has_rows(d)) return;
   for (int i = 0; i < model->n_layers; i++) {
     const smoe_layer_ops *ops = model->layer[i].spec.ops;
-    const size_t n = ops->state_reals ? ops->state_reals(&model->layer[i], 1, t) : 0;
+    const size_t n = ops->state_reals ? ops->state_reals(&model->layer[i], 1, t, 0) : 0;
     d->state[i] = n ? smoe_arena_reals(arena, n) : NULL;
   }
   for (int i = 0; i < 2; i++) d->x[i] = smoe_arena_reals(arena, t * c);

@@ -5,8 +5,9 @@
 #include "stablemoe/router.h"
 
 extern const smoe_family smoe_family_stablemoe;
+extern const smoe_family smoe_family_decoder;
 
-const smoe_family *const smoe_families[] = {&smoe_family_stablemoe, NULL};
+const smoe_family *const smoe_families[] = {&smoe_family_stablemoe, &smoe_family_decoder, NULL};
 
 const smoe_family *smoe_family_of(const smoe_config *config) {
   const char *name = smoe_config_settings(config)->model.family;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "stablemoe/kernel.h"
+#include "stablemoe/sublayer.h"
 
 /* Parameters in order of declaration: the positions, those of each layer, the final norm. */
 enum { POSITION, LAYERS };
@@ -64,11 +65,9 @@ int smoe_distill_transformer_declare(const smoe_router *router, smoe_params *par
 
 /* What one layer keeps; x is its input, of which there is one more: the final norm's. */
 typedef struct layer_tape {
-  smoe_real *x, *u, *attended;              /* [N, D] */
-  smoe_real *qkv;                           /* [N, 3 D] */
-  smoe_real *lse;                           /* [S, H, T] */
-  smoe_real *mean1, *rstd1, *mean2, *rstd2; /* [N] */
-  smoe_real *h;                             /* [N, F] after relu */
+  smoe_real *x, *u; /* [N, D] */
+  smoe_attention_tape attention;
+  smoe_ffn_tape ffn;
 } layer_tape;
 
 static size_t layer_reals(const sizes *s) {
@@ -78,12 +77,15 @@ static size_t layer_reals(const sizes *s) {
 static layer_tape tape_of_layer(smoe_real *at, const sizes *s, int layer) {
   const size_t n = s->n, nd = s->n * s->d;
   at += (size_t)layer * layer_reals(s);
-  layer_tape tape = {.x = at, .u = at + nd, .attended = at + 2 * nd, .qkv = at + 3 * nd, .lse = at + 6 * nd};
-  tape.mean1 = tape.lse + n * s->heads;
-  tape.rstd1 = tape.mean1 + n;
-  tape.mean2 = tape.rstd1 + n;
-  tape.rstd2 = tape.mean2 + n;
-  tape.h = tape.rstd2 + n;
+  layer_tape tape = {.x = at, .u = at + nd};
+  tape.attention.attended = at + 2 * nd;
+  tape.attention.qkv = at + 3 * nd;
+  tape.attention.lse = at + 6 * nd;
+  tape.attention.mean = tape.attention.lse + n * s->heads;
+  tape.attention.rstd = tape.attention.mean + n;
+  tape.ffn.mean = tape.attention.rstd + n;
+  tape.ffn.rstd = tape.ffn.mean + n;
+  tape.ffn.h = tape.ffn.rstd + n;
   return tape;
 }
 
@@ -99,20 +101,21 @@ static smoe_real *last_of(const smoe_real *tape, const sizes *s) {
 }
 
 typedef struct buffers {
-  smoe_real *normed, *dnormed, *dout; /* [N, D] */
-  smoe_real *dqkv;                    /* [N, 3 D] */
-  smoe_real *dinner;                  /* [N, F] */
-  smoe_real *attention;
+  smoe_attention_buffers attention;
+  smoe_real *normed, *dnormed; /* [N, D], the attention's */
+  smoe_real *dinner;           /* [N, F] */
 } buffers;
 
 static buffers buffers_of(smoe_real *scratch, const sizes *s) {
   const size_t nd = s->n * s->d;
-  return (buffers){.normed = scratch,
+  return (buffers){.attention = {.normed = scratch,
+                                 .dnormed = scratch + nd,
+                                 .dout = scratch + 2 * nd,
+                                 .dqkv = scratch + 3 * nd,
+                                 .attention = scratch + 6 * nd + s->n * s->f},
+                   .normed = scratch,
                    .dnormed = scratch + nd,
-                   .dout = scratch + 2 * nd,
-                   .dqkv = scratch + 3 * nd,
-                   .dinner = scratch + 6 * nd,
-                   .attention = scratch + 6 * nd + s->n * s->f};
+                   .dinner = scratch + 6 * nd};
 }
 
 size_t smoe_distill_transformer_scratch(const smoe_router *router, const smoe_distill_options *options,
@@ -129,53 +132,70 @@ static int index_of(int first, int layer, int name) {
 #define VALUE(layer, name) smoe_params_shared(router->params, index_of(first, layer, name))
 #define GRAD(layer, name) smoe_params_lane_grad(router->params, index_of(first, layer, name), call->lane)
 
+static smoe_attention_shape attention_shape(const sizes *s) {
+  return (smoe_attention_shape){.width = s->d,
+                                .heads = s->heads,
+                                .kv_heads = s->heads,
+                                .head = s->d / s->heads,
+                                .norm = SMOE_NORM_LAYER,
+                                .causal = true};
+}
+
+static smoe_ffn_shape ffn_shape(const sizes *s) {
+  return (smoe_ffn_shape){.width = s->d, .inner = s->f, .norm = SMOE_NORM_LAYER, .activation = SMOE_RELU};
+}
+
+static smoe_attention_values attention_values(const smoe_router *router, int first, int l) {
+  return (smoe_attention_values){.gamma = VALUE(l, GAMMA1),
+                                 .beta = VALUE(l, BETA1),
+                                 .qkv = VALUE(l, QKV),
+                                 .proj = VALUE(l, PROJ),
+                                 .proj_bias = VALUE(l, PROJ_BIAS)};
+}
+
+static smoe_ffn_values ffn_values(const smoe_router *router, int first, int l) {
+  return (smoe_ffn_values){VALUE(l, GAMMA2), VALUE(l, BETA2), VALUE(l, W1),
+                           VALUE(l, B1),     VALUE(l, W2),    VALUE(l, B2)};
+}
+
 static void layer_forward(smoe_real *y, const layer_tape *tape, const smoe_router *router,
                           const smoe_route_call *call, const sizes *s, int first, int l,
                           const buffers *buffer) {
-  const size_t n = s->n, d = s->d, f = s->f, nd = n * d;
-  smoe_norm_forward(buffer->normed, tape->mean1, tape->rstd1, tape->x, VALUE(l, GAMMA1), VALUE(l, BETA1), n,
-                    d);
-  smoe_linear_forward(tape->qkv, buffer->normed, VALUE(l, QKV), NULL, n, d, 3 * d);
-  smoe_attention_forward(tape->attended, tape->lse, tape->qkv, buffer->attention, call->n_sequences,
-                         call->n_context, s->heads, d / s->heads);
-  smoe_linear_forward(tape->u, tape->attended, VALUE(l, PROJ), VALUE(l, PROJ_BIAS), n, d, d);
-  smoe_add(tape->u, tape->x, nd);
-
-  smoe_norm_forward(buffer->normed, tape->mean2, tape->rstd2, tape->u, VALUE(l, GAMMA2), VALUE(l, BETA2), n,
-                    d);
-  smoe_linear_forward(tape->h, buffer->normed, VALUE(l, W1), NULL, n, d, f);
-  smoe_bias_relu_forward(tape->h, VALUE(l, B1), n, f);
-  smoe_linear_forward(y, tape->h, VALUE(l, W2), VALUE(l, B2), n, f, d);
-  smoe_add(y, tape->u, nd);
+  const smoe_attention_shape attention = attention_shape(s);
+  const smoe_ffn_shape ffn = ffn_shape(s);
+  const smoe_attention_values wa = attention_values(router, first, l);
+  const smoe_ffn_values wf = ffn_values(router, first, l);
+  const smoe_attention_rows rows = {tape->x, call->n_sequences, call->n_context, NULL, NULL, NULL, 0, NULL};
+  smoe_attention_sublayer(&attention, &wa, &tape->attention, &buffer->attention, tape->u, &rows);
+  smoe_add(tape->u, tape->x, s->n * s->d);
+  smoe_ffn_inner(&ffn, &wf, &tape->ffn, buffer->normed, tape->u, s->n);
+  smoe_ffn_outer(&ffn, &wf, &tape->ffn, y, s->n);
+  smoe_add(y, tape->u, s->n * s->d);
 }
 
 /* In place: dx holds dL/dy on entry, dL/dx on return. */
 static void layer_backward(smoe_real *dx, const layer_tape *tape, const smoe_router *router,
                            const smoe_route_call *call, const sizes *s, int first, int l,
                            const buffers *buffer) {
-  const size_t n = s->n, d = s->d, f = s->f;
-  /* y = u + W2 h + b2,  h = relu(W1 LN2(u) + b1) */
-  smoe_linear_backward_weight(GRAD(l, W2), GRAD(l, B2), dx, tape->h, n, f, d);
-  smoe_linear_backward_input(buffer->dinner, dx, VALUE(l, W2), n, f, d, false);
-  smoe_relu_backward(buffer->dinner, tape->h, n * f);
-  smoe_norm_recompute(buffer->normed, tape->mean2, tape->rstd2, tape->u, VALUE(l, GAMMA2), VALUE(l, BETA2), n,
-                      d);
-  smoe_linear_backward_weight(GRAD(l, W1), GRAD(l, B1), buffer->dinner, buffer->normed, n, d, f);
-  smoe_linear_backward_input(buffer->dnormed, buffer->dinner, VALUE(l, W1), n, d, f, false);
-  smoe_norm_backward(dx, GRAD(l, GAMMA2), GRAD(l, BETA2), buffer->dnormed, tape->u, VALUE(l, GAMMA2),
-                     tape->mean2, tape->rstd2, n, d);
+  const smoe_attention_shape attention = attention_shape(s);
+  const smoe_ffn_shape ffn = ffn_shape(s);
+  const smoe_attention_values wa = attention_values(router, first, l);
+  const smoe_ffn_values wf = ffn_values(router, first, l);
+  const smoe_ffn_grads gf = {GRAD(l, GAMMA2), GRAD(l, BETA2), GRAD(l, W1),
+                             GRAD(l, B1),     GRAD(l, W2),    GRAD(l, B2)};
+  const smoe_attention_grads ga = {.gamma = GRAD(l, GAMMA1),
+                                   .beta = GRAD(l, BETA1),
+                                   .qkv = GRAD(l, QKV),
+                                   .proj = GRAD(l, PROJ),
+                                   .proj_bias = GRAD(l, PROJ_BIAS)};
+  smoe_ffn_backward_outer_weights(&ffn, &gf, &tape->ffn, dx, s->n);
+  smoe_ffn_backward_inner(&ffn, &wf, &tape->ffn, buffer->dinner, dx, s->n);
+  smoe_ffn_backward_inner_weights(&ffn, &wf, &gf, &tape->ffn, buffer->normed, buffer->dinner, tape->u, s->n);
+  smoe_ffn_backward_input(&ffn, &wf, &gf, &tape->ffn, dx, buffer->dnormed, buffer->dinner, tape->u, s->n);
 
-  /* u = x + Wo attention(Wqkv LN1(x)) + bo */
-  smoe_linear_backward_weight(GRAD(l, PROJ), GRAD(l, PROJ_BIAS), dx, tape->attended, n, d, d);
-  smoe_linear_backward_input(buffer->dout, dx, VALUE(l, PROJ), n, d, d, false);
-  smoe_attention_backward(buffer->dqkv, buffer->dout, tape->qkv, tape->attended, tape->lse, buffer->attention,
-                          call->n_sequences, call->n_context, s->heads, d / s->heads);
-  smoe_norm_recompute(buffer->normed, tape->mean1, tape->rstd1, tape->x, VALUE(l, GAMMA1), VALUE(l, BETA1), n,
-                      d);
-  smoe_linear_backward_weight(GRAD(l, QKV), NULL, buffer->dqkv, buffer->normed, n, d, 3 * d);
-  smoe_linear_backward_input(buffer->dnormed, buffer->dqkv, VALUE(l, QKV), n, d, 3 * d, false);
-  smoe_norm_backward(dx, GRAD(l, GAMMA1), GRAD(l, BETA1), buffer->dnormed, tape->x, VALUE(l, GAMMA1),
-                     tape->mean1, tape->rstd1, n, d);
+  const smoe_attention_rows rows = {tape->x, call->n_sequences, call->n_context, NULL, NULL, NULL, 0, NULL};
+  smoe_attention_sublayer_backward(&attention, &wa, &ga, &tape->attention, &buffer->attention, dx, NULL, dx,
+                                   &rows);
 }
 
 void smoe_distill_transformer_forward(smoe_real *h, const smoe_router *router,

@@ -13,8 +13,7 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
                                       .inner = spec->inner,
                                       .norm = spec->expert_norm,
                                       .activation = spec->activation},
-                            .n_sublayers = spec->sublayers,
-                            .number = smoe_params_begin_experts(params, spec->experts)};
+                            .n_sublayers = spec->sublayers};
   const int64_t c = (int64_t)spec->width, f = (int64_t)spec->inner;
   const int64_t columns = (int64_t)smoe_ffn_columns(&experts->shape);
   /* As in the paper's code: PyTorch's default for W1 and the biases; with a norm of its own W2 = 0, so that an
@@ -63,7 +62,7 @@ void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *sc
   }
   experts->normed = smoe_arena_reals(scratch, rows_max * experts->shape.width);
   if (training) {
-    experts->dinner = smoe_arena_reals(scratch, rows_max * smoe_ffn_columns(&experts->shape));
+    experts->dinner = smoe_arena_reals(scratch, rows_max * smoe_ffn_scratch_columns(&experts->shape));
     experts->doutput = smoe_arena_reals(scratch, rows_max * experts->shape.width);
   }
 }
@@ -127,8 +126,7 @@ void smoe_experts_forward_some(smoe_experts *experts, smoe_real *delta, const in
 }
 
 void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t *offset) {
-  const int n_local = smoe_params_experts(experts->params, experts->number)->n_local;
-  smoe_experts_forward_some(experts, delta, offset, 0, n_local);
+  smoe_experts_forward_some(experts, delta, offset, 0, experts->params->n_local);
 }
 
 /* What sublayer s's output has as gradient, on rows from `first` on. */
@@ -147,7 +145,7 @@ static void sublayer_backward_rows(smoe_experts *experts, int s, int j, smoe_rea
   const smoe_ffn_values w = values_of(experts, s, j);
   const smoe_ffn_grads g = grads_of(experts, s, j);
   const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], shape, first);
-  smoe_real *acc = dx + first * c, *dinner = experts->dinner + first * smoe_ffn_columns(shape);
+  smoe_real *acc = dx + first * c, *dinner = experts->dinner + first * smoe_ffn_scratch_columns(shape);
   if (s + 1 < experts->n_sublayers) {
     smoe_real *doutput = experts->doutput + first * c;
     memcpy(doutput, ddelta + first * c, m * c * sizeof *doutput);
@@ -167,7 +165,7 @@ static void sublayer_backward_weights(smoe_experts *experts, int s, int j, const
   const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], shape, first);
   smoe_ffn_backward_outer_weights(shape, &g, &tape, output_gradient(experts, s, ddelta, first), m);
   smoe_ffn_backward_inner_weights(shape, &w, &g, &tape, experts->normed + first * c,
-                                  experts->dinner + first * smoe_ffn_columns(shape),
+                                  experts->dinner + first * smoe_ffn_scratch_columns(shape),
                                   experts->z[s] + first * c, m);
 }
 
@@ -199,8 +197,7 @@ void smoe_experts_backward_weights(smoe_experts *experts, const smoe_real *ddelt
 
 void smoe_experts_backward(smoe_experts *experts, smoe_real *dx, const smoe_real *ddelta,
                            const int64_t *offset) {
-  const int n_local = smoe_params_experts(experts->params, experts->number)->n_local;
-  for (int j = 0; j < n_local; j++) {
+  for (int j = 0; j < experts->params->n_local; j++) {
     expert_backward_rows(experts, j, dx, ddelta, offset);
     expert_backward_weights(experts, j, ddelta, offset);
   }

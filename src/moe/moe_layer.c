@@ -68,9 +68,7 @@ static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings,
                                      .n_global_max = tokens->n_global,
                                      .capacity_factor = settings->moe.capacity_factor,
                                      .n_replica_max = tokens->n_replica,
-                                     .options = exchange_options(settings),
-                                     .expert_at =
-                                         smoe_params_experts(moe->params, moe->experts.number)->expert_at};
+                                     .options = exchange_options(settings)};
   smoe_exchange_declare(&moe->exchange, &moe->params->topology, &shape, fixed);
   moe->load = smoe_arena_take(fixed, (size_t)router->n_experts * sizeof *moe->load);
   const size_t table = router->ops->table_ints ? router->ops->table_ints(router) : 0;
@@ -124,7 +122,7 @@ static double untouched_moe(const smoe_layer *layer, bool training, bool with_sc
   const double balanced = (double)moe->exchange.shape.n_replica_max * moe->router.n_slots * share;
   const double rows = (double)smoe_exchange_rows_max(&moe->exchange) - balanced;
   if (!(rows > 0) || params->n_experts == 0) return 0;
-  const double c = (double)moe->width, columns = (double)smoe_ffn_columns(&moe->experts.shape);
+  const double c = (double)moe->width, columns = (double)smoe_ffn_scratch_columns(&moe->experts.shape);
   const double tape = smoe_experts_tape_row(&moe->experts, training);
   /* packing, rows, normed; drows, doutput, dinner */
   const double packing = smoe_exchange_scratch_share(&moe->exchange);
@@ -356,7 +354,8 @@ static smoe_router_scope scope_of(const smoe_router *router) {
 }
 
 /* Where the choice looks at the sequence before a token: hidden states [S, T, C] that entered the router so far. */
-static size_t state_reals_moe(const smoe_layer *layer, size_t n_sequences, size_t length_max) {
+static size_t state_reals_moe(const smoe_layer *layer, size_t n_sequences, size_t length_max,
+                              size_t side_max) {
   const smoe_moe_layer *moe = layer->state;
   const size_t k = (size_t)moe->router.n_slots;
   return scope_of(&moe->router) == SMOE_SCOPE_PREFIX ? n_sequences * length_max * (moe->width + 2 * k) : 0;
@@ -415,7 +414,7 @@ static void extend_moe(smoe_layer *layer, const smoe_extend_call *call) {
 }
 
 static void reorder_moe(const smoe_layer *layer, smoe_real *state, const int32_t *from, size_t n_sequences,
-                        size_t length, size_t length_max) {
+                        size_t length, size_t length_max, size_t side_max) {
   const smoe_moe_layer *moe = layer->state;
   if (scope_of(&moe->router) == SMOE_SCOPE_PREFIX)
     smoe_reorder_rows(state, from, n_sequences, length * moe->width, length_max * moe->width);

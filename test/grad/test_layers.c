@@ -9,6 +9,7 @@ enum {
   LANES = 2,
   SEQUENCES = 2,
   CONTEXT = 5,
+  SIDE = 4, /* rows of a sequence of the source stream */
   LANE = SEQUENCES * CONTEXT,
   N = LANES * LANE,
   C = 8,
@@ -31,7 +32,9 @@ typedef struct problem {
   smoe_pass context;
   int64_t expert_offset[EXPERTS + 1];
   int32_t token[N];
-  smoe_real *x, *y, *dx, *weight; /* [N, C] */
+  smoe_real *x, *y, *dx, *weight;      /* [N, C] */
+  smoe_real *side, *dside;             /* [LANES SEQUENCES SIDE, C] */
+  const int32_t *length, *side_length; /* [SEQUENCES] of each lane, or NULL */
 } problem;
 
 static void problem_begin(problem *p, int n_experts) {
@@ -39,8 +42,10 @@ static void problem_begin(problem *p, int n_experts) {
   *p = (problem){.x = values_uniform(N * C, 1),
                  .y = values_zero(N * C),
                  .dx = values_zero(N * C),
-                 .weight = values_uniform(N * C, 2)};
-  smoe_params_begin(&p->params, &group, &lanes);
+                 .weight = values_uniform(N * C, 2),
+                 .side = values_uniform(LANES * SEQUENCES * SIDE * C, 3),
+                 .dside = values_zero(LANES * SEQUENCES * SIDE * C)};
+  smoe_params_begin(&p->params, &group, &lanes, n_experts);
   fixture_tokens(p->token, NULL, 5, 0, N, 6);
   p->batch = (smoe_batch){.shape = {[SMOE_MAIN] = {.n_lanes = LANES,
                                                    .lane_sequences = SEQUENCES,
@@ -49,6 +54,10 @@ static void problem_begin(problem *p, int n_experts) {
                                                    .n_tokens = N,
                                                    .n_global = N}},
                           .token = {[SMOE_MAIN] = p->token}};
+  p->batch.shape[SMOE_SOURCE] = p->batch.shape[SMOE_MAIN];
+  p->batch.shape[SMOE_SOURCE].context = SIDE;
+  p->batch.shape[SMOE_SOURCE].lane_tokens = SEQUENCES * SIDE;
+  p->batch.shape[SMOE_SOURCE].n_tokens = LANES * SEQUENCES * SIDE;
 }
 
 static void problem_end(problem *p) {
@@ -56,6 +65,7 @@ static void problem_end(problem *p) {
   smoe_params_end(&p->params);
   smoe_arena_release(&p->arena);
   smoe_free(p->x), smoe_free(p->y), smoe_free(p->dx), smoe_free(p->weight);
+  smoe_free(p->side), smoe_free(p->dside);
 }
 
 static void fill_gradients(smoe_params *params, smoe_real value);
@@ -82,26 +92,23 @@ static smoe_layer_memory memory_of(problem *p) {
                              .training = true};
 }
 
-static size_t gradient_count(const smoe_slab *slab) {
-  return slab->grad ? (size_t)slab->lanes.count * (size_t)slab->n_local * slab->count : 0;
-}
-
 static void fill_gradients(smoe_params *params, smoe_real value) {
-  for (int s = 0; s < params->n_slabs; s++)
-    for (size_t i = 0; i < gradient_count(&params->slab[s]); i++) params->slab[s].grad[i] = value;
+  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
+    params->lane_grad[i] = value;
+  for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++) params->expert_grad[i] = value;
 }
 
 /** Take START away again; what stands between parameters must still be START. */
 static void take_start(smoe_params *params) {
-  for (int s = 0; s < params->n_slabs; s++)
-    for (size_t i = 0; i < gradient_count(&params->slab[s]); i++) params->slab[s].grad[i] -= START;
-  const smoe_slab *slab = &params->slab[SMOE_SLAB_REPLICATED];
-  char *used = smoe_alloc(slab->count);
+  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
+    params->lane_grad[i] -= START;
+  for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++) params->expert_grad[i] -= START;
+  char *used = smoe_alloc(params->shared_count);
   for (int i = 0; i < params->n_params; i++)
-    if (smoe_params_slab(params, i) == slab)
+    if (params->param[i].sharding == SMOE_REPLICATED)
       memset(used + params->param[i].offset, 1, params->param[i].count);
-  for (size_t i = 0; i < gradient_count(slab); i++)
-    CHECK(used[i % slab->count] || slab->grad[i] == 0, "written between parameters");
+  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
+    CHECK(used[i % params->shared_count] || params->lane_grad[i] == 0, "written between parameters");
   smoe_free(used);
 }
 
@@ -117,16 +124,22 @@ static void check(problem *p, const char *name, double (*value)(void *, uint64_t
 /* ---- sublayers ---- */
 
 static smoe_layer_call call_of(problem *p, int lane) {
-  const size_t first = (size_t)lane * LANE;
+  const size_t first = (size_t)lane * LANE, side = (size_t)lane * SEQUENCES * SIDE * C;
   return (smoe_layer_call){.pass = &p->context,
                            .lane = lane,
                            .n = LANE,
                            .n_sequences = SEQUENCES,
                            .context = CONTEXT,
                            .token = p->token + first,
+                           .length = p->length,
                            .x = p->x + first * C,
                            .y = p->y + first * C,
-                           .dx = p->dx + first * C};
+                           .dx = p->dx + first * C,
+                           .side_context = SIDE,
+                           .side_length = p->side_length,
+                           .side = p->side + side,
+                           .dside = p->dside + side,
+                           .first_index = 1000 + first};
 }
 
 static double layer_value(void *context, uint64_t *piece) {
@@ -141,43 +154,117 @@ static double layer_value(void *context, uint64_t *piece) {
   return difference_fold(p->weight, p->y, N * C);
 }
 
+static void backward_all(problem *p) {
+  memcpy(p->dx, p->weight, N * C * sizeof *p->dx);
+  for (int lane = 0; lane < LANES; lane++) {
+    const smoe_layer_call call = call_of(p, lane);
+    p->layer.spec.ops->backward(&p->layer, &call);
+  }
+}
+
+/* The tape alone, made again over a spoiled one, gives the same gradient. */
+static void check_recompute(problem *p, const char *name) {
+  smoe_real *dx = smoe_alloc(N * C * sizeof *dx);
+  memcpy(dx, p->dx, N * C * sizeof *dx);
+  for (size_t i = 0; i < N * C; i++) p->y[i] = 77;
+  for (int lane = 0; lane < LANES; lane++) {
+    const smoe_layer_call call = call_of(p, lane);
+    p->layer.spec.ops->recompute(&p->layer, &call);
+  }
+  for (size_t i = 0; i < N * C; i++) CHECK(p->y[i] == 77, "%s: recompute writes the output", name);
+  backward_all(p);
+  CHECK(memcmp(dx, p->dx, N * C * sizeof *dx) == 0, "%s: another gradient after recompute", name);
+  smoe_free(dx);
+}
+
+static const int32_t SHORT[SEQUENCES] = {3, 5}, SHORT_SIDE[SEQUENCES] = {4, 1};
+
 static void test_layer(const char *name, const smoe_layer_spec *spec) {
   problem p;
   smoe_config *config = fixture_config("stable", NULL);
   problem_begin(&p, 0);
+  p.context = (smoe_pass){.seed = 3, .update = 5, .training = true, .n_targets = 7};
+  const bool padded = strstr(name, "padded");
+  p.length = padded ? SHORT : NULL;
+  p.side_length = padded ? SHORT_SIDE : NULL;
+  /* Padding gets no gradient from later layers. */
+  for (size_t t = 0; t < N && padded; t++)
+    if ((int32_t)(t % CONTEXT) >= SHORT[t / CONTEXT % SEQUENCES])
+      memset(p.weight + t * C, 0, C * sizeof *p.weight);
   smoe_layer_create(&p.layer, spec, config, &p.params);
+  p.layer.number = 4;
   spec->ops->declare(&p.layer);
   const smoe_layer_memory memory = memory_of(&p);
   PROBLEM_LAYOUT(&p, spec->ops->layout(&p.layer, &memory));
   layer_value(&p, &(uint64_t){0});
-  memcpy(p.dx, p.weight, N * C * sizeof *p.dx);
-  for (int lane = 0; lane < LANES; lane++) {
-    const smoe_layer_call call = call_of(&p, lane);
-    spec->ops->backward(&p.layer, &call);
+  backward_all(&p);
+  if (spec->cross) {
+    piecewise gradient = {.name = name, .value = layer_value, .context = &p};
+    piecewise_check(&gradient, "side", p.side, p.dside, LANES * SEQUENCES * SIDE * C);
+    piecewise_end(&gradient);
   }
   check(&p, name, layer_value, p.x, N * C);
+  check_recompute(&p, name);
   problem_end(&p);
   smoe_config_destroy(config);
 }
 
-static void test_sublayers(void) {
-  const smoe_layer_spec base = {
-      .name = "layer", .block = 0, .width = C, .norm = SMOE_NORM_LAYER, .inner = 12, .bias = true, .moe = -1};
-  smoe_layer_spec spec = base;
+static void test_attention(const smoe_layer_spec *base) {
+  smoe_layer_spec spec = *base;
   spec.ops = &smoe_layer_attention;
   spec.heads = spec.kv_heads = 2;
   spec.causal = true;
   test_layer("attention", &spec);
-  spec = base;
+  spec.causal = false;
+  test_layer("attention, both ways, padded", &spec);
+  spec.cross = true;
+  test_layer("attention to the source", &spec);
+  test_layer("attention to the source, padded", &spec);
+  spec.dropout = 0.25;
+  test_layer("attention to the source with dropout", &spec);
+  spec = *base;
+  spec.ops = &smoe_layer_attention;
+  spec.causal = true;
+  spec.heads = 4;
+  spec.kv_heads = 2;
+  spec.norm = SMOE_NORM_RMS;
+  spec.bias = false;
+  spec.rope = 100;
+  test_layer("attention, grouped heads, rotary positions", &spec);
+}
+
+static void test_sublayers(void) {
+  const smoe_layer_spec base = {.name = "layer",
+                                .block = 0,
+                                .width = C,
+                                .norm = SMOE_NORM_LAYER,
+                                .inner = 12,
+                                .bias = true,
+                                .context = CONTEXT,
+                                .moe = -1};
+  test_attention(&base);
+  smoe_layer_spec spec = base;
   spec.ops = &smoe_layer_ffn;
   test_layer("feed-forward layer", &spec);
+  spec.dropout = 0.4;
+  test_layer("feed-forward layer with dropout", &spec);
+  spec.dropout = 0;
   spec.bias = false;
   test_layer("feed-forward layer without biases", &spec);
   spec.norm = SMOE_NORM_NONE;
   test_layer("feed-forward layer without norm", &spec);
+  spec.norm = SMOE_NORM_RMS;
+  spec.activation = SMOE_SWIGLU;
+  test_layer("feed-forward layer, SwiGLU", &spec);
+  spec.bias = true;
+  test_layer("feed-forward layer, SwiGLU with biases", &spec);
+  spec.activation = SMOE_GELU;
+  test_layer("feed-forward layer, GELU", &spec);
   spec = base;
   spec.ops = &smoe_layer_norm;
   test_layer("norm", &spec);
+  spec.norm = SMOE_NORM_RMS;
+  test_layer("RMS norm", &spec);
 }
 
 /* ---- experts ---- */
@@ -223,9 +310,10 @@ static void test_expert_without_rows(void) {
   memcpy(p.moe->experts.z[0], p.x, N * C * sizeof *p.x);
   smoe_experts_forward(&p.moe->experts, p.y, offset);
   smoe_experts_backward(&p.moe->experts, p.dx, p.weight, offset);
-  const smoe_slab *slab = smoe_params_experts(&p.params, p.moe->experts.number);
+  const smoe_real *gradient = p.params.expert_grad;
   size_t changed[EXPERTS] = {0};
-  for (size_t i = 0; i < EXPERTS * slab->count; i++) changed[i / slab->count] += slab->grad[i] != START;
+  for (size_t i = 0; i < EXPERTS * p.params.expert_count; i++)
+    changed[i / p.params.expert_count] += gradient[i] != START;
   CHECK(changed[0] > 0 && changed[1] == 0 && changed[2] > 0, "gradients changed: %zu, %zu, %zu", changed[0],
         changed[1], changed[2]);
   problem_end(&p);
@@ -244,7 +332,8 @@ static double moe_value(void *context, uint64_t *piece) {
   piece_add_choices(piece, moe->expert, N * (size_t)moe->router.n_slots);
   piece_add_choices(piece, moe->learned, N);
   for (int s = 0; s < moe->experts.n_sublayers; s++)
-    piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
+    if (moe->experts.shape.activation == SMOE_RELU)
+      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
   double terms = 0;
   for (int lane = 0; lane < LANES; lane++) terms += sums[lane].balance + sums[lane].distill;
   return difference_fold(p->weight, p->y, N * C) + terms / (double)p->context.n_targets;
@@ -259,6 +348,14 @@ static void test_moe_layer(const char *name, const char *method, const smoe_rout
   p.context = (smoe_pass){.seed = 3, .update = 5, .stage = stage, .training = true, .n_targets = 7};
   fixture_moe(&p.layer, config, &p.params, 0, FIXTURE_VOCABULARY);
   p.moe = p.layer.state;
+  if (strstr(name, "in place")) { /* of a feed-forward layer: a norm before it, shared experts, SwiGLU */
+    p.layer.spec.norm = SMOE_NORM_RMS;
+    p.layer.spec.expert_norm = SMOE_NORM_NONE;
+    p.layer.spec.activation = SMOE_SWIGLU;
+    p.layer.spec.bias = false;
+    p.layer.spec.sublayers = 1;
+    p.layer.spec.shared = 2;
+  }
   if (ops) {
     *p.moe = (smoe_moe_layer){.params = &p.params,
                               .width = C,
@@ -365,6 +462,9 @@ int main(int argc, char **argv) {
       smoe_free(name);
     }
   fixture_methods_free(methods);
+  test_moe_layer("MoE layer in place of a feed-forward layer", "topk", NULL, 1, NULL, false);
+  test_moe_layer("MoE layer in place of a feed-forward layer, capacity, overlap", "topk", NULL, 1,
+                 LIST("moe.capacity_factor=0.7", "comm.overlap=2"), true);
   test_moe_layer("MoE layer, two slots", "stable", &two_slots, 1, NULL, false);
   test_moe_layer("MoE layer, two slots, capacity", "stable", &two_slots, 1, LIST("moe.capacity_factor=0.7"),
                  true);

@@ -9,14 +9,15 @@ static smoe_group group;
 static void add_decisions(const smoe_model *model, uint64_t *piece) {
   const size_t n = model->shape[SMOE_MAIN].n_tokens;
   for (int i = 0; i < model->n_layers; i++)
-    if (model->layer[i].spec.ops == &smoe_layer_ffn)
+    if (model->layer[i].spec.ops == &smoe_layer_ffn && model->layer[i].spec.activation == SMOE_RELU)
       piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h, n * model->layer[i].spec.inner);
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_moe_layer *moe = model->moe[m];
     piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
     piece_add_choices(piece, moe->learned, n);
     for (int s = 0; s < moe->experts.n_sublayers; s++)
-      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
+      if (moe->experts.shape.activation == SMOE_RELU)
+        piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
   }
 }
 
@@ -171,6 +172,15 @@ int main(int argc, char **argv) {
     }
   }
   test_gradient("dense", "stable", 1, LIST("moe.layers=0"), 0, 0);
+  test_gradient("decoder", "topk", 1,
+                LIST("model.family=decoder", "moe.sublayers=1", "model.heads=4", "model.decoder.kv_heads=2",
+                     "model.decoder.shared_experts=1", "model.decoder.dropout=0.2", "train.micro_batches=2"),
+                0, 10);
+  test_gradient("decoder, other layers", "stable", 1,
+                LIST("model.family=decoder", "moe.sublayers=1", "model.blocks=3", "model.decoder.moe_every=2",
+                     "model.decoder.norm=layer", "model.decoder.positions=learned", "model.decoder.tied=true",
+                     "model.decoder.activation=gelu", "model.decoder.biases=true", "train.recompute=true"),
+                0, 10);
   test_logits(0);
   test_logits(3);
   smoe_group_end(&group);

@@ -16,10 +16,21 @@ typedef struct subject {
   smoe_pass context;
 } subject;
 
+/* position "decoder": the family of that name, which places experts itself. */
 static subject open_on(const smoe_group *ranks, const char *method, const char *position, int stage) {
-  char *where = smoe_sprintf("moe.position=%s", position);
+  const bool decoder = strcmp(position, "decoder") == 0;
+  char *where = decoder ? smoe_strdup("model.family=decoder") : smoe_sprintf("moe.position=%s", position);
   const char *layers = strcmp(position, "scattered") == 0 ? "moe.layers=2" : "moe.layers=1";
-  const char *const overrides[] = {"model.context=9", layers, "train.batch_sequences=8", where, NULL};
+  const char *const overrides[] = {"model.context=9",
+                                   layers,
+                                   "train.batch_sequences=8",
+                                   where,
+                                   decoder ? "moe.sublayers=1" : NULL,
+                                   "model.width=16",
+                                   "model.heads=4",
+                                   "model.decoder.kv_heads=2",
+                                   "model.decoder.shared_experts=1",
+                                   NULL};
   subject s = {.config = fixture_config(method, overrides),
                .context = {.seed = 3, .update = 5, .stage = stage, .n_targets = 1}};
   const smoe_model_shape shape = {.vocabulary = V, .n_lanes = 1, .lane_sequences = 1};
@@ -138,6 +149,7 @@ int main(int argc, char **argv) {
   for (size_t i = 0; methods[i]; i++) {
     test_method(methods[i], "scattered", 1);
     test_method(methods[i], i % 2 ? "top" : "bottom", 2);
+    test_method(methods[i], "decoder", 2);
     test_bits(methods[i]);
   }
   fixture_methods_free(methods);

@@ -35,6 +35,14 @@ VARIANTS = {
     "two-level": (["comm.exchange=two_level", "comm.node_ranks=1", "comm.overlap=1", "comm.slice_mib=0.001",
                    "moe.capacity_factor=1.0"], True),
     "dense": (["moe.layers=0"], None),
+    # Experts in place of feed-forward layers.
+    "decoder": (["model.family=decoder", "moe.sublayers=1", "router.method=topk", "model.heads=4",
+                 "model.decoder.kv_heads=2", "model.decoder.shared_experts=1", "model.decoder.dropout=0.1",
+                 "train.micro_batches=2", "moe.capacity_factor=1.0"], None),
+    "decoder-stable": (["model.family=decoder", "moe.sublayers=1", "model.blocks=3", "model.decoder.moe_every=2",
+                        "model.decoder.norm=layer", "model.decoder.positions=learned", "model.decoder.activation=gelu",
+                        "model.decoder.biases=true", "model.decoder.tied=true", "train.recompute=true",
+                        "comm.overlap=2"], False),
 }
 
 
