@@ -5,10 +5,12 @@
 # Debian's packages where this user may do that (root, or sudo without a password); elsewhere the packages
 # and cluster modules to load are named, and the exit status is 2. Where nothing is missing, nothing is done
 # and no network is needed.
-#   --test   also what only tests use (clang-format; libdnnl-dev; chromium with its driver and
-#            python3-selenium; python3-xarray, -h5netcdf and -pandas), if it can be had; without it those tests are skipped
-#            (with --slurm's)
+#   --test   also what only tests use (clang-format; clang with its fuzzer; groff; libdnnl-dev; chromium with its
+#            driver and python3-selenium; python3-xarray, -h5netcdf and -pandas), if it can be had; without it those
+#            tests are skipped (with --slurm's)
 #   --slurm  also what jobs/cluster.sh makes a cluster of (Slurm, munge, iproute2); no daemon is started
+#
+# Another apt that is at work is waited for, STABLEMOE_APT_WAIT seconds at most (default 600).
 set -euo pipefail
 
 with_test=no with_slurm=no
@@ -38,6 +40,10 @@ python_has() { # the interpreter that analysis/ would choose
 }
 cc_works() { echo 'int main(void) { return 0; }' | ${CC:-cc} -x c -o /dev/null - >/dev/null 2>&1; }
 cxx_works() { echo '#include <string>' | ${CXX:-c++} -x c++ -c -o /dev/null - >/dev/null 2>&1; }
+fuzzer_works() {
+  echo 'int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return n > 9 && d[0]; }' |
+    clang -fsanitize=fuzzer -x c -o /dev/null - >/dev/null 2>&1
+}
 mpi_there() { command_there mpirun && { package_there ompi-c mpi-c mpi || command_there mpicc; }; }
 hdf5_there() { package_there hdf5-openmpi hdf5-mpi || { package_there hdf5 && command_there h5pcc; }; }
 
@@ -63,6 +69,11 @@ python3-matplotlib|matplotlib: module matplotlib|python_has matplotlib
 LIST
 }
 
+wait=${STABLEMOE_APT_WAIT:-600}
+case "$wait" in
+  "" | *[!0-9]*) echo "install.sh: STABLEMOE_APT_WAIT is '$wait': a number of seconds expected" >&2; exit 2 ;;
+esac
+
 missing=() hints=()
 check() {
   missing=() hints=()
@@ -75,11 +86,31 @@ check() {
   done < <(requirements)
 }
 
-apt() { # apt-get as whoever may
-  if [ "$(id -u)" = 0 ]; then
-    env DEBIAN_FRONTEND=noninteractive apt-get "$@" </dev/null
+run_apt() { # apt-get as whoever may; its messages in English, for they are read below
+  local command=(env LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -o "DPkg::Lock::Timeout=$wait" "$@")
+  [ "$(id -u)" = 0 ] || command=(sudo -n "${command[@]}")
+  "${command[@]}" </dev/null
+}
+locked() { grep -qE '^E: (Could not get lock|Unable to lock|Unable to acquire)' "$log"; }
+# The option above waits for dpkg's lock; those of the package lists and of the archives are tried again here.
+apt() {
+  local limit=$((SECONDS + wait)) told=no
+  until run_apt "$@" >"$log" 2>&1; do
+    { locked && [ "$SECONDS" -lt "$limit" ]; } || return 1
+    [ $told = yes ] || echo "install: another apt is at work; waiting for it for at most $wait s"
+    told=yes
+    sleep 1
+  done
+}
+why() { # the reason why apt failed
+  local unknown
+  unknown=$(sed -nE "s/^E: Unable to locate package (.*)/\1/p; s/^E: Package '(.*)' has no installation candidate/\1/p" "$log")
+  if locked; then
+    echo "another apt held its lock for $wait s: try again when it is done (STABLEMOE_APT_WAIT: seconds to wait)"
+  elif [ -n "$unknown" ]; then
+    echo "not in this system's package lists:" $unknown
   else
-    sudo -n env DEBIAN_FRONTEND=noninteractive apt-get "$@" </dev/null
+    sed -n '/^E: /{s///p;q}' "$log" | grep . || echo "apt-get failed: $(tail -n 1 "$log")"
   fi
 }
 may_install() {
@@ -91,6 +122,8 @@ check
 wished=()
 if [ "$with_test" = yes ]; then
   command_there clang-format || wished+=(clang-format)
+  fuzzer_works || wished+=(clang libclang-rt-14-dev)
+  command_there groff || wished+=(groff-base) # warnings in the man page
   header_there oneapi/dnnl/dnnl.h || wished+=(libdnnl-dev) # the build option gemm
   # the report in a browser, and the log in xarray and pandas
   command_there chromium || wished+=(chromium)
@@ -119,21 +152,27 @@ if may_install; then
   fi
   if [ ${#missing[@]} -gt 0 ]; then
     echo "install: from Debian's packages: ${missing[*]}"
-    if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    if ! { apt update && apt install -y --no-install-recommends "${missing[@]}"; }; then
       tail -n 20 "$log" >&2
-      echo "install: apt-get could not install: ${missing[*]}" >&2
+      echo "install: apt-get could not install: ${missing[*]}: $(why)" >&2
       exit 2
     fi
   else
-    apt update >"$log" 2>&1 || true
+    apt update || echo "install: the package lists could not be renewed: $(why)"
   fi
   if [ ${#wished[@]} -gt 0 ]; then
     # One that cannot be had must not keep the others away.
-    apt install -y --no-install-recommends "${wished[@]}" >"$log" 2>&1 ||
-      for package in "${wished[@]}"; do
-        apt install -y --no-install-recommends "$package" >"$log" 2>&1 ||
-          echo "install: $package cannot be had here; tests that need it are skipped"
-      done
+    if ! apt install -y --no-install-recommends "${wished[@]}"; then
+      # Behind a lock that was held so long, waiting once for each package would take hours.
+      if locked; then
+        echo "install: not installed: ${wished[*]}: $(why)"
+      else
+        for package in "${wished[@]}"; do
+          apt install -y --no-install-recommends "$package" ||
+            echo "install: not installed: $package: $(why); tests that need it are skipped"
+        done
+      fi
+    fi
   fi
   hash -r
   check

@@ -3,8 +3,9 @@
 #
 # Install what is missing, build, and run the tests: every suite in the release build, and unit, grad, mpi-2 and
 # damage once more with the address and undefined-behaviour sanitizers and assertions (of the suite damage a
-# share there; fuzz has sanitizers of its own). The last line has the counts; the exit status is 0 only if
-# something ran and nothing failed.
+# share there; fuzz has sanitizers of its own). The last line has the counts, the lines before it what was skipped,
+# why, and what to install; the exit status is 0 only if something ran and nothing failed. With CI=true in the
+# environment a skip of what jobs/install.sh --test should have brought is a failure.
 #
 #   --suite NAME    only this suite, in each of the builds that would run it; may be repeated
 #   --no-sanitize   only the release build
@@ -34,10 +35,12 @@ jobs=${STABLEMOE_TEST_JOBS:-$((cores < 4 ? 2 * cores : 8))}
 case "$jobs" in
   *[!0-9]* | 0*) echo "test.sh: STABLEMOE_TEST_JOBS is '$jobs': a number from 1 on expected" >&2; exit 2 ;;
 esac
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 skips=()
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 finish() {
   echo
+  local line
+  for line in ${skips[@]:+"${skips[@]}"}; do echo "skipped: $line"; done
   if [ "$skipped" -gt 0 ]; then
     echo "$passed passed, $failed failed, $skipped skipped"
   else
@@ -67,7 +70,7 @@ build() {
 
 # run DIRECTORY SUITE...: add the outcome of its tests to the counts; no SUITE: all
 run() {
-  local directory=$1 arguments=() suite log
+  local directory=$1 arguments=() suite log why
   shift
   for suite in "$@"; do arguments+=(--suite "$suite"); done
   say "Testing $directory${1:+: $*}"
@@ -76,21 +79,12 @@ run() {
   # Slow is no failure: machines that run tests are often busy.
   meson test -C "$directory" --no-rebuild --print-errorlogs --timeout-multiplier 3 --num-processes "$jobs" \
     ${arguments[@]:+"${arguments[@]}"}
-  local status=$? counts
-  counts=$(python3 - "$log" <<'COUNT'
-import json, sys
-counts = {"passed": 0, "failed": 0, "skipped": 0}
-try:
-    for line in open(sys.argv[1], encoding="utf-8"):
-        result = json.loads(line)["result"]
-        counts[{"OK": "passed", "EXPECTEDFAIL": "passed", "SKIP": "skipped"}.get(result, "failed")] += 1
-except OSError:
-    pass
-print(*counts.values())
-COUNT
-  ) || counts="0 1 0"
-  local p f s
-  read -r p f s <<<"$counts"
+  local status=$? found p f s
+  found=$(python3 test/outcome.py "$log") || found="0 1 0"
+  read -r p f s <<<"$found"
+  while IFS=$'\t' read -r suite why; do
+    skips+=("$suite$([ "$directory" = build-test ] || echo " ($directory)"): $why")
+  done < <(tail -n +2 <<<"$found")
   # meson itself failed though no test did
   if [ $status != 0 ] && [ "$f" = 0 ]; then f=1; fi
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))

@@ -26,7 +26,8 @@ MISSING = [f"python3-{name}" for name in analysis.missing_modules(("numpy", "h5p
 MISSING += [package for package, command in (("chromium", "chromium"), ("chromium-driver", "chromedriver"))
             if not shutil.which(command)]
 if MISSING:
-    print(f"skipped: the report is not tried in a browser: {', '.join(MISSING)} missing")
+    print(f"skipped: the report is not tried in a browser: {', '.join(MISSING)} missing; "
+          "jobs/install.sh --test brings it")
     sys.exit(77)
 
 from selenium import webdriver

@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 import analysis
 
 if analysis.missing_modules(("numpy", "h5py")):
-    print(f"skipped: {sys.executable} cannot import numpy and h5py")
+    print(f"skipped: {sys.executable} cannot import numpy and h5py; jobs/install.sh brings python3-numpy and python3-h5py")
     sys.exit(77)
 
 import h5py

@@ -21,7 +21,7 @@ try:
     import h5py
     import numpy as np
 except ImportError as error:
-    print(f"skipped: {error}; install python3-h5py and python3-numpy", file=sys.stderr)
+    print(f"skipped: {error}; jobs/install.sh brings python3-h5py and python3-numpy", file=sys.stderr)
     sys.exit(77)
 
 # Exit codes by the word in a report.

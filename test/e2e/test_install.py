@@ -85,7 +85,7 @@ class Install(unittest.TestCase):
     def test_library(self):
         """A program of somebody else's, with nothing but what pkg-config says."""
         if not shutil.which("pkg-config") or not shutil.which("cc"):
-            self.skipTest("needs pkg-config and a C compiler")
+            self.skipTest("pkg-config or cc is missing; jobs/install.sh brings them")
         source, made = os.path.join(self.directory, "user.c"), os.path.join(self.directory, "user")
         with open(source, "w") as file:
             file.write(USER)
@@ -113,7 +113,7 @@ class Install(unittest.TestCase):
         for word in (r"\-\-dry\-run", "router.replay.log", "OMP_NUM_THREADS", r"stablemoe doctor"):
             self.assertIn(word, text)
         if not shutil.which("groff"):
-            self.skipTest("needs groff to look for warnings")
+            self.skipTest("groff is missing, which finds warnings in the man page; jobs/install.sh --test brings it")
         done = run("groff", "-man", "-ww", "-z", "-Tutf8", "-Kutf8", page)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 

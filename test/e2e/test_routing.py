@@ -174,7 +174,7 @@ class Extremes(p.ProgramTest):
     def test_all_tokens_to_one_expert(self):
         hash64 = xxh3()
         if not hash64:
-            self.skipTest("libxxhash is not found, which a changed checkpoint's checksums need")
+            self.skipTest("libxxhash is not found, which a changed checkpoint's checksums need; jobs/install.sh brings it")
         self.trained("one-base", ["router.stable.width=1", "train.updates=2"])
         path = self.path("one-base", "checkpoints", "step-000000002.h5")
         unseal(path)

@@ -32,7 +32,7 @@ for candidate in ${CLANG:-} clang clang-19 clang-18 clang-17 clang-16 clang-15 c
   fi
 done
 if [ -z "$clang" ]; then
-  echo "fuzz: skipped: no clang with libFuzzer (Debian: clang, libclang-rt-14-dev)"
+  echo "fuzz: skipped: no clang with libFuzzer (clang and libclang-rt-14-dev); jobs/install.sh --test brings it"
   exit 77
 fi
 

@@ -28,7 +28,7 @@ def clang_format(root: Path, build: Path) -> list[str]:
     """Every C and C++ file is as clang-format leaves it."""
     tool = shutil.which(f"clang-format-{CLANG_FORMAT}") or shutil.which("clang-format")
     if not tool:
-        raise Skip("clang-format is not installed")
+        raise Skip("clang-format is not installed; jobs/install.sh --test brings it")
     version = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
     if not re.search(rf"version {CLANG_FORMAT}\.", version):
         raise Skip(f"formatting is that of clang-format {CLANG_FORMAT}; here is {version.strip()}")

@@ -18,7 +18,7 @@ try:
     import h5py  # noqa: F401, for compare
     import numpy as np
 except ImportError as missing:
-    print(f"skipped: {missing}; install python3-numpy and python3-h5py", file=sys.stderr)
+    print(f"skipped: {missing}; jobs/install.sh brings python3-numpy and python3-h5py", file=sys.stderr)
     sys.exit(77)
 
 import compare

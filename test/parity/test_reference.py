@@ -8,7 +8,7 @@ from dataclasses import replace
 try:
     import numpy as np
 except ImportError as missing:
-    print(f"skipped: {missing}; install python3-numpy", file=sys.stderr)
+    print(f"skipped: {missing}; jobs/install.sh brings python3-numpy", file=sys.stderr)
     sys.exit(77)
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
