@@ -17,7 +17,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 import program as p  # noqa: E402
 
-TIME_LIMIT = 30
+TIME_LIMIT = 90
 
 # Sites that training does not pass, but `stablemoe prepare`.
 PREPARE = {"corpus.write"}

@@ -30,6 +30,8 @@ VARIANTS = {
     "whole-replicas": (["comm.expert_ranks=1", "optimizer.expert_gradient_factor=4"], False),
     # Long dot products: BLAS takes another path here when the rows of a call are few.
     "wide": (["model.width=64", "model.inner=1024", "moe.inner=1024", "model.context=32"], False),
+    # The same with two threads per rank, which the products and the larger kernels use.
+    "threads": (["model.width=64", "model.inner=1024", "moe.inner=1024", "model.context=32", "run.threads=2"], False),
     # Rows travel beside the experts' products, in slices, by way of nodes: other messages, the same bits.
     "overlap": (["comm.overlap=2", "moe.sublayers=2", "train.micro_batches=2"], False),
     "two-level": (["comm.exchange=two_level", "comm.node_ranks=1", "comm.overlap=1", "comm.slice_mib=0.001",
@@ -45,6 +47,9 @@ VARIANTS = {
                         "comm.overlap=2"], False),
 }
 
+
+# With --small, on more than two ranks: every way of the exchange, replicas, threads.
+SMALL = ("two-layers", "uneven", "replicas", "threads", "overlap", "two-level")
 
 # Distilled routers that look at more than the word, and choices of methods that draw random numbers.
 for features in ("bigram", "cnn", "transformer"):
@@ -71,6 +76,8 @@ class Invariance(p.ProgramTest):
             VARIANTS[f"method-{method}"] = ([f"router.method={method}", "train.micro_batches=2"], None)
         # On one rank that is a repetition: a few show it.
         variants = [*VARIANTS] if self.ranks > 1 else ["plain", "two-layers", "method-gshard"]
+        if self.small and self.ranks > 2:
+            variants = SMALL
         runs = {}
         for variant in variants:
             settings = VARIANTS[variant][0]

@@ -2,7 +2,9 @@
 #include "near.h"
 #include "stablemoe/kernel.h"
 
-enum { S = 4, T = 100, H = 4, D = 16, N = S * T, C = H * D, F = 300, V = 500, N_RESULTS = 20 };
+#include "../../src/kernel/vector.h"
+
+enum { S = 4, T = 160, H = 4, D = 16, N = S * T, C = H * D, F = 300, V = 500, N_RESULTS = 20 };
 
 /* Every kernel but the plain products, whose bits are BLAS's; the results stand one after another. */
 static size_t all_kernels(smoe_real *result, size_t size) {
@@ -108,6 +110,8 @@ static size_t all_kernels(smoe_real *result, size_t size) {
 }
 
 static void threads(void) {
+  /* The smallest of the arrays above: below this size kernels use one thread whatever they may. */
+  CHECK(N * C > PARALLEL_MIN, "%d values are too few for threads: they begin beyond %d", N * C, PARALLEL_MIN);
   const size_t size = (size_t)N_RESULTS * N * F;
   smoe_real *one = values_zero(size), *more = values_zero(size);
   smoe_threads_set(1);
