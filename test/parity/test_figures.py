@@ -47,10 +47,11 @@ class Run:
         self.log = p.routing(directory) if self.config.moe_layers else {}
 
     def checkpoint(self, update):
-        """Values and moments (m, v) by name, in double."""
+        """Values and moments (m, v) by name, in double; what never learns has no moments."""
         found = p.checkpoint(self.directory, update)
         params = {n[6:]: v.astype(np.float64) for n, v in found.items() if n.startswith("param/")}
-        moments = {n: tuple(found[f"adam/{k}/{n}"].astype(np.float64) for k in "mv") for n in params}
+        moments = {n: tuple(found[f"adam/{k}/{n}"].astype(np.float64) for k in "mv") for n in params
+                   if f"adam/m/{n}" in found}
         return params, moments
 
     def initial(self, shapes, embedding=None):
@@ -154,7 +155,8 @@ class Compared(p.ProgramTest):
         for n in sorted(params):
             where = f"{name}, after update {update + 1}: {n}"
             self.near(where, after[n], params[n])
-            for k, moment in enumerate(after_moments[n]):
+            self.assertTrue(n in after_moments or n not in grads, f"{where} has no moments")
+            for k, moment in enumerate(after_moments.get(n, ())):
                 self.near(f"{where}, moment {k + 1}", moment, moments[n][k], 1e-3)
             if n not in grads:
                 self.same(f"{where} is frozen", after[n].astype("f4"), before[n].astype("f4"))
