@@ -5,7 +5,7 @@
 # Debian's packages where this user may do that (root, or sudo without a password); elsewhere the packages
 # and cluster modules to load are named, and the exit status is 2. Where nothing is missing, nothing is done
 # and no network is needed.
-#   --test   also what only tests use (clang-format; clang with its fuzzer; groff; libdnnl-dev; chromium with its
+#   --test   also what only tests use (clang-format; clang with its fuzzer; groff; chromium with its
 #            driver and python3-selenium; python3-xarray, -h5netcdf and -pandas), if it can be had; without it those
 #            tests are skipped (with --slurm's)
 #   --slurm  also what jobs/cluster.sh makes a cluster of (Slurm, munge, iproute2); no daemon is started
@@ -120,11 +120,11 @@ may_install() {
 
 check
 wished=()
+header_there oneapi/dnnl/dnnl.h || wished+=(libdnnl-dev) # faster products on AVX-512; the build does without
 if [ "$with_test" = yes ]; then
   command_there clang-format || wished+=(clang-format)
   fuzzer_works || wished+=(clang libclang-rt-14-dev)
   command_there groff || wished+=(groff-base) # warnings in the man page
-  header_there oneapi/dnnl/dnnl.h || wished+=(libdnnl-dev) # the build option gemm
   # the report in a browser, and the log in xarray and pandas
   command_there chromium || wished+=(chromium)
   command_there chromedriver || wished+=(chromium-driver)
@@ -169,7 +169,7 @@ if may_install; then
       else
         for package in "${wished[@]}"; do
           apt install -y --no-install-recommends "$package" ||
-            echo "install: not installed: $package: $(why); tests that need it are skipped"
+            echo "install: not installed: $package: $(why); what needs it is left out"
         done
       fi
     fi
@@ -177,7 +177,7 @@ if may_install; then
   hash -r
   check
 elif [ ${#missing[@]} = 0 ]; then
-  echo "install: everything is there but ${wished[*]}; tests that need it are skipped"
+  echo "install: everything is there but ${wished[*]}; what needs it is left out"
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   {

@@ -12,6 +12,7 @@ typedef struct smoe_bench_stage {
   int stage;
   double seconds;            /**< of an update: median over the updates of the slowest rank's time */
   double tokens_per_s;       /**< all ranks together */
+  double peak_fraction;      /**< model FLOP per second over the fp32 peak of all cores that threads run on */
   double phase[SMOE_PHASES]; /**< seconds of an update, mean over ranks */
   double load_max_over_mean; /**< rows of the busiest rank over the mean */
   double loss;               /**< of the last update: to see that two runs computed the same */
@@ -36,11 +37,15 @@ typedef struct smoe_bench {
   double flops;          /**< model FLOP of an update, forward and backward, all ranks */
   double gemm_rate;      /**< FLOP/s of one rank's sgemm on the model's own shapes, weighted by FLOP */
   double processor_rate; /**< the same per processor second: of use where other programs want the cores */
-  double efficiency;     /**< flops / ranks / seconds / gemm_rate, of the last stage */
-  double exchange_rows;  /**< rows a rank sends in a call, on average */
-  double exchange_rate;  /**< bytes/s of the transfers; NaN on one rank */
-  double bare_rate;      /**< bytes/s of a bare MPI_Alltoallv of that size */
-  int n_links;           /**< 0 on one rank */
+  double
+      core_peak; /**< FLOP/s of a core at most, fp32: multiply-adds on registers (core_peak.h); the slowest rank's */
+  double core_peak_bf16;                /**< the same with operands of bf16; NaN if a rank's core has none */
+  const char *core_isa, *core_isa_bf16; /**< their instructions, on rank 0 */
+  double efficiency;                    /**< flops / ranks / seconds / gemm_rate, of the last stage */
+  double exchange_rows;                 /**< rows a rank sends in a call, on average */
+  double exchange_rate;                 /**< bytes/s of the transfers; NaN on one rank */
+  double bare_rate;                     /**< bytes/s of a bare MPI_Alltoallv of that size */
+  int n_links;                          /**< 0 on one rank */
   smoe_bench_link link[SMOE_BENCH_LINKS];    /**< from one row per pair of ranks to the model's own size */
   double planned_bytes, peak_bytes;          /**< per rank, the largest */
   int n_updates, n_moe, n_experts, n_slots;  /**< sizes of the arrays in stage[]; K */

@@ -32,6 +32,11 @@ typedef struct smoe_checkpoint_meta {
   char *configuration;      /**< YAML text, in memory of smoe_alloc */
 } smoe_checkpoint_meta;
 
+/** Set the text about libraries and caches that checkpoints of this process carry (smoe_products_facts): what bits
+ *  depend on beside the configuration.  Collective: rank 0's text counts, and must be shorter than 256 bytes.
+ */
+void smoe_checkpoint_set_products(const smoe_group *group, const char *text);
+
 /** Save a checkpoint as <directory>/step-<update, 9 digits>.h5 and point <directory>/latest to it.
  *
  *  Collective over params->group.

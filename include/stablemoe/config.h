@@ -61,6 +61,7 @@ typedef struct smoe_settings {
     char directory[SMOE_TEXT_MAX];
     int64_t seed;
     int64_t threads; /**< per rank; 0: OMP_NUM_THREADS, else 1 */
+    int products;    /**< smoe_products_kind (products.h) */
     int64_t log_every;
     double max_minutes; /**< 0: no limit */
   } run;

@@ -17,10 +17,13 @@
 
 #include "stablemoe/real.h"
 
-/* ---- gemm.c: everything that calls BLAS ---- */
+/* ---- gemm.c, products.c: everything that calls OpenBLAS; see products.h for the choice of the library ---- */
 
 /** Set the number of threads of BLAS and OpenMP on this rank; once, before memory is planned. */
 void smoe_threads_set(int n);
+
+/** Return the number of threads that is set. */
+int smoe_threads(void);
 
 /** Name of the library's code path for this processor ("SkylakeX", "oneDNN AVX2", ...); bits are promised
  *  among ranks that have the same one. For reports.
@@ -77,6 +80,9 @@ void smoe_linear_backward_input(smoe_real *dx, const smoe_real *dy, const smoe_r
 /** dw [O, C] += dy^T x;  db [O] += column sums of dy (NULL: none). The weight's half. */
 void smoe_linear_backward_weight(smoe_real *dw, smoe_real *db, const smoe_real *dy, const smoe_real *x,
                                  size_t n, size_t c, size_t o);
+
+/** db [O] += column sums of dy [N, O], rows in their order. The bias's part of smoe_linear_backward_weight. */
+void smoe_linear_backward_bias(smoe_real *db, const smoe_real *dy, size_t n, size_t o);
 
 /* ---- norm.c ---- */
 

@@ -12,7 +12,8 @@
 /** Say who this rank is; ranks other than 0 stay silent. Local. */
 void smoe_log_setup(int rank, bool quiet);
 
-/** Also append every line to the file at path (rank 0). NULL closes it. Local.
+/** Also append every line to the file at path (rank 0). NULL closes it. Lines from before the first call, up to 4 KiB,
+ *  are written to the file too. Local.
  *
  *  Errors:  false where the file cannot be opened; errno says why.
  */

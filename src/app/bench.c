@@ -3,6 +3,8 @@
 #include <stdio.h>
 
 #include "app.h"
+#include "stablemoe/log.h"
+#include "stablemoe/products.h"
 
 typedef struct options {
   smoe_words set;
@@ -34,6 +36,13 @@ static smoe_status configure(smoe_config *config, const char *path, const smoe_w
   return smoe_app_config_finish(config);
 }
 
+static void warn(const smoe_bench *result) {
+  const smoe_products_rate rate = {.gemm = result->processor_rate, .peak = result->core_peak};
+  if (smoe_products_slow(&rate))
+    smoe_warn("GEMM reaches %.2f of the core's peak on the model's shapes: %s", rate.gemm / rate.peak,
+              smoe_products_advice());
+}
+
 static smoe_status bench(const smoe_group *group, const options *o, const smoe_config *config) {
   const smoe_settings *settings = smoe_config_settings(config);
   smoe_corpus corpus;
@@ -44,8 +53,10 @@ static smoe_status bench(const smoe_group *group, const options *o, const smoe_c
   smoe_bench result;
   const smoe_bench_options wanted = {.warmup = (int)o->warmup, .updates = (int)o->updates, .trace = o->trace};
   const smoe_status status = smoe_bench_run(&result, config, group, &corpus, &wanted);
-  if (status == SMOE_OK && group->rank == 0)
+  if (status == SMOE_OK && group->rank == 0) {
     smoe_bench_print(&result, settings, group->n_ranks, o->json, stdout);
+    warn(&result);
+  }
   smoe_bench_release(&result);
   smoe_corpus_close(&corpus);
   return status;

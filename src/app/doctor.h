@@ -3,6 +3,7 @@
 #define STABLEMOE_APP_DOCTOR_H
 
 #include <sched.h>
+#include <stdbool.h>
 
 #include "stablemoe/group.h"
 
@@ -12,6 +13,8 @@ typedef struct smoe_rank_facts {
   cpu_set_t cpus; /**< where it may run */
   int threads;
   double free_memory, free_shared; /**< of its machine, bytes; 0: not known */
+  double gemm, peak;               /**< of its core, FLOP/s (products.h) */
+  bool hidden;                     /**< its CPU has AVX-512, and does not show it */
 } smoe_rank_facts;
 
 typedef struct smoe_doctor {

@@ -9,6 +9,7 @@
 #include "doctor.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/mpi_facts.h"
+#include "stablemoe/products.h"
 #include "stablemoe/timer.h"
 
 static const double MIB = 1 << 20, GIB = 1 << 30;
@@ -24,6 +25,11 @@ smoe_rank_facts smoe_doctor_facts(void) {
   own.free_shared = smoe_doctor_free("/dev/shm");
   gethostname(own.host, sizeof own.host - 1);
   snprintf(own.core_type, sizeof own.core_type, "%s", smoe_blas_name());
+  smoe_products_rate rate;
+  smoe_products_measure(&rate);
+  own.gemm = rate.gemm;
+  own.peak = rate.peak;
+  own.hidden = smoe_products_avx512_hidden();
   if (sched_getaffinity(0, sizeof own.cpus, &own.cpus) != 0) CPU_ZERO(&own.cpus);
   return own;
 }
@@ -203,6 +209,31 @@ static void check_blas(smoe_doctor *d) {
                    threads == 1 ? "" : "s");
 }
 
+static void check_speed(smoe_doctor *d) {
+  int least = 0;
+  for (int r = 1; r < d->group->n_ranks; r++)
+    if (d->rank[r].gemm / d->rank[r].peak < d->rank[least].gemm / d->rank[least].peak) least = r;
+  const smoe_rank_facts *own = &d->rank[least];
+  const smoe_products_rate rate = {.gemm = own->gemm, .peak = own->peak};
+  if (smoe_products_slow(&rate))
+    smoe_doctor_warning(
+        d, "GEMM makes %.1f GFLOP/s on a core of %s, %.2f of the peak of %.1f measured there: %s",
+        1e-9 * own->gemm, own->host, own->gemm / own->peak, 1e-9 * own->peak, smoe_products_advice());
+  else
+    smoe_doctor_ok(d, "GEMM: %.1f GFLOP/s on a core, %.2f of its peak of %.1f", 1e-9 * own->gemm,
+                   own->gemm / own->peak, 1e-9 * own->peak);
+  for (int r = 0; r < d->group->n_ranks; r++)
+    if (d->rank[r].hidden) {
+      smoe_doctor_warning(
+          d,
+          "the CPU of %s is of a type that has AVX-512, and does not show it: a hypervisor or the "
+          "firmware hides it, which halves the speed; ask for a machine type or CPU mode that passes "
+          "it on (host-passthrough)",
+          d->rank[r].host);
+      return;
+    }
+}
+
 void smoe_doctor_ranks(smoe_doctor *d, long launched) {
   check_launch(d, launched);
   check_placement(d);
@@ -210,4 +241,5 @@ void smoe_doctor_ranks(smoe_doctor *d, long launched) {
   check_cores(d);
   check_memory(d);
   check_blas(d);
+  check_speed(d);
 }

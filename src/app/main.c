@@ -7,6 +7,7 @@
 #include "stablemoe/family.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
+#include "stablemoe/products.h"
 #include "stablemoe/router.h"
 
 int smoe_app_threads(int64_t wanted) {
@@ -34,7 +35,7 @@ smoe_status smoe_app_config_finish(smoe_config *config) {
   SMOE_TRY(smoe_config_resolve(config));
   SMOE_TRY(smoe_model_check(config));
   smoe_threads_set(smoe_app_threads(smoe_config_settings(config)->run.threads));
-  return SMOE_OK;
+  return smoe_products_choose((smoe_products_kind)smoe_config_settings(config)->run.products);
 }
 
 /* The names of the subcommands, as a report says them: "prepare, train or info". */

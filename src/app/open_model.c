@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "stablemoe/log.h"
+#include "stablemoe/products.h"
 
 void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path) {
   struct stat info;
@@ -25,7 +26,12 @@ static smoe_status configure(smoe_app_model *m, const char *path, bool single) {
   smoe_free(origin);
   /* Capacity is a share of a batch, and a text alone has none to share. */
   if (status == SMOE_OK && single) status = smoe_config_override(m->config, "moe.capacity_factor=0");
-  return status == SMOE_OK ? smoe_app_config_finish(m->config) : status;
+  if (status != SMOE_OK) return status;
+  /* A model is not bound to the library that it was trained with. */
+  const int products = smoe_config_settings(m->config)->run.products;
+  if (!smoe_products_built((smoe_products_kind)products))
+    SMOE_TRY(smoe_config_override(m->config, "run.products=auto"));
+  return smoe_app_config_finish(m->config);
 }
 
 smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, const char *path,

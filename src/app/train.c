@@ -1,8 +1,10 @@
 #include "stablemoe/train.h"
 
 #include "app.h"
-#include "stablemoe/kernel.h"
+#include "stablemoe/arena.h"
+#include "stablemoe/checkpoint.h"
 #include "stablemoe/log.h"
+#include "stablemoe/products.h"
 #include "stablemoe/router.h"
 
 typedef struct options {
@@ -49,13 +51,37 @@ static smoe_status configure(smoe_config *config, const char *path, const smoe_w
   return smoe_app_config_finish(config);
 }
 
+/* Of the rank whose core is used least: nobody should train at half speed without being told. */
+static void compare_with_core(const smoe_group *group) {
+  smoe_products_rate own;
+  smoe_products_measure(&own);
+  double *gemm = smoe_alloc((size_t)group->n_ranks * 2 * sizeof *gemm), *peak = gemm + group->n_ranks;
+  int *one = smoe_alloc((size_t)group->n_ranks * sizeof *one), least = 0;
+  for (int r = 0; r < group->n_ranks; r++) one[r] = 1;
+  smoe_group_gather_f64(group, gemm, &own.gemm, one);
+  smoe_group_gather_f64(group, peak, &own.peak, one);
+  for (int r = 0; r < group->n_ranks; r++)
+    if (gemm[r] / peak[r] < gemm[least] / peak[least]) least = r;
+  const smoe_products_rate worst = {.gemm = gemm[least], .peak = peak[least]};
+  if (smoe_products_slow(&worst))
+    smoe_warn("GEMM makes %.1f GFLOP/s on the core of rank %d, %.2f of the peak of %.1f measured there: %s",
+              1e-9 * worst.gemm, least, worst.gemm / worst.peak, 1e-9 * worst.peak, smoe_products_advice());
+  else
+    smoe_note("GEMM makes %.1f GFLOP/s on a core, %.2f of its peak of %.1f (%s)", 1e-9 * worst.gemm,
+              worst.gemm / worst.peak, 1e-9 * worst.peak, own.isa);
+  smoe_free(one);
+  smoe_free(gemm);
+}
+
 static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
   const options *o = values;
   smoe_config *config = smoe_app_config();
   smoe_status status = smoe_group_agree(group, configure(config, arguments->word[0], &o->set));
   if (status == SMOE_OK) {
-    smoe_note("%d rank%s, BLAS %s, " SMOE_REAL_NAME, group->n_ranks, group->n_ranks == 1 ? "" : "s",
-              smoe_blas_name());
+    smoe_note("%d rank%s, " SMOE_REAL_NAME ", GEMM by %s", group->n_ranks, group->n_ranks == 1 ? "" : "s",
+              smoe_products_facts());
+    smoe_checkpoint_set_products(group, smoe_products_facts());
+    compare_with_core(group);
     status = smoe_train(config, group, &o->train);
   }
   smoe_config_destroy(config);

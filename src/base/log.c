@@ -14,6 +14,7 @@ static struct {
   bool quiet;
   atomic_bool live; /* a progress line is on the terminal; the watchdog's thread reads it, too */
   FILE *file;
+  char early[4096]; /* lines from before there was a file */
 } state;
 
 static const char clear_line[] = "\r\033[K";
@@ -28,15 +29,38 @@ bool smoe_log_file(const char *path) {
   state.file = NULL;
   if (!path || state.rank != 0) return true;
   state.file = fopen(path, "a");
-  return state.file != NULL;
+  if (!state.file) return false;
+  fputs(state.early, state.file);
+  fflush(state.file);
+  state.early[0] = '\0';
+  return true;
 }
 
 bool smoe_log_is_terminal(void) {
   return isatty(STDERR_FILENO) == 1;
 }
 
+/* As much as fits; a line that does not is left out. */
+static void keep(const char *prefix, const char *format, va_list args) {
+  const size_t used = strlen(state.early), left = sizeof state.early - used;
+  char *end = state.early + used;
+  va_list copy;
+  va_copy(copy, args);
+  int n = snprintf(end, left, "%s", prefix);
+  if (n >= 0 && (size_t)n < left) n += vsnprintf(end + n, left - (size_t)n, format, copy);
+  va_end(copy);
+  if (n >= 0 && (size_t)n + 2 <= left)
+    strcpy(end + n, "\n");
+  else
+    *end = '\0';
+}
+
 static void line_to_file(const char *prefix, const char *format, va_list args) {
-  if (state.rank != 0 || !state.file) return;
+  if (state.rank != 0) return;
+  if (!state.file) {
+    keep(prefix, format, args);
+    return;
+  }
   va_list copy;
   va_copy(copy, args);
   fputs(prefix, state.file);

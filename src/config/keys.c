@@ -18,6 +18,7 @@
   { #path, SMOE_KEY_CHOICE, offsetof(smoe_settings, path), def, 0, 0, choices, "", help }
 
 /* In the order of the enums in config.h. */
+static const char *const products[] = {"auto", "openblas", "onednn", NULL};
 static const char *const positions[] = {"middle", "top", "bottom", "scattered", NULL};
 static const char *const exchanges[] = {"direct", "two_level", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
@@ -34,6 +35,9 @@ static const smoe_key keys[] = {
         "Seed of every random number (initial values, order of the data, noise): the same seed repeats the "
         "run."),
     INT(run.threads, "0", 0, 1024, "threads", "Threads of each rank; 0: as OMP_NUM_THREADS says, else 1."),
+    CHOICE(run.products, "auto", products,
+           "Library of single-precision GEMM; auto: oneDNN if the build has it and the CPU has AVX-512, else "
+           "OpenBLAS. The two differ in rounding."),
     INT(run.log_every, "10", 1, MANY, "updates", "Updates between two lines of progress in the log."),
     REAL(run.max_minutes, "0", 0, INFINITY, "minutes",
          "Time after which the run saves a checkpoint and ends with exit code 75, to be resumed; 0: no "

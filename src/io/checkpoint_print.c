@@ -34,9 +34,12 @@ static smoe_status print_entries(hid_t file) {
 }
 
 static smoe_status print_texts(hid_t file) {
-  const char *const names[] = {"program", "hdf5", "mpi", "real"};
+  const char *const names[] = {"program", "hdf5", "mpi", "products", "real"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     char text[512];
+    /* Earlier versions did not write it. */
+    if (strcmp(names[i], "products") == 0 && H5Aexists_by_name(file, "/meta", "products", H5P_DEFAULT) <= 0)
+      continue;
     SMOE_TRY(smoe_h5_get_text(file, "/meta", names[i], text, sizeof text));
     printf("  %-12s %s\n", names[i], text);
   }

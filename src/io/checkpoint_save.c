@@ -16,6 +16,14 @@ typedef struct save_plan {
   const smoe_checkpoint_meta *meta;
 } save_plan;
 
+/** Set by smoe_checkpoint_set_products; the same on all ranks, since writing attributes is collective. */
+static char products[256];
+
+void smoe_checkpoint_set_products(const smoe_group *group, const char *text) {
+  snprintf(products, sizeof products, "%s", text);
+  smoe_group_broadcast(group, products, sizeof products, 0);
+}
+
 /** Texts that say what wrote the file. */
 static smoe_status write_versions(hid_t file) {
   char mpi[MPI_MAX_LIBRARY_VERSION_STRING], hdf5[32];
@@ -28,6 +36,7 @@ static smoe_status write_versions(hid_t file) {
   snprintf(hdf5, sizeof hdf5, "%u.%u.%u", major, minor, release);
   SMOE_TRY(smoe_h5_set_text(file, "/meta", "program", "stablemoe " SMOE_VERSION));
   SMOE_TRY(smoe_h5_set_text(file, "/meta", "hdf5", hdf5));
+  if (products[0]) SMOE_TRY(smoe_h5_set_text(file, "/meta", "products", products));
   return smoe_h5_set_text(file, "/meta", "mpi", mpi);
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "stablemoe/core_peak.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/route_facts.h"
 #include "stablemoe/timer.h"
@@ -25,8 +26,8 @@ double smoe_bench_flops(const smoe_model *model) {
 /* Least seconds of a call by the clock on the wall [0] and by the processor's [1]. */
 static void seconds_of_product(double *least, const smoe_product *p, smoe_real *a, smoe_real *b,
                                smoe_real *c) {
-  enum { REPEATS = 3 };
-  const int calls = 1 + (int)(2e8 / product_flops(p));
+  enum { REPEATS = 12 };
+  const int calls = 1 + (int)(5e7 / product_flops(p)); /* short: some then meet no other program */
   least[0] = least[1] = INFINITY;
   for (int r = 0; r < REPEATS; r++) {
     const double before[] = {smoe_seconds(), smoe_processor_seconds()};
@@ -183,6 +184,27 @@ static void describe(smoe_bench *bench, const smoe_model *model, const smoe_benc
   bench->expert_parameters = smoe_params_total(&model->params, SMOE_EXPERT);
 }
 
+/* Rates of GEMM and the most that a core can do, of the slowest rank; what the stages reach of it. */
+static void measure_core(smoe_bench *bench, const smoe_group *group, const smoe_model *model) {
+  smoe_core_peak peak;
+  double rate[4];
+  gemm_rates(rate, model);
+  smoe_core_peak_measure(&peak);
+  bench->core_isa = peak.fp32_isa;
+  bench->core_isa_bf16 = peak.bf16_isa;
+  rate[2] = peak.fp32;
+  rate[3] = isnan(peak.bf16) ? 0 : peak.bf16;
+  for (int i = 0; i < 4; i++) rate[i] = -rate[i];
+  smoe_group_max_f64(group, rate, 4);
+  bench->gemm_rate = -rate[0];
+  bench->processor_rate = -rate[1];
+  bench->core_peak = -rate[2];
+  bench->core_peak_bf16 = rate[3] < 0 ? -rate[3] : NAN;
+  const double cores = (double)group->n_ranks * smoe_threads();
+  for (int s = 0; s < bench->n_stages; s++)
+    bench->stage[s].peak_fraction = bench->flops / bench->stage[s].seconds / cores / bench->core_peak;
+}
+
 static smoe_status run(smoe_bench *bench, smoe_model *model, const smoe_corpus *corpus,
                        const smoe_bench_options *options) {
   const smoe_settings *settings = smoe_config_settings(model->config);
@@ -203,12 +225,7 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, const smoe_corpus *
   bench->planned_bytes = bytes[0];
   bench->peak_bytes = bytes[1];
   bench->flops = smoe_bench_flops(model);
-  double rate[2];
-  gemm_rates(rate, model);
-  for (int clock = 0; clock < 2; clock++) rate[clock] = -rate[clock];
-  smoe_group_max_f64(group, rate, 2); /* the slowest rank's */
-  bench->gemm_rate = -rate[0];
-  bench->processor_rate = -rate[1];
+  measure_core(bench, group, model);
   bench->efficiency =
       bench->flops / group->n_ranks / bench->stage[bench->n_stages - 1].seconds / bench->gemm_rate;
   measure_exchange(bench, model);

@@ -38,6 +38,11 @@ static void print_table(const smoe_bench *bench, const smoe_settings *settings, 
   fprintf(out,
           "  GEMM         %10.2f GFLOP/s per rank on the model's shapes; the update reaches %.3f of it\n",
           1e-9 * bench->gemm_rate, bench->efficiency);
+  fprintf(out, "  core's peak  %10.2f GFLOP/s in fp32 (%s); the update reaches %.3f of it\n",
+          1e-9 * bench->core_peak, bench->core_isa, bench->stage[bench->n_stages - 1].peak_fraction);
+  if (isfinite(bench->core_peak_bf16))
+    fprintf(out, "               %10.2f GFLOP/s in bf16 (%s)\n", 1e-9 * bench->core_peak_bf16,
+            bench->core_isa_bf16);
   if (isfinite(bench->exchange_rate))
     fprintf(out,
             "  exchange     %10.2f GB/s, waiting included; a bare MPI_Alltoallv of this size %.2f GB/s\n",
@@ -68,6 +73,8 @@ static void print_stage(const smoe_bench *bench, const smoe_bench_stage *stage, 
   fprintf(out, "{\"stage\": %d, ", stage->stage);
   number(out, "seconds", stage->seconds);
   number(out, "tokens_per_s", stage->tokens_per_s);
+  number(out, "peak_fraction", stage->peak_fraction);
+  number(out, "gemm_fraction", bench->flops / bench->n_ranks / stage->seconds / bench->gemm_rate);
   number(out, "load_max_over_mean", stage->load_max_over_mean);
   array(out, "update_seconds", stage->update_seconds, bench->n_updates, "%.9g");
   array(out, "update_processor_seconds", stage->update_processor, bench->n_updates, "%.9g");
@@ -123,6 +130,8 @@ static void print_json(const smoe_bench *bench, const smoe_settings *settings, i
   number(out, "flops_per_update", bench->flops);
   number(out, "gemm_flops_per_s", bench->gemm_rate);
   number(out, "gemm_flops_per_processor_s", bench->processor_rate);
+  number(out, "core_peak_gflops", 1e-9 * bench->core_peak);
+  number(out, "core_peak_bf16_gflops", 1e-9 * bench->core_peak_bf16);
   number(out, "efficiency", bench->efficiency);
   number(out, "exchange_bytes_per_s", bench->exchange_rate);
   number(out, "bare_alltoallv_bytes_per_s", bench->bare_rate);

@@ -1,6 +1,6 @@
 /** Is oneDNN's sgemm faster than OpenBLAS's on the shapes of the model?
  *
- *  Whether the build option gemm is worth setting on a machine. Not built by default; where libdnnl-dev is there:
+ *  Whether the rule of run.products: auto fits a machine. Not built by default; where libdnnl-dev is there:
  *    ninja -C build test/bench/onednn && OMP_NUM_THREADS=1 build/test/bench/onednn
  *  Both in turn, several rounds, one thread. Of each shape the median of the rounds' ratios; at the
  *  end the time of all products of an update, each shape with its share of the FLOP.

@@ -53,6 +53,19 @@ class Commands(p.ProgramTest):
                         written = float(rows[update][rows[0].index("valid_loss")])
                         self.assertAlmostEqual(found["loss"], written, delta=1e-7)
 
+    def test_products(self):
+        """Log and checkpoints carry the library of products; the head of the log compares it with the core."""
+        log = Path(self.run_path, "log.txt").read_text("utf-8")
+        first, second = log.splitlines()[:2]
+        self.assertRegex(first, r"^2 ranks, float, GEMM by (oneDNN|OpenBLAS) \d+\.\d+.*; L2 \d+ KiB, L3 \d+ KiB")
+        self.assertRegex(second, r"GEMM makes \d+\.\d GFLOP/s .* peak of \d+\.\d")
+        facts = first.partition("GEMM by ")[2]
+        self.assertIn(f"  products     {facts}\n", self.on_ranks("info", self.early, ranks=(1,)))
+        with p.h5py.File(self.early) as file:
+            self.assertEqual(p.np.bytes_(file["meta"].attrs["products"]).decode(), facts)
+        refused = self.program.run("train", self.program.config, "-P", "run.products=mkl", "-P", f"data.corpus={self.corpus}")
+        self.assertRefused(refused, "config", "products")
+
     def test_training_learns(self):
         losses = p.column(self.run_path, "valid_loss")
         at = [loss for loss in losses if not math.isnan(loss)]

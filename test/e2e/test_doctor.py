@@ -64,6 +64,18 @@ class Doctor(p.ProgramTest):
                 self.assertFine(result)
                 self.assertTrue(any(re.search(said, line) for line in self.findings(result)["warning"]), result)
 
+    def test_slow_products(self):
+        """A pin that keeps either library from the processor's vectors is found by measuring, and named."""
+        env = {"DNNL_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Prescott", "OMPI_MCA_fs_ufs_lock_algorithm": "3"}
+        result = self.doctor(self.directory, env=env)
+        self.assertFine(result)
+        if "core type Prescott" not in result.out or "compiled" in result.out:
+            self.skipTest("another OpenBLAS, or no AVX2")
+        found = self.findings(result)
+        self.assertTrue(any(re.match(r"GEMM makes .* of the peak .*(DNNL_MAX_CPU_ISA=SSE41|OPENBLAS_CORETYPE=Prescott)",
+                                     line) for line in found["warning"]), result)
+        self.assertEqual([line for line in found["ok"] if line.startswith("GEMM")], [])
+
     def test_io_layer(self):
         for layer, env in (("OMPIO", {"OMPI_MCA_io": "ompio"}), ("ROMIO", {"OMPI_MCA_io": "romio321"})):
             with self.subTest(layer):

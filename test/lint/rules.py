@@ -61,9 +61,10 @@ def hdf5(root: Path) -> list[str]:
 
 
 def blas(root: Path) -> list[str]:
-    """BLAS is called in one file, which knows about its threads and small shapes."""
-    return _search(root, r"\b(cblas_|openblas_|dnnl_|[sd]gemm_)\w*\s*\(", ("src/kernel/gemm.c",),
-                   "is called outside src/kernel/gemm.c")
+    """Each library of matrix products is called in one file, which knows about its threads, shapes and versions."""
+    return (_search(root, r"\b(cblas_|openblas_|[sd]gemm_)\w*\s*\(", ("src/kernel/gemm.c",),
+                    "is called outside src/kernel/gemm.c")
+            + _search(root, r"\bdnnl_\w*\s*\(", ("src/kernel/onednn.c",), "is called outside src/kernel/onednn.c"))
 
 
 def ends(root: Path) -> list[str]:

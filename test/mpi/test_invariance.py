@@ -68,8 +68,19 @@ def methods(program):
 
 
 class Invariance(p.ProgramTest):
+    """STABLEMOE_TEST_PRODUCTS=other: with the library of products that run.products: auto does not choose."""
+
     settings = ("log.tokens_every=5", f"train.updates={UPDATES}", "router.stage1_updates=10",
                 "train.checkpoint_every=10", "train.keep_last=0")
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if os.environ.get("STABLEMOE_TEST_PRODUCTS") == "other":
+            version = cls.program.run("--version").out
+            chosen, other = ("oneDNN", "openblas") if "BLAS           oneDNN" in version else ("OpenBLAS", "onednn")
+            assert chosen in version, version
+            cls.settings = (*cls.settings, f"run.products={other}")
 
     def test_variants(self):
         for method in methods(self.program):

@@ -1,6 +1,7 @@
 /** Matrix products and linear maps. */
 #include "near.h"
 #include "stablemoe/kernel.h"
+#include "stablemoe/products.h"
 
 static double element(const smoe_real *a, size_t ld, bool transpose, size_t i, size_t j) {
   return transpose ? a[j * ld + i] : a[i * ld + j];
@@ -114,9 +115,15 @@ static void linear(size_t n, size_t c, size_t o) {
   smoe_free(want), smoe_free(want_dw), smoe_free(want_db), smoe_free(want_dx), smoe_free(without);
 }
 
-int main(void) {
+/* Everything, with the products of one library. */
+static void library(smoe_products_kind kind) {
+  if (smoe_products_choose(kind) != SMOE_OK) return; /* not in this build */
+  CHECK(kind == SMOE_PRODUCTS_AUTO || sizeof(smoe_real) == sizeof(double) || smoe_products_chosen() == kind,
+        "library %d was named, and %d is used", kind, smoe_products_chosen());
+  CHECK(smoe_products_chosen() != SMOE_PRODUCTS_AUTO, "no library is chosen");
   CHECK(smoe_blas_name() && smoe_blas_name()[0], "BLAS has no name");
   CHECK(smoe_blas_pin() && strchr(smoe_blas_pin(), '='), "BLAS cannot be pinned");
+  CHECK(strstr(smoe_products_facts(), "L2 "), "no cache in '%s'", smoe_products_facts());
   gemm_all();
   gemm_places();
   const size_t size[] = {0, 1, 3, 33};
@@ -124,5 +131,10 @@ int main(void) {
     for (size_t j = 0; j < 4; j++)
       for (size_t l = 0; l < 4; l++) linear(size[i], size[j], size[l]);
   linear(70, 19, 523); /* more columns than two blocks of the bias gradient, and a remainder */
+}
+
+int main(void) {
+  library(SMOE_PRODUCTS_OPENBLAS);
+  library(SMOE_PRODUCTS_ONEDNN);
   return test_verdict("linear");
 }
