@@ -169,7 +169,7 @@ if may_install; then
       else
         for package in "${wished[@]}"; do
           apt install -y --no-install-recommends "$package" ||
-            echo "install: not installed: $package: $(why); what needs it is left out"
+            echo "install: not installed: $package: $(why); tests that need it are skipped"
         done
       fi
     fi
@@ -177,7 +177,7 @@ if may_install; then
   hash -r
   check
 elif [ ${#missing[@]} = 0 ]; then
-  echo "install: everything is there but ${wished[*]}; what needs it is left out"
+  echo "install: everything is there but ${wished[*]}; tests that need it are skipped"
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   {
