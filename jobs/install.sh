@@ -59,6 +59,7 @@ libopenmpi-dev openmpi-bin|Open MPI 4.1 or later: module openmpi|mpi_there
 libhdf5-openmpi-dev|HDF5 built for that MPI: module hdf5/...-mpi or phdf5|hdf5_there
 libopenblas-openmp-dev|OpenBLAS built with OpenMP: module openblas|package_there openblas
 libyaml-dev|libyaml: module libyaml|package_there yaml-0.1
+zlib1g-dev|zlib with its headers: module zlib|package_there zlib
 libxxhash-dev|xxHash 0.8: module xxhash|package_there libxxhash
 libsentencepiece-dev|SentencePiece with its headers: module sentencepiece|package_there sentencepiece
 librandom123-dev|Random123 headers: module random123, or set CPATH to them|header_there Random123/philox.h

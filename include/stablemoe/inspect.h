@@ -4,7 +4,12 @@
 
 #include "stablemoe/status.h"
 
-typedef enum smoe_file_kind { SMOE_FILE_CHECKPOINT, SMOE_FILE_ROUTING, SMOE_FILE_CORPUS } smoe_file_kind;
+typedef enum smoe_file_kind {
+  SMOE_FILE_CHECKPOINT,
+  SMOE_FILE_ROUTING,
+  SMOE_FILE_CORPUS,
+  SMOE_FILE_PAIRS
+} smoe_file_kind;
 
 /** Kind of a file of ours, by the `format` attribute at its root. Local.
  *  Errors:  SMOE_ERR_IO where it cannot be read, SMOE_ERR_FORMAT where it is none of ours.

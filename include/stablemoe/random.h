@@ -16,7 +16,9 @@ typedef enum smoe_purpose {
   SMOE_RANDOM_SAMPLE = 5,  /**< text generation; update = position */
   SMOE_RANDOM_SPLIT = 6,   /**< train/valid/test split; index = document */
   SMOE_RANDOM_TEST = 7,    /**< values in tests */
-  SMOE_RANDOM_ROUTER = 8   /**< choices of a router; index = global token */
+  SMOE_RANDOM_ROUTER = 8,  /**< choices of a router; index = global token */
+  SMOE_RANDOM_PAIRS = 9,   /**< order of a direction's sentence pairs; update = pass */
+  SMOE_RANDOM_BATCHES = 10 /**< order of a window's micro-batches; update = window */
 } smoe_purpose;
 
 /** Uniform in [0, 1) with 53 bits. Local. */

@@ -27,6 +27,20 @@ typedef bool (*smoe_sentence_source)(void *context, const char **text, size_t *b
 smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_tokenizer_kind kind, int vocabulary,
                                  smoe_sentence_source source, void *context);
 
+/** Train a model that also has control symbols: pieces that no text is encoded to, and that are decoded to
+ *  nothing.
+ *
+ *  Local. As smoe_tokenizer_train.
+ *  symbols  in  their texts, with commas between them: "<2de>,<2en>"
+ */
+smoe_status smoe_tokenizer_train_with(char **model, size_t *bytes, smoe_tokenizer_kind kind, int vocabulary,
+                                      const char *symbols, smoe_sentence_source source, void *context);
+
+/** Read a serialised model from a file; *model in memory of smoe_alloc. Local.
+ *  Errors:  SMOE_ERR_IO, SMOE_ERR_FORMAT if it is empty or too large for one.
+ */
+smoe_status smoe_tokenizer_load(char **model, size_t *bytes, const char *path);
+
 /** Open a serialised model. Local. Errors: SMOE_ERR_FORMAT. */
 smoe_status smoe_tokenizer_open(smoe_tokenizer **tokenizer, const char *model, size_t bytes);
 
@@ -41,6 +55,9 @@ int32_t smoe_tokenizer_end(const smoe_tokenizer *tokenizer);
 
 /** Text of a piece, as stored ("▁the"); valid while the tokenizer is open. Local. */
 const char *smoe_tokenizer_piece(const smoe_tokenizer *tokenizer, int32_t id);
+
+/** Return the id of a piece by its text; -1 if there is none. Local. */
+int32_t smoe_tokenizer_find(const smoe_tokenizer *tokenizer, const char *piece);
 
 /** Encode UTF-8 text; *ids in memory of smoe_alloc. Local. */
 smoe_status smoe_tokenizer_encode(const smoe_tokenizer *tokenizer, const char *text, size_t bytes,

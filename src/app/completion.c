@@ -198,7 +198,7 @@ static void zsh_key_values(const smoe_key *key, FILE *out) {
 }
 
 static void zsh_option(const smoe_option *o, FILE *out) {
-  const bool repeats = o->kind == SMOE_OPTION_KEYS || o->kind == SMOE_OPTION_WORDS;
+  const bool repeats = smoe_option_repeats(o);
   fputs("        ", out);
   if (repeats) fputs("'*'", out);
   if (o->letter && !repeats) fprintf(out, "'(-%c --%s)'", o->letter, o->name);

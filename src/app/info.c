@@ -2,9 +2,11 @@
 
 #include "app.h"
 #include "open_model.h"
+#include "print_pairs.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/corpus.h"
 #include "stablemoe/inspect.h"
+#include "stablemoe/pairs.h"
 #include "stablemoe/routing_log.h"
 
 typedef struct options {
@@ -44,6 +46,9 @@ static smoe_status info(const char *path, bool verify) {
   case SMOE_FILE_CORPUS:
     if (verify) SMOE_TRY(smoe_corpus_verify(path));
     return print_corpus(path);
+  case SMOE_FILE_PAIRS:
+    if (verify) SMOE_TRY(smoe_pairs_verify(path));
+    return smoe_app_print_pairs(path);
   }
   return SMOE_OK;
 }

@@ -92,7 +92,20 @@ static smoe_status set_choice(const smoe_option *o, const char *text, int *value
   return SMOE_FAIL(SMOE_ERR_CONFIG, "--%s %s: expected %s", o->name, text, list);
 }
 
-static smoe_status set_value(const smoe_option *o, void *values, const char *text, int argc) {
+/** Take the one or two words after the option's first one. getopt takes them for read when optind is behind
+ *  them, whatever stood in front of the option.
+ */
+static smoe_status set_files(const smoe_option *o, smoe_words *words, const char *text, int argc,
+                             char **argv) {
+  const char *more[2] = {NULL, NULL};
+  for (int i = 0; i < 2 && optind < argc && argv[optind][0] != '-'; i++) more[i] = argv[optind++];
+  SMOE_CHECK(more[0], SMOE_ERR_CONFIG, "--%s %s: expected %s", o->name, text, o->value);
+  words->word[words->n++] = text;
+  for (int i = 0; i < 2; i++) words->word[words->n++] = more[i];
+  return SMOE_OK;
+}
+
+static smoe_status set_value(const smoe_option *o, void *values, const char *text, int argc, char **argv) {
   void *at = (char *)values + o->offset;
   smoe_words *words = at;
   switch (o->kind) {
@@ -110,6 +123,10 @@ static smoe_status set_value(const smoe_option *o, void *values, const char *tex
   case SMOE_OPTION_OUTPUT:
     *(const char **)at = text;
     break;
+  case SMOE_OPTION_FILES:
+    /* Three words for at least two of the command line. */
+    if (!words->word) words->word = smoe_alloc(2 * (size_t)argc * sizeof *words->word);
+    return set_files(o, words, text, argc, argv);
   case SMOE_OPTION_WORDS:
   case SMOE_OPTION_KEYS:
     /* No command line has more values than words. */
@@ -156,7 +173,7 @@ static smoe_status parse_options(const smoe_command *command, int argc, char **a
     size_t i = 0;
     while (i < command->n_options && code_of(command, i) != c) i++;
     if (i == command->n_options) return refuse_option(command->name, c, argv[optind - 1]);
-    SMOE_TRY(set_value(&command->options[i], out->values, optarg, argc));
+    SMOE_TRY(set_value(&command->options[i], out->values, optarg, argc, argv));
   }
   out->arguments = (smoe_arguments){(const char *const *)(argv + optind), argc - optind};
   SMOE_TRY(check_arguments(command, &out->arguments));
@@ -175,6 +192,11 @@ smoe_status smoe_command_parse(const smoe_command *command, int argc, char **arg
   return status;
 }
 
+bool smoe_option_repeats(const smoe_option *option) {
+  return option->kind == SMOE_OPTION_WORDS || option->kind == SMOE_OPTION_KEYS ||
+         option->kind == SMOE_OPTION_FILES;
+}
+
 smoe_status smoe_command_make_directories(const smoe_command *command, const smoe_invocation *invocation) {
   for (size_t i = 0; i < command->n_options; i++) {
     const smoe_option *o = &command->options[i];
@@ -188,7 +210,7 @@ smoe_status smoe_command_make_directories(const smoe_command *command, const smo
 void smoe_invocation_release(const smoe_command *command, smoe_invocation *invocation) {
   for (size_t i = 0; i < command->n_options && invocation->values; i++) {
     const smoe_option *o = &command->options[i];
-    if (o->kind != SMOE_OPTION_WORDS && o->kind != SMOE_OPTION_KEYS) continue;
+    if (!smoe_option_repeats(o)) continue;
     smoe_free(((smoe_words *)(void *)((char *)invocation->values + o->offset))->word);
   }
   smoe_free(invocation->values);

@@ -24,12 +24,14 @@ typedef enum smoe_option_kind {
   SMOE_OPTION_FILE,   /**< the same; shells complete it with files */
   SMOE_OPTION_OUTPUT, /**< the same, of a file to be written: its directory is made before anything is done */
   SMOE_OPTION_WORDS,  /**< smoe_words: may be given several times */
-  SMOE_OPTION_KEYS    /**< smoe_words of KEY=VALUE; shells complete it with configuration keys */
+  SMOE_OPTION_FILES, /**< smoe_words: may be given several times; each value is a word and the one or two words
+                         that follow it and begin no option. Three words each, NULL for one that is absent */
+  SMOE_OPTION_KEYS   /**< smoe_words of KEY=VALUE; shells complete it with configuration keys */
 } smoe_option_kind;
 
 /** Values of an option that may be repeated, in the order of the command line. */
 typedef struct smoe_words {
-  const char **word; /**< [n] into argv */
+  const char **word; /**< [n] into argv; of SMOE_OPTION_FILES some are NULL */
   size_t n;
 } smoe_words;
 
@@ -134,6 +136,9 @@ void smoe_commands_help(FILE *out);
  *  is one of the output. column: where the cursor is already, for the first line. Local.
  */
 void smoe_print_wrapped(FILE *out, const char *text, int column, int indent, int width);
+
+/** Whether an option may be given several times: its value is smoe_words. Local. */
+bool smoe_option_repeats(const smoe_option *option);
 
 /** What help calls an option's value: its word, or its choices ("a|b"); NULL for a flag.
  *

@@ -4,7 +4,10 @@
 #include <stdio.h>
 
 #include "app.h"
+#include "print_pairs.h"
+#include "stablemoe/arena.h"
 #include "stablemoe/corpus.h"
+#include "stablemoe/prepare_pairs.h"
 
 typedef struct options {
   const char *output, *model, *extensions;
@@ -12,12 +15,16 @@ typedef struct options {
   double valid_share, test_share;
   int kind;
   bool lines;
+  smoe_words pairs[SMOE_SPLITS];
+  int64_t max_tokens;
+  double max_ratio;
 } options;
 
 static const char *const KINDS[] = {"bpe", "unigram", NULL}; /* in the order of smoe_tokenizer_kind */
 
-/* The rest as in smoe_prepare_defaults. */
-static const options DEFAULTS = {.seed = 1, .valid_share = 0.05, .test_share = 0.05, .kind = SMOE_BPE};
+/* The rest as in smoe_prepare_defaults and smoe_prepare_pairs_defaults. */
+static const options DEFAULTS = {
+    .seed = 1, .valid_share = 0.05, .test_share = 0.05, .kind = SMOE_BPE, .max_tokens = 256, .max_ratio = 4};
 
 static const smoe_option OPTIONS[] = {
     {'o', "output", SMOE_OPTION_OUTPUT, offsetof(options, output), "FILE",
@@ -40,6 +47,17 @@ static const smoe_option OPTIONS[] = {
      "every line is a document (default: every file, cut at blank lines)"},
     {0, "document-bytes", SMOE_OPTION_INT, offsetof(options, document_bytes), "N",
      "cut a file at the first blank line past N bytes (default 16384, less for little text)", 1, INT32_MAX},
+    {0, "pair", SMOE_OPTION_FILES, offsetof(options, pairs[SMOE_TRAIN]), "SRC-TGT SOURCE [TARGET]",
+     "sentence pairs for translation, such as de-en text.de text.en: line n of TARGET translates line n of "
+     "SOURCE; without TARGET each line of SOURCE is a pair with a tab between; files may be .gz; repeatable"},
+    {0, "valid-pair", SMOE_OPTION_FILES, offsetof(options, pairs[SMOE_VALID]), "SRC-TGT SOURCE [TARGET]",
+     "the same for validation (default: a share of the pairs); repeatable"},
+    {0, "test-pair", SMOE_OPTION_FILES, offsetof(options, pairs[SMOE_TEST]), "SRC-TGT SOURCE [TARGET]",
+     "the same for the test (default: a share of the pairs); repeatable"},
+    {0, "max-tokens", SMOE_OPTION_INT, offsetof(options, max_tokens), "N",
+     "leave out pairs with a longer side, tag and end counted (default 256)", 8, SMOE_PAIR_TOKENS_MAX},
+    {0, "max-ratio", SMOE_OPTION_REAL, offsetof(options, max_ratio), "R",
+     "leave out training pairs with one side more than R times as long as the other (default 4)", 1, 1e9},
 };
 
 static void print_split(const smoe_corpus *corpus, smoe_split split, const char *name) {
@@ -70,14 +88,29 @@ static smoe_status print_corpus(const char *path) {
   return SMOE_OK;
 }
 
+static bool has_pairs(const options *o) {
+  return o->pairs[SMOE_TRAIN].n + o->pairs[SMOE_VALID].n + o->pairs[SMOE_TEST].n > 0;
+}
+
 static smoe_status check(const void *values, const smoe_arguments *arguments) {
-  SMOE_CHECK(((const options *)values)->output, SMOE_ERR_CONFIG,
-             "prepare: -o CORPUS.h5 is missing; see prepare --help");
+  const options *o = values;
+  if (has_pairs(o)) {
+    SMOE_CHECK(o->pairs[SMOE_TRAIN].n > 0, SMOE_ERR_CONFIG,
+               "prepare: no training pairs are named: --pair SRC-TGT SOURCE TARGET; see prepare --help");
+    SMOE_CHECK(arguments->n == 0, SMOE_ERR_CONFIG,
+               "prepare: '%s' is one file too many: a --pair takes one or two, and text does not go into a "
+               "corpus of pairs",
+               arguments->word[0]);
+    SMOE_CHECK(!o->lines && !o->extensions && !o->document_bytes, SMOE_ERR_CONFIG,
+               "prepare: --lines, --ext and --document-bytes are of text, not of pairs");
+  } else {
+    SMOE_CHECK(arguments->n > 0, SMOE_ERR_CONFIG, "prepare: no text is named; see prepare --help");
+  }
+  SMOE_CHECK(o->output, SMOE_ERR_CONFIG, "prepare: -o CORPUS.h5 is missing; see prepare --help");
   return SMOE_OK;
 }
 
-static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
-  const options *o = values;
+static smoe_status prepare_text(const options *o, const smoe_arguments *arguments) {
   smoe_prepare_options wanted = smoe_prepare_defaults();
   wanted.output = o->output;
   wanted.model_path = o->model;
@@ -93,22 +126,58 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   return print_corpus(o->output);
 }
 
+static smoe_status prepare_pairs(const options *o) {
+  smoe_prepare_pairs_options wanted = smoe_prepare_pairs_defaults();
+  wanted.output = o->output;
+  wanted.model_path = o->model;
+  wanted.kind = (smoe_tokenizer_kind)o->kind;
+  wanted.vocabulary = (int)o->vocabulary;
+  wanted.valid_share = o->valid_share;
+  wanted.test_share = o->test_share;
+  wanted.seed = (uint64_t)o->seed;
+  wanted.max_tokens = o->max_tokens;
+  wanted.max_ratio = o->max_ratio;
+  smoe_pair_input *input[SMOE_SPLITS];
+  for (int s = 0; s < SMOE_SPLITS; s++) {
+    wanted.n_inputs[s] = o->pairs[s].n / 3;
+    input[s] = smoe_alloc((wanted.n_inputs[s] + 1) * sizeof **input);
+    for (size_t i = 0; i < wanted.n_inputs[s]; i++) {
+      const char **word = o->pairs[s].word + 3 * i;
+      input[s][i] = (smoe_pair_input){word[0], word[1], word[2]};
+    }
+    wanted.input[s] = input[s];
+  }
+  const smoe_status status = smoe_prepare_pairs(&wanted);
+  for (int s = 0; s < SMOE_SPLITS; s++) smoe_free(input[s]);
+  SMOE_TRY(status);
+  return smoe_app_print_pairs(o->output);
+}
+
+static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
+  const options *o = values;
+  return has_pairs(o) ? prepare_pairs(o) : prepare_text(o, arguments);
+}
+
 const smoe_command smoe_command_prepare = {
     .name = "prepare",
     .arguments = "TEXT... -o CORPUS.h5",
-    .title = "make a corpus from text files or directories",
+    .title = "make a corpus from text files, directories or sentence pairs",
     .text =
         "Make a corpus from text files and directories (read recursively, in sorted order, without hidden "
-        "files), or from token shards of llm.c (.bin). Text is UTF-8. Serial: one rank does it.",
+        "files), or from token shards of llm.c (.bin). Text is UTF-8. Serial: one rank does it.\n\n"
+        "With --pair, make a corpus of sentence pairs for translation instead. One tokenizer serves all "
+        "languages; in front of a source stands the tag of the language to translate to, such as <2en>. "
+        "Pairs "
+        "with an empty side, and those that --max-tokens and --max-ratio exclude, are left out and counted.",
     .after =
         "The tokenizer is trained on at most 4 MiB of the training split, spread evenly over it. From 50 "
-        "files on, all of a file goes to one split. Shards whose names contain val or test are those "
+        "files on, all of a file goes to one split; of pairs, a sentence goes to one split with all its "
+        "translations. Shards whose names contain val or test are those "
         "splits.",
     .example = "stablemoe prepare texts/ -o corpus.h5 --vocab 8192",
     .serial = true,
     .usage = "texts",
-    .missing = "no text is named",
-    .min_args = 1,
+    .min_args = 0,
     .max_args = -1,
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .defaults = &DEFAULTS,

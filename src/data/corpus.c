@@ -5,12 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "spool.h"
+#include "corpus_file.h"
 #include "stablemoe/arena.h"
-#include "stablemoe/h5.h"
-
-/* Above, 16 bits do not hold an id. */
-enum { SMALL_VOCABULARY = 65536 };
 
 static hid_t file_of(const smoe_corpus *corpus) {
   return *(const hid_t *)corpus->file;
@@ -20,9 +16,14 @@ static hid_t file_of(const smoe_corpus *corpus) {
 static smoe_status check_format(hid_t file, const char *path) {
   char format[64];
   int64_t version = 0;
-  SMOE_CHECK(smoe_h5_get_text(file, "/", "format", format, sizeof format) == SMOE_OK &&
-                 strcmp(format, "stablemoe-corpus") == 0,
-             SMOE_ERR_FORMAT, "'%s' is an HDF5 file but no corpus: make one with 'stablemoe prepare'", path);
+  const bool has_format = smoe_h5_get_text(file, "/", "format", format, sizeof format) == SMOE_OK;
+  SMOE_CHECK(
+      !has_format || strcmp(format, "stablemoe-pairs") != 0, SMOE_ERR_FORMAT,
+      "'%s' is a corpus of sentence pairs, for translation; a language model needs one of text: make it "
+      "with 'stablemoe prepare TEXT... -o CORPUS.h5'",
+      path);
+  SMOE_CHECK(has_format && strcmp(format, "stablemoe-corpus") == 0, SMOE_ERR_FORMAT,
+             "'%s' is an HDF5 file but no corpus: make one with 'stablemoe prepare'", path);
   SMOE_TRY(smoe_h5_get_i64(file, "/", "format_version", &version));
   SMOE_CHECK(version == 1, SMOE_ERR_FORMAT,
              "the corpus '%s' has format version %lld, this program reads version 1: prepare it again", path,
@@ -44,28 +45,16 @@ static smoe_status read_attributes(smoe_corpus *corpus, hid_t file) {
   return smoe_h5_get_f64(file, "/", "bigram_nats", &corpus->bigram);
 }
 
-/** Shape of a dataset of one dimension with at least n_min elements of this type. */
-static smoe_status vector_size(hid_t file, const char *name, hid_t type, int64_t n_min, int64_t *n) {
-  int n_dims;
-  int64_t shape[SMOE_H5_DIMS];
-  SMOE_TRY(smoe_h5_shape(file, name, &n_dims, shape));
-  SMOE_CHECK(n_dims == 1 && shape[0] >= n_min, SMOE_ERR_FORMAT,
-             "'%s' of '%s' should have one dimension and at least %lld elements", name, smoe_h5_path(file),
-             (long long)n_min);
-  *n = shape[0];
-  return smoe_h5_expect(file, name, type, 1, shape);
-}
-
 static smoe_status read_split(smoe_corpus *corpus, hid_t file, smoe_split split) {
   char group[32], name[64];
   snprintf(group, sizeof group, "/%s", smoe_split_name(split));
   snprintf(name, sizeof name, "%s/tokens", group);
-  const hid_t type = corpus->vocabulary > SMALL_VOCABULARY ? H5T_STD_U32LE : H5T_STD_U16LE;
-  SMOE_TRY(vector_size(file, name, type, 2, &corpus->n_tokens[split]));
+  const hid_t type = smoe_corpus_token_type(corpus->vocabulary);
+  SMOE_TRY(smoe_corpus_vector_size(file, name, type, 2, &corpus->n_tokens[split]));
 
   snprintf(name, sizeof name, "%s/document", group);
   int64_t n_offsets = 0, first, last;
-  SMOE_TRY(vector_size(file, name, H5T_STD_I64LE, 2, &n_offsets));
+  SMOE_TRY(smoe_corpus_vector_size(file, name, H5T_STD_I64LE, 2, &n_offsets));
   SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &first, 0, 1));
   SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &last, n_offsets - 1, 1));
   SMOE_CHECK(first == 0 && last == corpus->n_tokens[split], SMOE_ERR_FORMAT,
@@ -81,13 +70,7 @@ static smoe_status read_model(smoe_corpus *corpus, hid_t file) {
   char kind[32] = "none"; /* other programs may leave it out */
   if (smoe_h5_has_attribute(file, "/", "tokenizer"))
     SMOE_TRY(smoe_h5_get_text(file, "/", "tokenizer", kind, sizeof kind));
-  corpus->tokenizer = smoe_tokenizer_hash(kind, NULL, 0);
-  if (!smoe_h5_exists(file, "/tokenizer/model")) return SMOE_OK;
-  int64_t n = 0;
-  SMOE_TRY(vector_size(file, "/tokenizer/model", H5T_STD_U8LE, 1, &n));
-  corpus->model = smoe_alloc((size_t)n);
-  corpus->model_bytes = (size_t)n;
-  SMOE_TRY(smoe_h5_read(file, "/tokenizer/model", H5T_NATIVE_UINT8, corpus->model, 0, n));
+  SMOE_TRY(smoe_corpus_get_model(file, &corpus->model, &corpus->model_bytes));
   corpus->tokenizer = smoe_tokenizer_hash(kind, corpus->model, corpus->model_bytes);
   return SMOE_OK;
 }

@@ -1,15 +1,11 @@
 #include <stdio.h>
 #include <xxhash.h>
 
-#include "spool.h"
+#include "corpus_file.h"
 #include "stablemoe/arena.h"
-#include "stablemoe/corpus.h"
-#include "stablemoe/h5.h"
 #include "stablemoe/log.h"
-#include "stablemoe/nodes.h"
 
-/* Tokens per transfer. */
-enum { BLOCK = 1 << 20 };
+enum { BLOCK = SMOE_CORPUS_BLOCK };
 
 /** Hash a split as smoe_corpus_write does. */
 static smoe_status hash_split(const smoe_corpus *corpus, smoe_split split, XXH64_state_t *hash,
@@ -58,14 +54,6 @@ smoe_status smoe_corpus_verify(const char *path) {
   return status;
 }
 
-static bool is_first_of_node(const smoe_group *group) {
-  smoe_nodes nodes;
-  smoe_nodes_find(&nodes, group, 0);
-  const bool first = nodes.rank[nodes.first[nodes.node[group->rank]]] == group->rank;
-  smoe_nodes_release(&nodes);
-  return first;
-}
-
 smoe_status smoe_corpus_check(const smoe_corpus *corpus, const smoe_group *group) {
   int64_t n = 0;
   for (int s = 0; s < SMOE_SPLITS; s++) n += corpus->n_tokens[s];
@@ -75,6 +63,6 @@ smoe_status smoe_corpus_check(const smoe_corpus *corpus, const smoe_group *group
         corpus->path);
     return SMOE_OK;
   }
-  const bool mine = is_first_of_node(group) && smoe_h5_is_sealed(corpus->path);
+  const bool mine = smoe_corpus_first_of_node(group) && smoe_h5_is_sealed(corpus->path);
   return smoe_group_agree(group, mine ? verify_open(corpus) : SMOE_OK);
 }

@@ -3,16 +3,11 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#include "spool.h"
+#include "corpus_file.h"
 #include "stablemoe/arena.h"
-#include "stablemoe/h5.h"
 #include "statistics.h"
 
-/* Tokens per transfer. */
-enum { BLOCK = 1 << 20 };
-
-/* Above, 16 bits do not hold an id. */
-enum { SMALL_VOCABULARY = 65536 };
+enum { BLOCK = SMOE_CORPUS_BLOCK };
 
 typedef struct writing {
   smoe_spool *spool;
@@ -27,13 +22,6 @@ static size_t block_tokens(int64_t rest) {
   return rest < BLOCK ? (size_t)rest : BLOCK;
 }
 
-/** A new dataset of one dimension with its values. */
-static smoe_status put(hid_t file, const char *name, hid_t file_type, hid_t memory_type, const void *data,
-                       int64_t n) {
-  SMOE_TRY(smoe_h5_dataset(file, name, file_type, 1, &n));
-  return smoe_h5_write(file, name, memory_type, data, 0, n);
-}
-
 /** The fingerprint is of the number of tokens of each split, and the tokens as 32-bit integers. */
 static void hash_tokens(XXH64_state_t *hash, const int32_t *tokens, size_t n) {
   XXH64_update(hash, tokens, n * sizeof *tokens);
@@ -41,7 +29,7 @@ static void hash_tokens(XXH64_state_t *hash, const int32_t *tokens, size_t n) {
 
 static smoe_status write_tokens(writing *w, smoe_split split, const char *name) {
   const int64_t n = w->spool->n_tokens[split];
-  const hid_t type = w->spool->vocabulary > SMALL_VOCABULARY ? H5T_STD_U32LE : H5T_STD_U16LE;
+  const hid_t type = smoe_corpus_token_type(w->spool->vocabulary);
   SMOE_TRY(smoe_h5_dataset(w->file, name, type, 1, &n));
   XXH64_update(w->hash, &n, sizeof n);
   for (int64_t first = 0; first < n; first += BLOCK) {
@@ -62,32 +50,9 @@ static smoe_status write_split(writing *w, smoe_split split) {
   snprintf(name, sizeof name, "%s/tokens", group);
   SMOE_TRY(write_tokens(w, split, name));
   snprintf(name, sizeof name, "%s/document", group);
-  SMOE_TRY(put(w->file, name, H5T_STD_I64LE, H5T_NATIVE_INT64, spool->document[split],
-               spool->n_documents[split] + 1));
+  SMOE_TRY(smoe_corpus_put(w->file, name, H5T_STD_I64LE, H5T_NATIVE_INT64, spool->document[split],
+                           spool->n_documents[split] + 1));
   return smoe_h5_set_i64(w->file, group, "n_bytes", spool->n_bytes[split]);
-}
-
-/** The pieces one after the other, and where each begins: readable without SentencePiece. */
-static smoe_status write_tokenizer(writing *w) {
-  const smoe_tokenizer *tokenizer = w->about->tokenizer;
-  if (!tokenizer) return SMOE_OK;
-  const int V = w->spool->vocabulary;
-  int64_t *offset = smoe_alloc(((size_t)V + 1) * sizeof *offset);
-  for (int id = 0; id < V; id++)
-    offset[id + 1] = offset[id] + (int64_t)strlen(smoe_tokenizer_piece(tokenizer, id));
-  char *piece = smoe_alloc((size_t)offset[V] + 1);
-  for (int id = 0; id < V; id++)
-    memcpy(piece + offset[id], smoe_tokenizer_piece(tokenizer, id), (size_t)(offset[id + 1] - offset[id]));
-
-  smoe_status status = put(w->file, "/tokenizer/piece", H5T_STD_U8LE, H5T_NATIVE_UINT8, piece, offset[V]);
-  if (status == SMOE_OK)
-    status = put(w->file, "/tokenizer/piece_offset", H5T_STD_I64LE, H5T_NATIVE_INT64, offset, V + 1);
-  if (status == SMOE_OK)
-    status = put(w->file, "/tokenizer/model", H5T_STD_U8LE, H5T_NATIVE_UINT8, w->about->model,
-                 (int64_t)w->about->model_bytes);
-  smoe_free(piece);
-  smoe_free(offset);
-  return status;
 }
 
 static smoe_status write_attributes(writing *w) {
@@ -105,9 +70,9 @@ static smoe_status write_attributes(writing *w) {
 
 static smoe_status write_all(writing *w) {
   for (int s = 0; s < SMOE_SPLITS; s++) SMOE_TRY(write_split(w, s));
-  SMOE_TRY(
-      put(w->file, "/count", H5T_STD_I64LE, H5T_NATIVE_INT64, w->statistics.count, w->spool->vocabulary));
-  SMOE_TRY(write_tokenizer(w));
+  SMOE_TRY(smoe_corpus_put(w->file, "/count", H5T_STD_I64LE, H5T_NATIVE_INT64, w->statistics.count,
+                           w->spool->vocabulary));
+  SMOE_TRY(smoe_corpus_put_tokenizer(w->file, w->about));
   SMOE_CHECK(!smoe_fault("corpus.write"), SMOE_ERR_IO, "cannot write '%s': injected fault", w->spool->output);
   return write_attributes(w);
 }

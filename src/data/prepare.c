@@ -16,12 +16,7 @@
 enum { SAMPLE_BYTES = 4 << 20, BLOCK_BYTES = 4096 };
 
 /* Bounds that keep arithmetic and messages sane. */
-enum {
-  VOCABULARY_MIN = 260,
-  VOCABULARY_MAX = 1 << 20,
-  DOCUMENT_BYTES_MAX = 1 << 28,
-  MODEL_BYTES_MAX = 1 << 28
-};
+enum { VOCABULARY_MIN = 260, VOCABULARY_MAX = 1 << 20, DOCUMENT_BYTES_MAX = 1 << 28 };
 
 /* Documents that are decoded again, to see that nothing is lost. */
 enum { PROOFS = 64 };
@@ -98,23 +93,10 @@ static smoe_status train(trained *result, const smoe_documents *documents,
   return SMOE_OK;
 }
 
-static smoe_status load(trained *result, const char *path) {
-  FILE *stream = fopen(path, "rb");
-  SMOE_CHECK(stream, SMOE_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
-  struct stat about;
-  const bool fine = fstat(fileno(stream), &about) == 0 && about.st_size <= MODEL_BYTES_MAX;
-  result->bytes = fine ? (size_t)about.st_size : 0;
-  result->model = smoe_alloc(result->bytes + 1);
-  const bool whole = fread(result->model, 1, result->bytes, stream) == result->bytes;
-  fclose(stream);
-  SMOE_CHECK(fine && whole && result->bytes > 0, SMOE_ERR_FORMAT, "'%s' is no SentencePiece model", path);
-  return SMOE_OK;
-}
-
 static smoe_status get_tokenizer(trained *result, const smoe_documents *documents,
                                  const smoe_prepare_options *options) {
   if (options->model_path)
-    SMOE_TRY(load(result, options->model_path));
+    SMOE_TRY(smoe_tokenizer_load(&result->model, &result->bytes, options->model_path));
   else
     SMOE_TRY(train(result, documents, options));
   const smoe_status status = smoe_tokenizer_open(&result->tokenizer, result->model, result->bytes);
@@ -221,8 +203,7 @@ static smoe_status prepare_text(preparation *p, const smoe_prepare_options *opti
   return status;
 }
 
-/** The output replaces what is there: it must not be the text. */
-static smoe_status check_output(const char *output, const char *const *inputs, int n_inputs) {
+smoe_status smoe_prepare_check_output(const char *output, const char *const *inputs, int n_inputs) {
   struct stat there, input;
   if (stat(output, &there)) return SMOE_OK;
   SMOE_CHECK(S_ISREG(there.st_mode), SMOE_ERR_CONFIG, "the output '%s' exists and is no regular file",
@@ -254,7 +235,7 @@ static smoe_status check_options(const smoe_prepare_options *options) {
 smoe_status smoe_prepare(const smoe_prepare_options *options, const char *const *inputs, int n_inputs) {
   SMOE_TRY(check_options(options));
   SMOE_CHECK(n_inputs > 0, SMOE_ERR_CONFIG, "no text is named");
-  SMOE_TRY(check_output(options->output, inputs, n_inputs));
+  SMOE_TRY(smoe_prepare_check_output(options->output, inputs, n_inputs));
   for (int i = 0; i < n_inputs; i++) {
     if (smoe_is_shard(inputs[i])) return smoe_prepare_shards(options, inputs, n_inputs);
   }

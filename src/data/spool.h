@@ -38,6 +38,12 @@ const char *smoe_split_name(smoe_split split);
 /** Hash of a serialised tokenizer, or of the kind of a corpus that holds none; 0 where its ids are unknown. Local. */
 uint64_t smoe_tokenizer_hash(const char *kind, const char *model, size_t model_bytes);
 
+/** Check that an output may be replaced: it is no directory or device, and none of the inputs.
+ *
+ *  Local. Errors: SMOE_ERR_CONFIG.
+ */
+smoe_status smoe_prepare_check_output(const char *output, const char *const *inputs, int n_inputs);
+
 /** Open the temporary files. Local. Errors: SMOE_ERR_IO where the output's directory cannot be written. */
 smoe_status smoe_spool_open(smoe_spool *spool, const char *output, int vocabulary);
 

@@ -96,6 +96,12 @@ struct smoe_tokenizer {
 
 extern "C" smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_tokenizer_kind kind,
                                             int vocabulary, smoe_sentence_source source, void *context) {
+  return smoe_tokenizer_train_with(model, bytes, kind, vocabulary, "", source, context);
+}
+
+extern "C" smoe_status smoe_tokenizer_train_with(char **model, size_t *bytes, smoe_tokenizer_kind kind,
+                                                 int vocabulary, const char *symbols,
+                                                 smoe_sentence_source source, void *context) {
   *model = nullptr;
   *bytes = 0;
   try {
@@ -116,6 +122,7 @@ extern "C" smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_to
         {"max_sentence_length", "65536"},
         {"num_threads", kThreads},
         {"minloglevel", "3"},
+        {"control_symbols", symbols},
     };
     std::string serialized;
     const sp::util::Status status = sp::SentencePieceTrainer::Train(options, &sentences, &serialized);
@@ -163,6 +170,11 @@ extern "C" int32_t smoe_tokenizer_end(const smoe_tokenizer *tokenizer) {
 
 extern "C" const char *smoe_tokenizer_piece(const smoe_tokenizer *tokenizer, int32_t id) {
   return tokenizer->processor.IdToPiece(id).c_str();
+}
+
+extern "C" int32_t smoe_tokenizer_find(const smoe_tokenizer *tokenizer, const char *piece) {
+  const int id = tokenizer->processor.PieceToId(piece);
+  return tokenizer->processor.IdToPiece(id) == piece ? id : -1;
 }
 
 extern "C" smoe_status smoe_tokenizer_encode(const smoe_tokenizer *tokenizer, const char *text, size_t bytes,

@@ -22,8 +22,18 @@ static const char TITLE[] = "StableMoE file, seal 1\n";
 static const unsigned char SIGNATURE[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1a, '\n'};
 
 /* What has a checksum or a fingerprint of its own, and is too large to be read twice. */
-static const char *const VALUES[] = {"param/",       "adam/m/",      "adam/v/",
-                                     "train/tokens", "valid/tokens", "test/tokens"};
+static const char *const VALUES[] = {"param/",
+                                     "adam/m/",
+                                     "adam/v/",
+                                     "train/tokens",
+                                     "valid/tokens",
+                                     "test/tokens",
+                                     "train/source/tokens",
+                                     "valid/source/tokens",
+                                     "test/source/tokens",
+                                     "train/target/tokens",
+                                     "valid/target/tokens",
+                                     "test/target/tokens"};
 
 /* More ranges than the block has room for: the smallest are hashed as all the rest is. */
 enum { RANGES_MAX = 40, CHUNK = 1 << 20 };

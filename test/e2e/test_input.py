@@ -267,6 +267,31 @@ class Input(p.ProgramTest):
             "share": prepare("config", "should be in", text, *output, "--valid", "0.9"),
         })
 
+    def test_prepare_pairs(self):
+        text = self.text
+        short, latin = self.path("short.txt"), self.path("latin.tsv")
+        self.write("short.txt", b"one\ntwo\n")
+        self.write("latin.tsv", b"one\tun\ntwo\tdeux \xe9\n")
+
+        def prepare(kind, pattern, *args):
+            return ["prepare", *args, "-o", self.path("made.h5")], kind, pattern
+
+        self.check({
+            "no-files": prepare("config", "--pair de-en: expected SRC-TGT SOURCE", "--pair", "de-en"),
+            "languages": prepare("config", "'de' is not the languages of a pair", "--pair", "de", text, text),
+            "third": prepare("config", "'c' is one file too many", "--pair", "de-en", "a", "b", "c"),
+            "text-too": prepare("config", "is one file too many", text, "--pair", "de-en", text, text),
+            "lines": prepare("config", "are of text, not of pairs", "--lines", "--pair", "de-en", text, text),
+            "no-training": prepare("config", "no training pairs are named", "--test-pair", "de-en", text, text),
+            "unequal": prepare("config", f"has [0-9]+ lines and '{short}' 2: line n", "--pair", "de-en", text, short),
+            "missing": prepare("io", "nothing.gz': No such file", "--pair", "de-en", text, self.path("nothing.gz")),
+            "columns": prepare("format", "line 1 of '.*' has 1 column, expected two", "--pair", "de-en", short),
+            "latin": prepare("format", "latin.tsv' is not UTF-8 text: line 2, byte 10 is 0xE9", "--pair", "de-en",
+                             latin),
+            "untrained": prepare("config", "no training pairs of fr-en", "--pair", "de-en", text, text,
+                                 "--valid-pair", "fr-en", text, text),
+        })
+
     def test_submit(self):
         """jobs/submit.sh where no Slurm answers, and with more ranks than lanes, few and many."""
         os.mkdir(self.path("slurm"))
