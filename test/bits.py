@@ -53,7 +53,7 @@ CASES = {
                            "moe.layers=2", "moe.position=scattered", "comm.expert_ranks=1"],
     "stage-2-only": ["router.stage1_updates=0"],
     "dense": ["moe.layers=0"],
-    "causal": ["router.method=expert_choice", "router.expert_choice.causal=true", "train.micro_batches=2"],
+    "causal": ["router.method=expert_choice", "router.expert_choice.causal=true"],
     "topk-3": ["router.method=topk", "router.topk.k=3", "moe.experts=6", "moe.capacity_factor=1.0", *TWO_LAYERS],
     "multi-hash": ["router.method=hash", "router.hash.segments=2", "moe.inner=16"],
 }
