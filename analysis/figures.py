@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -177,11 +178,12 @@ def _stage_breaks(stage: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(stage) != 0) + 1
 
 
-def _loss_terms(metrics: Metrics) -> list[tuple[np.ndarray, str, str]]:
+def loss_terms(metrics: Metrics) -> list[tuple[np.ndarray, str, str]]:
     """Values, title and colour of each loss term that is not zero throughout."""
     stage = metrics.column("stage")
     terms = []
-    for name, title, colour in (("balance", "Balance loss", GREEN), ("distill", "Distillation loss", PINK)):
+    further = [(name, f"Loss term {name}", colour) for name, colour in zip(metrics.further_terms, cycle(LAYER_COLOURS))]
+    for name, title, colour in (("balance", "Balance loss", GREEN), ("distill", "Distillation loss", PINK), *further):
         values = metrics.column(name)
         values = np.where((stage == 2) & (values == 0), np.nan, values)  # the terms end with stage 1
         if np.any(values[np.isfinite(values)] != 0):
@@ -238,7 +240,7 @@ def losses(run: Run, path: Path) -> None:
         raise NothingToShow("the metrics have no loss")
     breaks = _stage_breaks(run.metrics.column("stage"))
     window = smoothing_window(len(update))
-    terms = _loss_terms(run.metrics)
+    terms = loss_terms(run.metrics)
     figure, axes = plt.subplots(1 + len(terms), 1, figsize=(9, 4.6 + 1.5 * len(terms)), sharex=True,
                                 squeeze=False, layout="constrained", height_ratios=[3.2] + [1.2] * len(terms))
     top, *lower = axes[:, 0]

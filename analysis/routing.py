@@ -42,6 +42,9 @@ BLOCK_BYTES = 64 << 20
 
 LAYER_TERMS = ("dropped", "balance", "distill", "agreement", "gate_mean")
 
+TERM_UNITS = "loss per token"
+"""Units of a loss term: further ones of a method are the datasets of the file's root that have them."""
+
 
 class LogError(Exception):
     """A routing file that cannot be used; the message says why."""
@@ -147,6 +150,18 @@ def _check(file: h5py.File, log: RoutingLog) -> tuple[int, int]:
     return layers, experts
 
 
+def _further_terms(file: h5py.File, rows: int, layers: int) -> dict[str, np.ndarray]:
+    """Loss terms of the method besides LAYER_TERMS, each [rows, layers]."""
+    terms = {}
+    for name, item in file.items():
+        if name in LAYER_TERMS or not isinstance(item, h5py.Dataset) or item.shape != (rows, layers):
+            continue
+        units = item.attrs.get("units", "")
+        if (units.decode(errors="replace") if isinstance(units, bytes) else str(units)) == TERM_UNITS:
+            terms[name] = item[...].astype(np.float64)
+    return terms
+
+
 class _Stretch(NamedTuple):
     """What one file holds, without the probe choices."""
 
@@ -180,7 +195,8 @@ def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
         return _Stretch(text_attribute(file, "method"), layers, experts, step,
                         read("stage", np.zeros(len(step), np.int64)),
                         read("load", np.zeros((len(step), layers, experts), np.int64)),
-                        {name: read(name, missing).astype(np.float64) for name in LAYER_TERMS},
+                        {name: read(name, missing).astype(np.float64) for name in LAYER_TERMS}
+                        | _further_terms(file, len(step), layers),
                         token, probe_step if len(token) else none,
                         read("probe/stage", np.zeros(len(probe_step), np.int64)) if len(token) else none,
                         len(read("tokens/step", none)))
@@ -221,7 +237,10 @@ def load_log(run: Path | str) -> RoutingLog:
     keep = latest_rows(step)
     log.step, log.stage = step[keep], np.concatenate([part.stage for part in parts])[keep]
     log.load = np.concatenate([part.load for part in parts])[keep]
-    log.terms = {name: np.concatenate([part.terms[name] for part in parts])[keep] for name in LAYER_TERMS}
+    names = dict.fromkeys(name for part in parts for name in part.terms)
+    missing = [np.full((len(part.step), log.n_layers), np.nan) for part in parts]
+    log.terms = {name: np.concatenate([part.terms.get(name, nothing) for part, nothing in zip(parts, missing)])[keep]
+                 for name in names}
     step = np.concatenate([part.probe_step for part in parts])
     keep = latest_rows(step)
     place = [(number, row) for number, part in enumerate(parts) for row in range(len(part.probe_step))]

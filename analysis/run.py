@@ -37,6 +37,13 @@ class Metrics:
         return np.full(len(self), np.nan) if values is None else values
 
     @property
+    def further_terms(self) -> list[str]:
+        """Loss terms besides balance and distill: the columns between those of the MoE layers and `seconds`."""
+        names = list(self.columns)
+        last = max((i for i, name in enumerate(names) if re.match(r"moe\d+_", name)), default=len(names))
+        return names[last + 1:names.index("seconds")] if "seconds" in names[last + 1:] else []
+
+    @property
     def n_layers(self) -> int:
         """MoE layers that have columns."""
         layers = {int(m.group(1)) for m in (re.match(r"moe(\d+)_", name) for name in self.columns) if m}

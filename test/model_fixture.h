@@ -230,6 +230,19 @@ static inline void fixture_close(model_fixture *f) {
   smoe_free(f->target);
 }
 
+/** All loss terms of some sums. */
+static inline double fixture_terms(const smoe_route_sums *sums, const smoe_terms *terms) {
+  double sum = 0;
+  for (int i = 0; i < terms->n; i++) sum += sums->term[i];
+  return sum;
+}
+
+/** Memory for the sums of a call, all zero. */
+typedef union fixture_sums {
+  smoe_route_sums sums;
+  double memory[16];
+} fixture_sums;
+
 /** The loss of all parts per target, from model->sums. Collective. */
 static inline double fixture_loss_of_sums(const model_fixture *f) {
   const smoe_model *model = f->model;
@@ -238,7 +251,7 @@ static inline double fixture_loss_of_sums(const model_fixture *f) {
   double loss = ((const smoe_lane_sums *)total)->loss;
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_route_sums *route = (const smoe_route_sums *)(total + smoe_model_route_sums(model, m));
-    loss += route->balance + route->distill;
+    loss += fixture_terms(route, &model->terms);
   }
   smoe_free(total);
   return loss / (double)f->context.n_targets;

@@ -73,11 +73,11 @@ def _losses(run: Run) -> Data:
     update, stage = run.metrics.columns["update"], run.metrics.column("stage")
     out: Data = {"loss": series(update, run.metrics.column("loss")),
                  "valid": series(update, run.metrics.column("valid_loss"), 8)}
-    for name in ("balance", "distill"):
+    for name in ("balance", "distill", *run.metrics.further_terms):
         values = run.metrics.column(name)
         values = np.where((stage == 2) & (values == 0), np.nan, values)  # the terms end with stage 1
         if np.any(values[np.isfinite(values)] != 0):
-            out[name] = series(update, values)
+            out[name if name in ("balance", "distill") else f"term:{name}"] = series(update, values)
     out["grad_norm"] = series(update, run.metrics.column("grad_norm"))
     return {name: value for name, value in out.items() if value is not None}
 

@@ -10,6 +10,7 @@ typedef struct smoe_metrics {
   FILE *file; /**< NULL on ranks other than 0 */
   int n_layers;
   int n_experts;
+  smoe_terms terms;
 } smoe_metrics;
 
 /** Balance of one MoE layer's loads over the global batch. */

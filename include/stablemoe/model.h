@@ -42,7 +42,8 @@ typedef struct smoe_model {
 
   double library_bytes; /**< resident before the model took memory: MPI, HDF5, BLAS, the program */
 
-  int n_sums; /**< doubles per lane */
+  smoe_terms terms; /**< loss terms of its routers */
+  int n_sums;       /**< doubles per lane */
   double
       *sums; /**< [lanes of this rank, n_sums]: smoe_lane_sums, the objective's, then n_moe smoe_route_sums */
 } smoe_model;

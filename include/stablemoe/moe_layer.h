@@ -33,7 +33,8 @@ typedef struct smoe_moe_layer {
   smoe_real *gate;        /**< [N, K] */
   smoe_real *slot;        /**< [N, K, C] delta of each slot */
   smoe_real *router_tape; /**< one stretch of lane_tape reals per lane */
-  size_t lane_tape;
+  int32_t *router_ints;   /**< one stretch of lane_ints integers per lane */
+  size_t lane_tape, lane_ints;
   int32_t *learned;   /**< [N] or -1 */
   int32_t *distilled; /**< [N] or -1 */
 
@@ -45,7 +46,11 @@ typedef struct smoe_moe_layer {
   smoe_real *dnormed; /**< [N, C]; with a norm */
   smoe_real *router_scratch;
 
-  bool planned; /**< the exchange of the next forward pass is planned already */
+  /* What routers hand on over depth; with routers that do. */
+  struct smoe_moe_layer *previous, *next; /**< MoE layers before and after it in its stream; NULL: none */
+  size_t state_reals;                     /**< per token; 0: none */
+  smoe_real *state;                       /**< [N, state_reals] of this layer's router; tape */
+  smoe_real *dstate;                      /**< its gradient, from the router of the layer after it */
 
   /* Sums over the micro-batches of an update; the same on all ranks. */
   int64_t *load; /**< [E] */
@@ -59,9 +64,9 @@ extern const smoe_layer_ops smoe_layer_moe;
 void smoe_moe_layer_begin_update(smoe_moe_layer *moe);
 
 /** Whether the choice of experts in such a pass follows from the token ids alone, whatever is learned. Local. */
-bool smoe_moe_layer_ahead(const smoe_moe_layer *moe, const smoe_pass *pass);
+bool smoe_moe_layer_from_ids(const smoe_moe_layer *moe, const smoe_pass *pass);
 
-/** Count the choices for this rank's tokens, where smoe_moe_layer_ahead says so.
+/** Count the choices for this rank's tokens, where smoe_moe_layer_from_ids says so.
  *
  *  Local; uses the tape.
  *  load   inout  [E] +=

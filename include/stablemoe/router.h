@@ -1,9 +1,10 @@
 /** The interface of a routing method: a table of functions, one file per method.
  *
  *  A router is Local: it sees no MPI. It works lane by lane, so that what it
- *  computes does not depend on the number of ranks. It chooses experts and
- *  gates for the tokens of one lane (route); later, when the loads of all ranks
- *  are known, it adds its loss terms (losses) and their gradients (backward).
+ *  computes does not depend on the number of ranks. It chooses experts for the
+ *  tokens of one lane (choose), then computes their gates (gate); later, when the
+ *  loads of all ranks are known, it adds its loss terms (losses) and their
+ *  gradients (backward).
  *
  *  Adding a method: write src/moe/router_<name>.c, add its table to the array in
  *  src/moe/router.c and the file to the build, and its keys appear in --help and
@@ -13,28 +14,43 @@
 #define STABLEMOE_ROUTER_H
 
 #include "stablemoe/layer.h"
+#include "stablemoe/slot.h"
+#include "stablemoe/terms.h"
 
 /** One lane's part of one MoE layer call. */
 typedef struct smoe_route_call {
   const smoe_pass *context;
-  int layer;       /**< MoE layer, 0-based */
-  int lane;        /**< lane counted on this rank, for gradient slabs */
-  size_t n_tokens; /**< N; n_sequences * n_context */
+  int layer;           /**< MoE layer, 0-based */
+  int lane;            /**< lane counted on this rank, for gradient slabs */
+  int64_t global_lane; /**< the same, counted over all ranks */
+  size_t n_tokens;     /**< N; n_sequences * n_context */
   size_t n_sequences;
   size_t n_context;     /**< T; token t of sequence s is row s * T + t */
+  int copies;           /**< of each sequence, one after another: smoe_route_copy; 0 or 1: no more */
   int64_t before;       /**< tokens of the update's micro-batches before this one */
   int64_t first_token;  /**< global index of row 0 within the micro-batch */
   const int32_t *token; /**< [N] ids; -1: padding, routed nowhere */
-  const smoe_real *x;   /**< [N, C] hidden states that enter the layer */
-  int32_t *expert;      /**< [N, K] out of route; -1 unused */
-  smoe_real *gate;      /**< [N, K] out of route */
-  smoe_real *tape;      /**< [tape_reals(N)] kept from route to backward */
-  smoe_real *scratch;   /**< [scratch_reals(N)] */
-  int32_t *learned;     /**< [N] out of route: the learned choice where computed, else -1; may be NULL */
-  int32_t *distilled;   /**< [N] out of route: the distilled choice where computed, else -1; may be NULL */
-  bool chosen; /**< choose has been called for these tokens, with this tape; route only does the rest,
-                             and leaves expert alone, which the exchange may have marked since */
+  const smoe_real *x;   /**< [N, C] hidden states that enter the layer; NULL where choose comes before them */
+  int32_t *expert;      /**< [N, K] out of choose; -1 unused. Later the exchange marks slots as dropped: read
+                             them by smoe_slot_expert */
+  smoe_real *gate;      /**< [N, K] out of gate; stays as it is until backward */
+  smoe_real *tape;      /**< [tape_reals(N)] kept from choose to backward */
+  int32_t *integers;    /**< [tape_ints(N)] likewise */
+  smoe_real *scratch;   /**< [scratch_reals(N)] lives for one function */
+  int32_t *learned; /**< [N] out of choose or gate: the learned choice where computed, else -1; may be NULL */
+  int32_t *distilled; /**< [N] likewise: the distilled choice */
+
+  /* What goes from MoE layer to MoE layer of a stream; only where the method has state_reals. */
+  const smoe_real *state_in;   /**< [N, state_reals] of the MoE layer before; NULL: this is the first */
+  smoe_real *state_out;        /**< [N, state_reals] out of choose or gate */
+  const smoe_real *dstate_out; /**< backward: dL/dstate_out; NULL: no layer follows */
+  smoe_real *dstate_in;        /**< out of backward: dL/dstate_in, written; NULL: this is the first */
 } smoe_route_call;
+
+/** Which copy of its sequence a row is of, from 0. */
+static inline int smoe_route_copy(const smoe_route_call *call, size_t row) {
+  return call->copies > 1 ? (int)(row / call->n_context % (size_t)call->copies) : 0;
+}
 
 /** Loads of one MoE layer over all ranks, for the losses. */
 typedef struct smoe_route_loads {
@@ -42,15 +58,21 @@ typedef struct smoe_route_loads {
   int64_t n_assigned;  /**< their sum */
 } smoe_route_loads;
 
-/** Sums over a lane's tokens; loss terms are already weighted, not yet divided by n_targets. */
+/** Sums over a lane's tokens: figures, then loss terms, which are weighted but not yet divided by n_targets.
+ *  All are doubles: smoe_lanes_sum adds them up as an array.
+ */
 typedef struct smoe_route_sums {
-  double balance;
-  double distill;
   double gate;       /**< sum of gates of used slots */
   double n_gates;    /**< used slots */
   double n_agree;    /**< tokens for which learned and distilled choice agree */
   double n_compared; /**< tokens for which both are known */
+  double term[];     /**< [terms.n] in order of the router's names: smoe_route_term */
 } smoe_route_sums;
+
+/** Doubles of the sums of a layer with so many terms. */
+static inline size_t smoe_route_sums_count(const smoe_terms *terms) {
+  return sizeof(smoe_route_sums) / sizeof(double) + (size_t)terms->n;
+}
 
 /** What a method may make tables of before the first update; the same on all ranks. */
 typedef struct smoe_route_facts {
@@ -86,7 +108,9 @@ typedef struct smoe_router_ops {
   /** Experts per token at most (K). */
   int (*slots)(const smoe_config *config);
 
-  /** Declare the parameters of one MoE layer's router and remember their indices in router. */
+  /** Declare the parameters of one MoE layer's router and remember their indices in router; add the names of
+   *  loss terms other than "balance" and "distill" to router->terms.
+   */
   void (*declare)(smoe_router *router, smoe_params *params);
 
   /** Path of the checkpoint whose token embeddings prepare wants; NULL, as function or result: none. */
@@ -103,26 +127,32 @@ typedef struct smoe_router_ops {
   /** Integers of memory that live as long as the model, at router->table; NULL: none. */
   size_t (*table_ints)(const smoe_router *router);
 
-  /** Whether choose can be used in such a pass: the choice follows from token ids and their places alone,
-   *  and does not change with the parameters any more. NULL: never.
+  /** Whether choose needs no hidden states in such a pass: the choice follows from token ids and their places
+   *  alone, and does not change with the parameters any more. It is called before any layer has run then, and
+   *  x and the state are not there. NULL: never.
    */
-  bool (*ahead)(const smoe_router *router, const smoe_pass *context);
+  bool (*from_ids)(const smoe_router *router, const smoe_pass *pass);
 
-  /** Choose before any layer has run: fill expert (and distilled); x is not there. The same choice as
-   *  route makes. NULL where ahead is.
+  /** Reals and integers of tape, and reals of scratch, for a call of n tokens. tape_ints NULL: none. */
+  size_t (*tape_reals)(const smoe_router *router, size_t n);
+  size_t (*tape_ints)(const smoe_router *router, size_t n);
+  size_t (*scratch_reals)(const smoe_router *router, size_t n);
+
+  /** Reals per token that a router hands on to that of the next MoE layer of its stream. NULL: none. */
+  size_t (*state_reals)(const smoe_router *router);
+
+  /** Choose: fill expert (and learned, distilled, where they follow from it). Ties go to the lower expert; N
+   *  may be 0; a score that is not finite counts as minus infinity.
    */
   void (*choose)(const smoe_router *router, const smoe_route_call *call);
 
-  /** Reals of tape and of scratch for a call of n tokens. */
-  size_t (*tape_reals)(const smoe_router *router, size_t n);
-  size_t (*scratch_reals)(const smoe_router *router, size_t n);
-
-  /** Choose: fill expert, gate (and learned, distilled). Ties go to the lower expert; N may
-   *  be 0; a score that is not finite counts as minus infinity.
+  /** Fill gate for every slot that choose has filled, 0 for the others (and learned, where it needs hidden
+   *  states that choose did not have). Comes after choose, always; the exchange may have marked dropped slots
+   *  in between. Leaves expert alone.
    */
-  void (*route)(const smoe_router *router, const smoe_route_call *call);
+  void (*gate)(const smoe_router *router, const smoe_route_call *call);
 
-  /** Add the lane's sums and loss terms. Called after the loads are known; NULL: none. */
+  /** Add the lane's weighted loss terms, each to smoe_route_term. Called after the loads are known; NULL: none. */
   void (*losses)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                  smoe_route_sums *sums);
 
@@ -152,6 +182,7 @@ struct smoe_router {
   size_t context;      /**< T of the longest sequence */
   int vocabulary;      /**< V */
   int index[8];        /**< parameters of the method, by its own numbering */
+  smoe_terms terms;    /**< loss terms; the same in all MoE layers */
   int32_t *table;      /**< [table_ints] of the method; NULL where no layer holds the router */
   bool compiled;       /**< the table is filled, and stays as it is */
 };
@@ -172,6 +203,16 @@ smoe_status smoe_router_check(const smoe_config *config);
 
 /** Set up the router of an MoE layer and declare its parameters. Local. */
 void smoe_router_declare(smoe_router *router, const smoe_layer *layer);
+
+/** choose and gate, one after the other. Local. */
+void smoe_router_route(const smoe_router *router, const smoe_route_call *call);
+
+/** The sum of a loss term among a lane's sums. Local. */
+double *smoe_route_term(const smoe_router *router, smoe_route_sums *sums, const char *name);
+
+/** Add a lane's figures, then its loss terms (ops->losses). Local. */
+void smoe_router_losses(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
+                        smoe_route_sums *sums);
 
 /** A number that no other token of the update has in any MoE layer, the same on any number of ranks:
  *  the index of a random number for one row of a training call. Local.

@@ -8,6 +8,7 @@
  *    /assigned [S, M]         rows before dropping
  *    /dropped [S, M]          rows beyond capacity
  *    /balance [S, M], /distill [S, M], /agreement [S, M], /gate_mean [S, M]
+ *    /<name> [S, M]           each further loss term of the method
  *    /probe/token [P]         token ids of a fixed stretch of the validation split
  *    /probe/step [Q], /probe/stage [Q]
  *    /probe/expert [Q, M, P]  the choice that training uses then
@@ -22,6 +23,7 @@
 #include "stablemoe/group.h"
 #include "stablemoe/real.h"
 #include "stablemoe/status.h"
+#include "stablemoe/terms.h"
 
 enum { SMOE_ROUTING_FORMAT = 1 };
 
@@ -35,6 +37,7 @@ typedef struct smoe_routing_shape {
   int64_t n_probe_local;
   int64_t n_tokens;   /**< N tokens of an update over all ranks */
   const char *method; /**< router.method */
+  smoe_terms terms;   /**< loss terms: smoe_terms_common, then the method's further ones */
 } smoe_routing_shape;
 
 /** Figures of one update and MoE layer, the same on all ranks. */
@@ -42,8 +45,7 @@ typedef struct smoe_routing_load {
   const int64_t *load; /**< [E] */
   int64_t n_assigned;  /**< rows before dropping */
   int64_t n_dropped;
-  double balance; /**< loss terms per token */
-  double distill;
+  double term[SMOE_TERMS]; /**< loss terms per token, as shape.terms names them */
   double agreement; /**< share of tokens for which learned and distilled choice agree; NaN where none */
   double gate_mean;
 } smoe_routing_load;

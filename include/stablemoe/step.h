@@ -12,7 +12,8 @@ typedef struct smoe_step_result {
   int stage;
   double loss; /**< task loss, nats per target token */
   double n_targets;
-  double balance, distill; /**< weighted loss terms per target token, all MoE layers together */
+  double term[SMOE_TERMS]; /**< weighted loss terms per target token, all MoE layers together, as model->terms
+                                names them */
   double lr;
   smoe_norms norm;
   double clip;              /**< factor the gradients were multiplied with */

@@ -63,8 +63,7 @@ static void print_experts(FILE *out, const int32_t *expert, int n_slots) {
   bool first = true;
   for (int s = 0; s < n_slots; s++) {
     if (expert[s] == -1) continue;
-    fprintf(out, "%s%s%d", first ? "" : ",", expert[s] < 0 ? "-" : "",
-            expert[s] < 0 ? -2 - expert[s] : expert[s]);
+    fprintf(out, "%s%s%d", first ? "" : ",", expert[s] < 0 ? "-" : "", smoe_slot_expert(expert[s]));
     first = false;
   }
 }

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "exchange_parts.h"
+#include "stablemoe/slot.h"
 
 /* Rows an expert takes when n_tokens tokens are routed; -1 without a limit. */
 static int64_t capacity(const smoe_exchange_shape *shape, int64_t n_tokens) {
@@ -126,7 +127,7 @@ static void order_slots(smoe_exchange *ex, int32_t *expert) {
     ex->slot_place[s] = -1;
     if (e < 0) continue;
     if (next[e] == end[e]) {
-      expert[s] = -2 - e;
+      expert[s] = smoe_slot_dropped(e);
     } else {
       ex->slot_place[s] = next[e];
       ex->send_row[next[e]++] = (int32_t)s;

@@ -45,7 +45,7 @@ smoe_routing_log *smoe_routing_log_create(const smoe_group *group, const smoe_ro
 
 void smoe_routing_log_destroy(smoe_routing_log *log) {
   if (!log) return;
-  for (int c = 0; c < SMOE_COLS; c++) smoe_free(log->rows[c].data);
+  for (int c = 0; c < SMOE_COLS_MAX; c++) smoe_free(log->rows[c].data);
   smoe_free(log->chunk.data);
   smoe_free(log->method);
   smoe_free(log);
@@ -67,8 +67,7 @@ void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const
     add(&rows[SMOE_COL_LOAD], layer->load, (size_t)log->shape.n_experts * sizeof *layer->load);
     add_i64(&rows[SMOE_COL_ASSIGNED], layer->n_assigned);
     add_i64(&rows[SMOE_COL_DROPPED], layer->n_dropped);
-    add_f64(&rows[SMOE_COL_BALANCE], layer->balance);
-    add_f64(&rows[SMOE_COL_DISTILL], layer->distill);
+    for (int i = 0; i < log->shape.terms.n; i++) add_f64(&rows[smoe_routing_term_column(i)], layer->term[i]);
     add_f64(&rows[SMOE_COL_AGREEMENT], layer->agreement);
     add_f64(&rows[SMOE_COL_GATE_MEAN], layer->gate_mean);
   }
@@ -129,7 +128,7 @@ static smoe_status check_whole(const smoe_routing_log *log) {
 
 /** Forget the rows, but not the names of dimensions and the probe's tokens. */
 static void forget(smoe_routing_log *log) {
-  for (int c = 0; c < SMOE_COLS; c++)
+  for (int c = 0; c < smoe_routing_columns(log); c++)
     if (c != SMOE_COL_LAYER && c != SMOE_COL_EXPERT && c != SMOE_COL_SLOT && c != SMOE_COL_PROBE_TOKEN)
       log->rows[c].bytes = 0;
   log->chunk.bytes = 0;

@@ -7,6 +7,7 @@
 
 #include "part_file.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/slot.h"
 
 /* Where the record of an update is. */
 typedef struct record {
@@ -234,7 +235,7 @@ static smoe_status count_record(smoe_routing_reader *r, const record *at, int la
   SMOE_TRY(read_id(r, at, id));
   SMOE_TRY(read_layer(r, at, layer, expert));
   for (int64_t i = 0; i < r->shape.n_tokens * k; i++) {
-    const int32_t token = id[i / k], e = expert[i] < -1 ? -2 - expert[i] : expert[i];
+    const int32_t token = id[i / k], e = smoe_slot_expert(expert[i]);
     if (token < 0 || e < 0) continue;
     SMOE_CHECK(token < vocabulary, SMOE_ERR_CONFIG,
                "'%s' records token %d, the corpus has %d: replay needs the corpus of the recorded run",

@@ -63,6 +63,19 @@ static const column columns[SMOE_COLS] = {
 };
 // clang-format on
 
+int smoe_routing_columns(const smoe_routing_log *log) {
+  return SMOE_COLS + (log->shape.terms.n > 2 ? log->shape.terms.n - 2 : 0);
+}
+
+int smoe_routing_term_column(int term) {
+  return term < 2 ? SMOE_COL_BALANCE + term : SMOE_COLS + term - 2;
+}
+
+static column column_of(const smoe_routing_log *log, int c) {
+  if (c < SMOE_COLS) return columns[c];
+  return (column){log->shape.terms.name[c - SMOE_COLS + 2], F64, 2, {STEPS}, "loss per token", "loss term"};
+}
+
 static hid_t memory_type(kind k) {
   return k == I32   ? H5T_NATIVE_INT32
          : k == I64 ? H5T_NATIVE_INT64
@@ -104,14 +117,15 @@ static int64_t shape_of(const smoe_routing_log *log, const column *c, int64_t sh
 
 int64_t smoe_routing_bytes(const smoe_routing_log *log) {
   int64_t bytes = 0, shape[SMOE_H5_DIMS];
-  for (int c = 0; c < SMOE_COLS; c++)
-    bytes += shape_of(log, &columns[c], shape) * (int64_t)H5Tget_size(memory_type(columns[c].kind)) + 4096;
+  for (int c = 0; c < smoe_routing_columns(log); c++) {
+    const column col = column_of(log, c);
+    bytes += shape_of(log, &col, shape) * (int64_t)H5Tget_size(memory_type(col.kind)) + 4096;
+  }
   return bytes;
 }
 
 /** Attach the scales of a column's dimensions, or make it one. */
-static smoe_status attach(hid_t file, int c) {
-  const column *col = &columns[c];
+static smoe_status attach(hid_t file, const column *col, int c) {
   const hid_t set = H5Dopen2(file, col->name, H5P_DEFAULT);
   herr_t bad = set < 0 ? -1 : 0;
   if (bad >= 0 && c < SMOE_DIMS) {
@@ -148,14 +162,14 @@ static smoe_status write_attributes(const smoe_routing_log *log, hid_t file, int
 smoe_status smoe_routing_make(const smoe_routing_log *log, const smoe_part_file *part, int64_t update) {
   const hid_t file = part->file;
   SMOE_TRY(write_attributes(log, file, update));
-  for (int c = 0; c < SMOE_COLS; c++) {
-    const column *col = &columns[c];
+  for (int c = 0; c < smoe_routing_columns(log); c++) {
+    const column col = column_of(log, c);
     int64_t shape[SMOE_H5_DIMS];
-    if (shape_of(log, col, shape) == 0) continue;
-    SMOE_TRY(smoe_h5_dataset(file, col->name, file_type(col->kind), col->n_dims, shape));
-    SMOE_TRY(smoe_h5_set_text(file, col->name, "units", col->units));
-    SMOE_TRY(smoe_h5_set_text(file, col->name, "long_name", col->long_name));
-    SMOE_TRY(attach(file, c));
+    if (shape_of(log, &col, shape) == 0) continue;
+    SMOE_TRY(smoe_h5_dataset(file, col.name, file_type(col.kind), col.n_dims, shape));
+    SMOE_TRY(smoe_h5_set_text(file, col.name, "units", col.units));
+    SMOE_TRY(smoe_h5_set_text(file, col.name, "long_name", col.long_name));
+    SMOE_TRY(attach(file, &col, c));
   }
   return smoe_routing_put_columns(log, part);
 }
@@ -197,14 +211,14 @@ smoe_status smoe_routing_put_parts(const smoe_routing_log *log, const smoe_part_
 }
 
 smoe_status smoe_routing_put_columns(const smoe_routing_log *log, const smoe_part_file *part) {
-  for (int c = 0; c < SMOE_COLS; c++) {
+  for (int c = 0; c < smoe_routing_columns(log); c++) {
+    const column col = column_of(log, c);
     int64_t shape[SMOE_H5_DIMS];
-    const int64_t n = shape_of(log, &columns[c], shape);
+    const int64_t n = shape_of(log, &col, shape);
     const bool shared_out =
         c == SMOE_COL_PROBE_TOKEN || (c >= SMOE_COL_PROBE_EXPERT && c <= SMOE_COL_TOKENS_GATE);
     if (n == 0 || shared_out) continue;
-    SMOE_TRY(
-        smoe_part_put_range(part, columns[c].name, memory_type(columns[c].kind), log->rows[c].data, 0, n));
+    SMOE_TRY(smoe_part_put_range(part, col.name, memory_type(col.kind), log->rows[c].data, 0, n));
   }
   return SMOE_OK;
 }

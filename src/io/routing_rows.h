@@ -43,8 +43,10 @@ typedef enum smoe_routing_column {
   SMOE_COL_TOKENS_ID,
   SMOE_COL_TOKENS_EXPERT,
   SMOE_COL_TOKENS_GATE,
-  SMOE_COLS
+  SMOE_COLS /**< then a column for each loss term but the first two */
 } smoe_routing_column;
+
+enum { SMOE_COLS_MAX = SMOE_COLS + SMOE_TERMS };
 
 /** Memory that grows. */
 typedef struct smoe_rows {
@@ -65,11 +67,17 @@ struct smoe_routing_log {
   const smoe_group *group;
   smoe_routing_shape shape;
   char *method;
-  smoe_rows rows[SMOE_COLS]; /**< rank 0's columns; of probes and tokens, this rank's part */
-  smoe_rows chunk;           /**< smoe_token_chunk */
+  smoe_rows rows[SMOE_COLS_MAX]; /**< rank 0's columns; of probes and tokens, this rank's part */
+  smoe_rows chunk;               /**< smoe_token_chunk */
   int64_t n_steps, n_probes, n_records;
   int64_t first_step; /**< smallest update held; -1 where none is */
 };
+
+/** Columns of this log. Local. */
+int smoe_routing_columns(const smoe_routing_log *log);
+
+/** Column of a loss term. Local. */
+int smoe_routing_term_column(int term);
 
 /** Length of a dimension now. Local. */
 int64_t smoe_routing_length(const smoe_routing_log *log, smoe_routing_dim dim);

@@ -107,7 +107,7 @@ static void layout(smoe_model *model) {
 
 size_t smoe_model_route_sums(const smoe_model *model, int m) {
   return sizeof(smoe_lane_sums) / sizeof(double) + (size_t)model->objective->n_sums +
-         (size_t)m * sizeof(smoe_route_sums) / sizeof(double);
+         (size_t)m * smoe_route_sums_count(&model->terms);
 }
 
 static smoe_status reserve(smoe_model *model) {
@@ -158,6 +158,17 @@ static void make_layers(smoe_model *model) {
   smoe_free(list.spec);
 }
 
+/* Each MoE layer's router takes what that of the one before it in its stream hands on. */
+static void link_moe(smoe_model *model) {
+  smoe_moe_layer *last[SMOE_STREAMS] = {NULL};
+  for (int m = 0; m < model->n_moe; m++) {
+    smoe_moe_layer *moe = model->moe[m], **before = &last[moe->stream];
+    moe->previous = *before;
+    if (moe->previous) moe->previous->next = moe;
+    *before = moe;
+  }
+}
+
 smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const smoe_group *group,
                               const smoe_model_shape *shape, bool plan_only) {
   const smoe_settings *settings = smoe_config_settings(config);
@@ -184,8 +195,10 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   if (shape->source_context)
     model->shape[SMOE_SOURCE] = smoe_model_token_shape(model, shape->lane_sequences, shape->source_context);
   make_layers(model);
-  model->n_sums = (int)smoe_model_route_sums(model, model->n_moe);
   declare(model);
+  link_moe(model);
+  model->terms = model->n_moe ? model->moe[0]->router.terms : smoe_terms_common;
+  model->n_sums = (int)smoe_model_route_sums(model, model->n_moe);
 
   smoe_arena_measure(&model->fixed, "model");
   smoe_arena_measure(&model->tape, "tape");

@@ -151,10 +151,12 @@ void smoe_distill_loss(const smoe_router *router, const smoe_distill_options *op
                        smoe_route_sums *sums) {
   const size_t n = call->n_tokens, e = (size_t)router->n_experts;
   smoe_softmax_forward(tape, tape, n, e);
+  double *sum = smoe_route_term(router, sums, "distill");
   for (size_t t = 0; t < n; t++) {
-    if (target[t] < 0) continue;
-    const double p = (double)tape[t * e + (size_t)target[t]];
-    sums->distill -= options->weight * log(fmax(p, 1e-300)); /* (10) */
+    const int32_t a = smoe_slot_expert(target[t]);
+    if (a < 0) continue;
+    const double p = (double)tape[t * e + (size_t)a];
+    *sum -= options->weight * log(fmax(p, 1e-300)); /* (10) */
   }
 }
 
@@ -166,9 +168,11 @@ void smoe_distill_backward(const smoe_router *router, const smoe_distill_options
   const smoe_real weight = (smoe_real)(options->weight / (double)call->context->n_targets);
   const bool transformer = options->features == SMOE_FEATURES_TRANSFORMER;
   smoe_real *h = scratch, *dr = scratch + n * d;
-  for (size_t t = 0; t < n; t++)
+  for (size_t t = 0; t < n; t++) {
+    const int32_t a = smoe_slot_expert(target[t]);
     for (size_t i = 0; i < e; i++)
-      dr[t * e + i] = target[t] < 0 ? 0 : weight * (tape[t * e + i] - (smoe_real)(i == (size_t)target[t]));
+      dr[t * e + i] = a < 0 ? 0 : weight * (tape[t * e + i] - (smoe_real)(i == (size_t)a));
+  }
   if (transformer)
     smoe_distill_transformer_recompute(h, router, options, call, router->index[MORE],
                                        more_tape(router, call, tape));
@@ -184,15 +188,6 @@ void smoe_distill_backward(const smoe_router *router, const smoe_distill_options
         router->index[MORE], more_tape(router, call, tape), more_scratch(router, options, call, scratch));
   else
     features_backward(router, options, call, h);
-}
-
-void smoe_distill_compare(const smoe_route_call *call, const int32_t *choice, smoe_route_sums *sums) {
-  if (!call->learned || !call->distilled) return;
-  for (size_t t = 0; t < call->n_tokens; t++) {
-    if (choice[t] < 0) continue;
-    sums->n_compared += 1;
-    sums->n_agree += call->learned[t] == call->distilled[t];
-  }
 }
 
 void smoe_distill_choose(const smoe_router *router, const smoe_distill_options *options,

@@ -94,7 +94,8 @@ smoe_router_scope smoe_distill_scope(const smoe_distill_options *options);
 void smoe_distill_scores(const smoe_router *router, const smoe_distill_options *options,
                          const smoe_route_call *call, smoe_real *tape, smoe_real *scratch);
 
-/** sums->distill += the loss against target [N] (-1: none); the tape's scores become probabilities. */
+/** The term "distill" += the loss against target [N] (-1: none; read by smoe_slot_expert); the tape's scores
+ *  become probabilities. */
 void smoe_distill_loss(const smoe_router *router, const smoe_distill_options *options,
                        const smoe_route_call *call, const int32_t *target, smoe_real *tape,
                        smoe_route_sums *sums);
@@ -103,9 +104,6 @@ void smoe_distill_loss(const smoe_router *router, const smoe_distill_options *op
 void smoe_distill_backward(const smoe_router *router, const smoe_distill_options *options,
                            const smoe_route_call *call, const int32_t *target, const smoe_real *tape,
                            smoe_real *scratch);
-
-/** Add to sums for how many tokens the learned and the distilled choice agree, where both were asked for. */
-void smoe_distill_compare(const smoe_route_call *call, const int32_t *choice, smoe_route_sums *sums);
 
 /** The distilled choice [N] of a call, -1 for padding: from the compiled table where there is one, else by
  *  way of smoe_distill_scores. The same choices.

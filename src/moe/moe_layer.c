@@ -92,6 +92,13 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   moe->slot = smoe_arena_reals(tape, n * k * c);
   moe->lane_tape = router->ops->tape_reals(router, tokens->lane_tokens);
   moe->router_tape = smoe_arena_reals(tape, (size_t)tokens->n_lanes * moe->lane_tape);
+  moe->lane_ints = router->ops->tape_ints ? router->ops->tape_ints(router, tokens->lane_tokens) : 0;
+  moe->router_ints = moe->lane_ints ? smoe_arena_ints(tape, (size_t)tokens->n_lanes * moe->lane_ints) : NULL;
+  moe->state_reals = router->ops->state_reals ? router->ops->state_reals(router) : 0;
+  if (moe->state_reals > 0) {
+    moe->state = smoe_arena_reals(tape, n * moe->state_reals);
+    if (memory->training) moe->dstate = smoe_arena_reals(tape, n * moe->state_reals);
+  }
   moe->learned = smoe_arena_ints(tape, n);
   moe->distilled = smoe_arena_ints(tape, n);
 
@@ -155,10 +162,15 @@ static smoe_route_call call_of_lane(const smoe_moe_layer *moe, int lane, const s
   /* Where both routers are alive their agreement is worth a look; in plain stage 2 training
    * the learned scores would cost a product that nobody reads. */
   const bool compare = pass->stage == 1 || !pass->training;
+  const size_t state = first * moe->state_reals;
+  const bool hands_on = moe->state_reals > 0;
+  const smoe_moe_layer *previous = hands_on ? moe->previous : NULL;
   return (smoe_route_call){
       .context = pass,
       .layer = moe->layer,
       .lane = lane,
+      .global_lane = moe->params->lanes.first + lane,
+      .copies = pass->batch->copies,
       .n_tokens = tokens->lane_tokens,
       .n_sequences = tokens->lane_sequences,
       .n_context = tokens->context,
@@ -169,9 +181,14 @@ static smoe_route_call call_of_lane(const smoe_moe_layer *moe, int lane, const s
       .expert = moe->expert + first * k,
       .gate = moe->gate + first * k,
       .tape = moe->router_tape + (size_t)lane * moe->lane_tape,
+      .integers = moe->router_ints ? moe->router_ints + (size_t)lane * moe->lane_ints : NULL,
       .scratch = moe->router_scratch,
       .learned = compare ? moe->learned + first : NULL,
       .distilled = compare ? moe->distilled + first : NULL,
+      .state_in = previous ? previous->state + state : NULL,
+      .state_out = hands_on ? moe->state + state : NULL,
+      .dstate_out = hands_on && moe->next && moe->dstate ? moe->dstate + state : NULL,
+      .dstate_in = previous && previous->dstate ? previous->dstate + state : NULL,
   };
 }
 
@@ -191,47 +208,51 @@ static void add_loads(smoe_moe_layer *moe) {
   moe->n_dropped += moe->exchange.n_dropped;
 }
 
-/* Let the router choose, or, where it has chosen ahead, do the rest. */
-static void route(smoe_moe_layer *moe, const smoe_real *x, const smoe_pass *pass) {
-  for (int lane = 0; lane < shape_of(moe, pass)->n_lanes; lane++) {
-    smoe_route_call call = call_of_lane(moe, lane, x, pass);
-    call.chosen = moe->planned;
-    moe->router.ops->route(&moe->router, &call);
-  }
-}
-
 static void plan(smoe_moe_layer *moe, size_t n) {
   smoe_phase(SMOE_PHASE_PLAN);
   smoe_exchange_plan(&moe->exchange, moe->expert, n);
   add_loads(moe);
 }
 
-bool smoe_moe_layer_ahead(const smoe_moe_layer *moe, const smoe_pass *pass) {
+bool smoe_moe_layer_from_ids(const smoe_moe_layer *moe, const smoe_pass *pass) {
   const smoe_router *router = &moe->router;
-  return router->ops->ahead && router->ops->ahead(router, pass);
+  return router->ops->from_ids && router->ops->from_ids(router, pass);
 }
 
-static void choose(smoe_moe_layer *moe, const smoe_pass *pass) {
+/* x NULL: before any layer has run. */
+static void choose(smoe_moe_layer *moe, const smoe_real *x, const smoe_pass *pass) {
+  forget_choices(moe, pass);
   for (int lane = 0; lane < shape_of(moe, pass)->n_lanes; lane++) {
-    const smoe_route_call call = call_of_lane(moe, lane, NULL, pass);
+    const smoe_route_call call = call_of_lane(moe, lane, x, pass);
     moe->router.ops->choose(&moe->router, &call);
   }
 }
 
 void smoe_moe_layer_count(smoe_moe_layer *moe, int64_t *load, const smoe_pass *pass) {
-  choose(moe, pass);
+  choose(moe, NULL, pass);
   for (size_t i = 0; i < shape_of(moe, pass)->n_tokens * (size_t)moe->router.n_slots; i++)
     if (moe->expert[i] >= 0) load[moe->expert[i]]++;
 }
 
 static void plan_moe(smoe_layer *layer, const smoe_pass *pass) {
   smoe_moe_layer *moe = layer->state;
-  moe->planned = smoe_moe_layer_ahead(moe, pass);
-  if (!moe->planned) return;
+  if (!smoe_moe_layer_from_ids(moe, pass)) return;
   smoe_phase(SMOE_PHASE_ROUTE);
-  forget_choices(moe, pass);
-  choose(moe, pass);
+  choose(moe, NULL, pass);
   plan(moe, shape_of(moe, pass)->n_tokens);
+}
+
+/* The choice and the plan of the exchange, unless plan_moe has made them, and the gates. */
+static void route(smoe_moe_layer *moe, const smoe_real *x, const smoe_pass *pass) {
+  const smoe_token_shape *tokens = shape_of(moe, pass);
+  const bool planned = smoe_moe_layer_from_ids(moe, pass);
+  smoe_phase(SMOE_PHASE_ROUTE);
+  if (!planned) choose(moe, x, pass);
+  for (int lane = 0; lane < tokens->n_lanes; lane++) {
+    const smoe_route_call call = call_of_lane(moe, lane, x, pass);
+    moe->router.ops->gate(&moe->router, &call);
+  }
+  if (!planned) plan(moe, tokens->n_tokens);
 }
 
 /* ---- the layer ---- */
@@ -276,11 +297,7 @@ static void forward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *y, 
   const smoe_token_shape *tokens = shape_of(moe, pass);
   const size_t n = tokens->n_tokens, c = moe->width;
   const smoe_real *x = normed_input(moe, in, n);
-  smoe_phase(SMOE_PHASE_ROUTE);
-  if (!moe->planned) forget_choices(moe, pass);
   route(moe, x, pass);
-  if (!moe->planned) plan(moe, n);
-  moe->planned = false;
   smoe_moe_experts_forward(moe, x);
 
   smoe_phase(SMOE_PHASE_COMBINE);
@@ -294,9 +311,9 @@ static void forward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *y, 
 
   smoe_phase(SMOE_PHASE_ROUTE);
   const smoe_route_loads loads = loads_of(moe);
-  for (int lane = 0; lane < tokens->n_lanes && router->ops->losses; lane++) {
+  for (int lane = 0; lane < tokens->n_lanes; lane++) {
     const smoe_route_call call = call_of_lane(moe, lane, x, pass);
-    router->ops->losses(router, &call, &loads, (smoe_route_sums *)(sums + (size_t)lane * stride));
+    smoe_router_losses(router, &call, &loads, (smoe_route_sums *)(sums + (size_t)lane * stride));
   }
 }
 
@@ -361,14 +378,16 @@ static size_t state_reals_moe(const smoe_layer *layer, size_t n_sequences, size_
   return scope_of(&moe->router) == SMOE_SCOPE_PREFIX ? n_sequences * length_max * (moe->width + 2 * k) : 0;
 }
 
-/* Choices and gates of the new rows alone. */
+/* Choices and gates of the new rows alone. What a router hands on over depth stands on the tape for the rows that
+ * it was called with: the new ones, or all.
+ */
 static void route_new(smoe_moe_layer *moe, const smoe_extend_call *call, const smoe_real *x) {
   const smoe_pass *pass = call->pass;
   smoe_route_call route = call_of_lane(moe, 0, x, pass);
   const size_t k = (size_t)moe->router.n_slots, c = moe->width, t = call->length_max, n = call->n;
   route.learned = route.distilled = NULL; /* not compared here */
   if (scope_of(&moe->router) == SMOE_SCOPE_TOKEN) {
-    moe->router.ops->route(&moe->router, &route);
+    smoe_router_route(&moe->router, &route);
     return;
   }
   /* The whole sequences so far in the shape of a whole pass; padding beyond. */
@@ -386,7 +405,7 @@ static void route_new(smoe_moe_layer *moe, const smoe_extend_call *call, const s
   whole.x = history;
   whole.expert = expert;
   whole.gate = gate;
-  moe->router.ops->route(&moe->router, &whole);
+  smoe_router_route(&moe->router, &whole);
   for (size_t s = 0; s < call->n_sequences; s++) {
     const size_t from = (s * t + call->first) * k, to = s * n * k;
     memcpy(route.expert + to, expert + from, n * k * sizeof *expert);

@@ -70,8 +70,40 @@ void smoe_router_declare(smoe_router *router, const smoe_layer *layer) {
       .width = layer->spec.width,
       .context = layer->spec.context,
       .vocabulary = (int)layer->spec.vocabulary,
+      .terms = smoe_terms_common,
   };
   ops->declare(router, layer->params);
+}
+
+void smoe_router_route(const smoe_router *router, const smoe_route_call *call) {
+  router->ops->choose(router, call);
+  router->ops->gate(router, call);
+}
+
+double *smoe_route_term(const smoe_router *router, smoe_route_sums *sums, const char *name) {
+  const int i = smoe_terms_find(&router->terms, name);
+  SMOE_ASSERT(i >= 0);
+  return &sums->term[i];
+}
+
+static void add_figures(const smoe_router *router, const smoe_route_call *call, smoe_route_sums *sums) {
+  for (size_t s = 0; s < call->n_tokens * (size_t)router->n_slots; s++) {
+    if (call->expert[s] == -1) continue;
+    sums->gate += (double)call->gate[s];
+    sums->n_gates += 1;
+  }
+  if (!call->learned || !call->distilled) return;
+  for (size_t t = 0; t < call->n_tokens; t++) {
+    if (call->learned[t] < 0 || call->distilled[t] < 0) continue;
+    sums->n_compared += 1;
+    sums->n_agree += call->learned[t] == call->distilled[t];
+  }
+}
+
+void smoe_router_losses(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
+                        smoe_route_sums *sums) {
+  add_figures(router, call, sums);
+  if (router->ops->losses) router->ops->losses(router, call, loads, sums);
 }
 
 uint64_t smoe_route_index(const smoe_router *router, const smoe_route_call *call, size_t row) {

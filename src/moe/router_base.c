@@ -40,17 +40,8 @@ static void declare_base(smoe_router *router, smoe_params *params) {
       (smoe_init){SMOE_INIT_ORTHOGONAL, 0.1, false}, true, "moe%d/router/centroid", router->layer);
 }
 
-/* Tape: the chosen expert, which capacity may mark as dropped in the call's own [N]; its gate [N]. */
 static size_t tape_reals_base(const smoe_router *router, size_t n) {
-  return 2 * n;
-}
-
-static int32_t *choice_of(const smoe_route_call *call) {
-  return (int32_t *)call->tape;
-}
-
-static smoe_real *gate_of(const smoe_route_call *call) {
-  return call->tape + call->n_tokens;
+  return 0;
 }
 
 /* Scores [N, E], then the auction's own. */
@@ -70,45 +61,28 @@ static smoe_real *scores(const smoe_router *router, const smoe_route_call *call)
 }
 
 static void choose_balanced(const smoe_router *router, const smoe_route_call *call, const smoe_real *score) {
-  smoe_auction(choice_of(call), score, call->token, call->n_tokens, router->n_experts, SMOE_AUCTION_ROUNDS,
+  smoe_auction(call->expert, score, call->token, call->n_tokens, router->n_experts, SMOE_AUCTION_ROUNDS,
                call->scratch + call->n_tokens * (size_t)router->n_experts);
 }
 
-/* The gate of the choice, and both to the call; a choice made ahead is there already. */
-static void finish(const smoe_router *router, const smoe_route_call *call) {
-  const size_t n = call->n_tokens;
-  const int32_t *choice = choice_of(call);
-  smoe_real *gate = gate_of(call);
-  smoe_sigmoid_gate_forward(gate, choice, centroid_of(router), call->x, n, router->width);
-  memcpy(call->gate, gate, n * sizeof *gate);
-  if (!call->chosen) memcpy(call->expert, choice, n * sizeof *choice);
-}
-
-static void route_base(const smoe_router *router, const smoe_route_call *call) {
+static void choose_base(const smoe_router *router, const smoe_route_call *call) {
   const smoe_real *score = scores(router, call);
   if (call->context->training)
     choose_balanced(router, call, score);
   else
-    smoe_route_argmax(choice_of(call), score, call->token, call->n_tokens, router->n_experts);
-  finish(router, call);
+    smoe_route_argmax(call->expert, score, call->token, call->n_tokens, router->n_experts);
 }
 
-static void losses_base(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
-                        smoe_route_sums *sums) {
-  const int32_t *choice = choice_of(call);
-  const smoe_real *gate = gate_of(call);
-  for (size_t t = 0; t < call->n_tokens; t++) {
-    if (choice[t] < 0) continue;
-    sums->gate += (double)gate[t];
-    sums->n_gates += 1;
-  }
+static void gate_base(const smoe_router *router, const smoe_route_call *call) {
+  smoe_sigmoid_gate_forward(call->gate, call->expert, centroid_of(router), call->x, call->n_tokens,
+                            router->width);
 }
 
 static void backward_base(const smoe_router *router, const smoe_route_call *call,
                           const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
   smoe_sigmoid_gate_backward(dx, smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
-                             dgate, gate_of(call), choice_of(call), centroid_of(router), call->x,
-                             call->n_tokens, router->width);
+                             dgate, call->gate, call->expert, centroid_of(router), call->x, call->n_tokens,
+                             router->width);
 }
 
 /* ---- with a second stage ---- */
@@ -131,17 +105,13 @@ static void declare_base_stage2(smoe_router *router, smoe_params *params) {
   smoe_distill_declare(router, params, distill_of(router));
 }
 
-/* Tape: that of base; the greedy choice [N]; the distilled router's. */
+/* Tape: the distilled router's, and the greedy choice [N]. */
 static size_t tape_reals_base_stage2(const smoe_router *router, size_t n) {
-  return tape_reals_base(router, n) + n + smoe_distill_tape(router, distill_of(router), n);
+  return smoe_distill_tape(router, distill_of(router), n);
 }
 
-static int32_t *greedy_of(const smoe_route_call *call) {
-  return (int32_t *)(call->tape + 2 * call->n_tokens);
-}
-
-static smoe_real *distilled_tape(const smoe_route_call *call) {
-  return call->tape + 3 * call->n_tokens;
+static size_t tape_ints_base_stage2(const smoe_router *router, size_t n) {
+  return n;
 }
 
 static size_t scratch_reals_base_stage2(const smoe_router *router, size_t n) {
@@ -158,50 +128,42 @@ static size_t table_ints_base_stage2(const smoe_router *router) {
   return smoe_distill_table(router, distill_of(router));
 }
 
-static bool ahead_base_stage2(const smoe_router *router, const smoe_pass *context) {
-  return context->stage == 2;
+static bool from_ids_base_stage2(const smoe_router *router, const smoe_pass *pass) {
+  return pass->stage == 2;
 }
 
+/* While the router learns, the auction's choice, and the greedy one is distilled; else the distilled one. */
 static void choose_base_stage2(const smoe_router *router, const smoe_route_call *call) {
-  const size_t bytes = call->n_tokens * sizeof(int32_t);
-  smoe_distill_choose(router, distill_of(router), call, choice_of(call), distilled_tape(call), call->scratch);
-  if (call->distilled) memcpy(call->distilled, choice_of(call), bytes);
-  memcpy(call->expert, choice_of(call), bytes);
+  const size_t n = call->n_tokens, bytes = n * sizeof *call->expert;
+  if (!learns(call)) {
+    smoe_distill_choose(router, distill_of(router), call, call->expert, call->tape, call->scratch);
+    if (call->distilled) memcpy(call->distilled, call->expert, bytes);
+    return;
+  }
+  const smoe_real *score = scores(router, call);
+  smoe_route_argmax(call->integers, score, call->token, n, router->n_experts);
+  if (call->learned) memcpy(call->learned, call->integers, bytes);
+  choose_balanced(router, call, score);
+  smoe_distill_scores(router, distill_of(router), call, call->tape, call->scratch);
+  if (call->distilled) smoe_route_argmax(call->distilled, call->tape, call->token, n, router->n_experts);
 }
 
-static void route_base_stage2(const smoe_router *router, const smoe_route_call *call) {
-  const size_t n = call->n_tokens;
-  const int e = router->n_experts;
-  int32_t *greedy = greedy_of(call);
-  if (learns(call) || call->learned) {
-    const smoe_real *score = scores(router, call);
-    smoe_route_argmax(greedy, score, call->token, n, e);
-    if (call->learned) memcpy(call->learned, greedy, n * sizeof *greedy);
-    if (learns(call)) choose_balanced(router, call, score);
-  }
-  if (learns(call)) {
-    smoe_distill_scores(router, distill_of(router), call, distilled_tape(call), call->scratch);
-    if (call->distilled) smoe_route_argmax(call->distilled, distilled_tape(call), call->token, n, e);
-  } else if (!call->chosen) {
-    choose_base_stage2(router, call);
-  }
-  finish(router, call);
+static void gate_base_stage2(const smoe_router *router, const smoe_route_call *call) {
+  if (!learns(call) && call->learned)
+    smoe_route_argmax(call->learned, scores(router, call), call->token, call->n_tokens, router->n_experts);
+  gate_base(router, call);
 }
 
 static void losses_base_stage2(const smoe_router *router, const smoe_route_call *call,
                                const smoe_route_loads *loads, smoe_route_sums *sums) {
-  losses_base(router, call, loads, sums);
-  smoe_distill_compare(call, choice_of(call), sums);
-  if (learns(call))
-    smoe_distill_loss(router, distill_of(router), call, greedy_of(call), distilled_tape(call), sums);
+  if (learns(call)) smoe_distill_loss(router, distill_of(router), call, call->integers, call->tape, sums);
 }
 
 static void backward_base_stage2(const smoe_router *router, const smoe_route_call *call,
                                  const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
   backward_base(router, call, loads, dx, dgate);
   if (learns(call))
-    smoe_distill_backward(router, distill_of(router), call, greedy_of(call), distilled_tape(call),
-                          call->scratch);
+    smoe_distill_backward(router, distill_of(router), call, call->integers, call->tape, call->scratch);
 }
 
 static void freeze_base_stage2(smoe_router *router, smoe_params *params) {
@@ -216,8 +178,8 @@ const smoe_router_ops smoe_router_base = {
     .declare = declare_base,
     .tape_reals = tape_reals_base,
     .scratch_reals = scratch_reals_base,
-    .route = route_base,
-    .losses = losses_base,
+    .choose = choose_base,
+    .gate = gate_base,
     .backward = backward_base,
 };
 
@@ -231,11 +193,12 @@ const smoe_router_ops smoe_router_base_stage2 = {
     .slots = slots_base,
     .declare = declare_base_stage2,
     .table_ints = table_ints_base_stage2,
-    .ahead = ahead_base_stage2,
-    .choose = choose_base_stage2,
+    .from_ids = from_ids_base_stage2,
     .tape_reals = tape_reals_base_stage2,
+    .tape_ints = tape_ints_base_stage2,
     .scratch_reals = scratch_reals_base_stage2,
-    .route = route_base_stage2,
+    .choose = choose_base_stage2,
+    .gate = gate_base_stage2,
     .losses = losses_base_stage2,
     .backward = backward_base_stage2,
     .freeze = freeze_base_stage2,

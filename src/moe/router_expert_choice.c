@@ -81,13 +81,9 @@ static void declare_expert_choice(smoe_router *router, smoe_params *params) {
       (smoe_init){SMOE_INIT_ORTHOGONAL, 0.1, false}, true, "moe%d/router/centroid", router->layer);
 }
 
-/* Tape: probabilities [N, E]; experts before capacity may mark them as dropped [N, K]. */
+/* Tape: probabilities [N, E]. */
 static size_t tape_reals_expert_choice(const smoe_router *router, size_t n) {
-  return n * (size_t)(router->n_experts + router->n_slots);
-}
-
-static int32_t *choice_of(const smoe_router *router, const smoe_route_call *call) {
-  return (int32_t *)(call->tape + call->n_tokens * (size_t)router->n_experts);
+  return n * (size_t)router->n_experts;
 }
 
 /* Scratch: gradient of the scores [N, E], or one expert's probabilities [N]. */
@@ -121,15 +117,14 @@ static smoe_real value_of_rank(smoe_real *v, size_t n, size_t k) {
   }
 }
 
-/* Put expert e into a token's slots, by falling gates; the last one falls out where all are taken. */
-static void insert(int32_t *expert, smoe_real *gate, size_t k, int32_t e, smoe_real g) {
+/* Put expert e into a token's slots, by falling probabilities p [E]; the last one falls out where all are taken. */
+static void insert(int32_t *expert, const smoe_real *p, size_t k, int32_t e) {
   size_t at = 0;
-  while (at < k && expert[at] >= 0 && gate[at] >= g) at++; /* equal: the lower expert was there before */
+  while (at < k && expert[at] >= 0 && p[expert[at]] >= p[e])
+    at++; /* equal: the lower expert was there before */
   if (at == k) return;
   memmove(expert + at + 1, expert + at, (k - 1 - at) * sizeof *expert);
-  memmove(gate + at + 1, gate + at, (k - 1 - at) * sizeof *gate);
   expert[at] = e;
-  gate[at] = g;
 }
 
 /* Tokens that an expert takes of n. */
@@ -161,7 +156,7 @@ static void choose_by_experts(const smoe_router *router, const smoe_route_call *
       const smoe_real g = p[t * e + i];
       if (!(g > 0) || g < least || (g == least && equal == 0)) continue;
       if (g == least) equal--;
-      insert(call->expert + t * k, call->gate + t * k, k, (int32_t)i, g);
+      insert(call->expert + t * k, p + t * e, k, (int32_t)i);
     }
   }
 }
@@ -174,16 +169,13 @@ static void choose_by_tokens(const smoe_router *router, const smoe_route_call *c
   m = m < 1 ? 1 : m > k ? k : m;
   smoe_scores_top(call->expert, k, call->tape, call->token, n, e, m);
   smoe_scores_softmax(call->tape, call->token, n, e);
-  for (size_t s = 0; s < n * k; s++)
-    call->gate[s] = call->expert[s] < 0 ? 0 : call->tape[s / k * e + (size_t)call->expert[s]];
 }
 
-static void route_expert_choice(const smoe_router *router, const smoe_route_call *call) {
+static void choose_expert_choice(const smoe_router *router, const smoe_route_call *call) {
   const expert_choice_options *options = router->options;
   const size_t n = call->n_tokens, e = (size_t)router->n_experts, k = (size_t)router->n_slots;
   smoe_real *p = call->tape;
   memset(call->expert, 0xff, n * k * sizeof *call->expert);
-  memset(call->gate, 0, n * k * sizeof *call->gate);
   smoe_scores_forward(p, call->x, smoe_params_shared(router->params, router->index[CENTROID]), n,
                       router->width, e);
   if (!call->context->training && options->evaluation == BY_TOKENS) {
@@ -193,17 +185,13 @@ static void route_expert_choice(const smoe_router *router, const smoe_route_call
     smoe_scores_softmax(p, call->token, n, e);
     for (size_t g = 0; g < groups && n > 0; g++) choose_by_experts(router, call, g, groups);
   }
-  memcpy(choice_of(router, call), call->expert, n * k * sizeof *call->expert);
 }
 
-static void losses_expert_choice(const smoe_router *router, const smoe_route_call *call,
-                                 const smoe_route_loads *loads, smoe_route_sums *sums) {
+static void gate_expert_choice(const smoe_router *router, const smoe_route_call *call) {
   const size_t n = call->n_tokens, e = (size_t)router->n_experts, k = (size_t)router->n_slots;
-  const int32_t *choice = choice_of(router, call);
   for (size_t s = 0; s < n * k; s++) {
-    if (choice[s] < 0) continue;
-    sums->gate += (double)call->tape[s / k * e + (size_t)choice[s]];
-    sums->n_gates += 1;
+    const int32_t a = smoe_slot_expert(call->expert[s]);
+    call->gate[s] = a < 0 ? 0 : call->tape[s / k * e + (size_t)a];
   }
 }
 
@@ -211,11 +199,12 @@ static void backward_expert_choice(const smoe_router *router, const smoe_route_c
                                    const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
   const size_t n = call->n_tokens, c = router->width, e = (size_t)router->n_experts;
   const size_t k = (size_t)router->n_slots;
-  const int32_t *choice = choice_of(router, call);
   smoe_real *dz = call->scratch;
   memset(dz, 0, n * e * sizeof *dz);
-  for (size_t s = 0; s < n * k; s++)
-    if (choice[s] >= 0) dz[s / k * e + (size_t)choice[s]] = dgate[s]; /* gate = p_e */
+  for (size_t s = 0; s < n * k; s++) {
+    const int32_t a = smoe_slot_expert(call->expert[s]);
+    if (a >= 0) dz[s / k * e + (size_t)a] = dgate[s]; /* gate = p_e */
+  }
   smoe_scores_softmax_backward(dz, call->tape, n, e);
   smoe_linear_backward_weight(smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
                               NULL, dz, call->x, n, c, e);
@@ -233,7 +222,7 @@ const smoe_router_ops smoe_router_expert_choice = {
     .declare = declare_expert_choice,
     .tape_reals = tape_reals_expert_choice,
     .scratch_reals = scratch_reals_expert_choice,
-    .route = route_expert_choice,
-    .losses = losses_expert_choice,
+    .choose = choose_expert_choice,
+    .gate = gate_expert_choice,
     .backward = backward_expert_choice,
 };

@@ -47,7 +47,9 @@ static void declare_gshard(smoe_router *router, smoe_params *params) {
       (smoe_init){SMOE_INIT_ORTHOGONAL, 0.1, false}, true, "moe%d/router/centroid", router->layer);
 }
 
-/* Tape: probabilities [N, E]; gates [N, 2]; both choices [N, 2], with or without a visit to the second. */
+/* Tape: probabilities [N, E]; gates [N, 2], and integers: both choices [N, 2], with or without a visit to the
+ * second.
+ */
 typedef struct gshard_tape {
   smoe_real *p;
   smoe_real *gate;
@@ -55,12 +57,15 @@ typedef struct gshard_tape {
 } gshard_tape;
 
 static size_t tape_reals_gshard(const smoe_router *router, size_t n) {
-  return n * (size_t)router->n_experts + 2 * n * SLOTS;
+  return n * (size_t)router->n_experts + n * SLOTS;
+}
+
+static size_t tape_ints_gshard(const smoe_router *router, size_t n) {
+  return n * SLOTS;
 }
 
 static gshard_tape tape_of(const smoe_router *router, const smoe_route_call *call) {
-  smoe_real *gate = call->tape + call->n_tokens * (size_t)router->n_experts;
-  return (gshard_tape){call->tape, gate, (int32_t *)(gate + call->n_tokens * SLOTS)};
+  return (gshard_tape){call->tape, call->tape + call->n_tokens * (size_t)router->n_experts, call->integers};
 }
 
 /* Scratch: gradient of the scores [N, E], shares of the first choices [E]. */
@@ -76,7 +81,8 @@ static bool visits_second(const smoe_router *router, const smoe_route_call *call
                                                 smoe_route_index(router, call, t));
 }
 
-static void route_gshard(const smoe_router *router, const smoe_route_call *call) {
+/* Whether the second expert is visited depends on the gates, which are computed here. */
+static void choose_gshard(const smoe_router *router, const smoe_route_call *call) {
   const size_t n = call->n_tokens, e = (size_t)router->n_experts;
   const gshard_tape tape = tape_of(router, call);
   smoe_scores_forward(tape.p, call->x, smoe_params_shared(router->params, router->index[CENTROID]), n,
@@ -93,9 +99,12 @@ static void route_gshard(const smoe_router *router, const smoe_route_call *call)
     const bool second = choice[1] >= 0 && visits_second(router, call, t, gate[1]);
     call->expert[t * SLOTS] = choice[0];
     call->expert[t * SLOTS + 1] = second ? choice[1] : -1;
-    call->gate[t * SLOTS] = gate[0];
-    call->gate[t * SLOTS + 1] = second ? gate[1] : 0;
   }
+}
+
+static void gate_gshard(const smoe_router *router, const smoe_route_call *call) {
+  const smoe_real *gate = tape_of(router, call).gate;
+  for (size_t s = 0; s < call->n_tokens * SLOTS; s++) call->gate[s] = call->expert[s] == -1 ? 0 : gate[s];
 }
 
 /* f_e = c_e / S of this lane: a group of GShard's, whose counts need no other lane. */
@@ -116,15 +125,10 @@ static void losses_gshard(const smoe_router *router, const smoe_route_call *call
   const gshard_options *options = router->options;
   const size_t n = call->n_tokens, e = (size_t)router->n_experts;
   const gshard_tape tape = tape_of(router, call);
-  for (size_t s = 0; s < n * SLOTS; s++) {
-    if (call->expert[s] == -1) continue;
-    sums->gate += (double)tape.gate[s];
-    sums->n_gates += 1;
-  }
   if (!call->context->training) return;
   smoe_real *f = call->scratch + n * e;
   first_shares(router, call, f);
-  sums->balance += options->balance_weight * smoe_balance_sum(tape.p, f, n, e);
+  *smoe_route_term(router, sums, "balance") += options->balance_weight * smoe_balance_sum(tape.p, f, n, e);
 }
 
 static void backward_gshard(const smoe_router *router, const smoe_route_call *call,
@@ -160,8 +164,10 @@ const smoe_router_ops smoe_router_gshard = {
     .slots = slots_gshard,
     .declare = declare_gshard,
     .tape_reals = tape_reals_gshard,
+    .tape_ints = tape_ints_gshard,
     .scratch_reals = scratch_reals_gshard,
-    .route = route_gshard,
+    .choose = choose_gshard,
+    .gate = gate_gshard,
     .losses = losses_gshard,
     .backward = backward_gshard,
 };

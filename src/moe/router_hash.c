@@ -175,7 +175,7 @@ static int32_t choice_of(const smoe_router *router, const smoe_route_call *call,
   }
 }
 
-static bool ahead_hash(const smoe_router *router, const smoe_pass *context) {
+static bool from_ids_hash(const smoe_router *router, const smoe_pass *pass) {
   return true;
 }
 
@@ -192,19 +192,8 @@ static void choose_hash(const smoe_router *router, const smoe_route_call *call) 
   }
 }
 
-static void route_hash(const smoe_router *router, const smoe_route_call *call) {
-  const size_t k = (size_t)router->n_slots;
-  if (!call->chosen) choose_hash(router, call);
-  for (size_t i = 0; i < call->n_tokens * k; i++) call->gate[i] = call->token[i / k] >= 0;
-}
-
-static void losses_hash(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
-                        smoe_route_sums *sums) {
-  for (size_t t = 0; t < call->n_tokens; t++) {
-    const double used = call->token[t] >= 0 ? router->n_slots : 0;
-    sums->gate += used;
-    sums->n_gates += used;
-  }
+static void gate_hash(const smoe_router *router, const smoe_route_call *call) {
+  for (size_t i = 0; i < call->n_tokens * (size_t)router->n_slots; i++) call->gate[i] = call->expert[i] != -1;
 }
 
 /* A gate of 1 and a fixed choice have no gradient. */
@@ -222,11 +211,10 @@ const smoe_router_ops smoe_router_hash = {
     .declare = declare_hash,
     .embedding_of = embedding_of_hash,
     .prepare = prepare_hash,
-    .ahead = ahead_hash,
-    .choose = choose_hash,
+    .from_ids = from_ids_hash,
     .tape_reals = reals_hash,
     .scratch_reals = reals_hash,
-    .route = route_hash,
-    .losses = losses_hash,
+    .choose = choose_hash,
+    .gate = gate_hash,
     .backward = backward_hash,
 };

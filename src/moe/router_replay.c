@@ -106,21 +106,12 @@ static void prepare_replay(smoe_router *router, smoe_params *params, const smoe_
   smoe_free(random);
 }
 
-/* Tape: the experts [N, K], which capacity may mark as dropped in the call's own; their gates [N, K]. */
 static size_t tape_reals_replay(const smoe_router *router, size_t n) {
-  return 2 * n * (size_t)router->n_slots;
+  return 0;
 }
 
 static size_t scratch_reals_replay(const smoe_router *router, size_t n) {
   return 0;
-}
-
-static int32_t *choice_of(const smoe_route_call *call) {
-  return (int32_t *)call->tape;
-}
-
-static smoe_real *gate_of(const smoe_router *router, const smoe_route_call *call) {
-  return call->tape + call->n_tokens * (size_t)router->n_slots;
 }
 
 /* Where the log has the experts of the lane's first token. */
@@ -131,7 +122,7 @@ static const int32_t *recorded_of(const smoe_router *router, const smoe_route_ca
          (router->layer * batch + call->before + call->first_token) * (int64_t)router->n_slots;
 }
 
-static void choose(const smoe_router *router, const smoe_route_call *call, int32_t *choice) {
+static void choose_replay(const smoe_router *router, const smoe_route_call *call) {
   const size_t k = (size_t)router->n_slots;
   const smoe_real *table = smoe_params_shared(router->params, router->index[TABLE]);
   const bool replays = call->context->training && call->context->recorded;
@@ -139,47 +130,32 @@ static void choose(const smoe_router *router, const smoe_route_call *call, int32
   for (size_t i = 0; i < call->n_tokens * k; i++) {
     const int32_t token = call->token[i / k];
     if (token < 0)
-      choice[i] = -1;
-    else if (recorded) /* -2 - e: expert e had no room then; whether it has now is for the exchange to say */
-      choice[i] = recorded[i] < -1 ? -2 - recorded[i] : recorded[i];
+      call->expert[i] = -1;
+    else if (recorded) /* whether an expert that had no room then has it now is for the exchange to say */
+      call->expert[i] = smoe_slot_expert(recorded[i]);
     else
-      choice[i] = (int32_t)table[(size_t)token * k + i % k];
+      call->expert[i] = (int32_t)table[(size_t)token * k + i % k];
   }
 }
 
-static void route_replay(const smoe_router *router, const smoe_route_call *call) {
-  const size_t k = (size_t)router->n_slots, n = call->n_tokens * k, c = router->width;
-  int32_t *choice = choice_of(call);
-  smoe_real *gate = gate_of(router, call);
-  choose(router, call, choice);
-  for (size_t i = 0; i < n; i++) {
+static void gate_replay(const smoe_router *router, const smoe_route_call *call) {
+  const size_t k = (size_t)router->n_slots, c = router->width;
+  for (size_t i = 0; i < call->n_tokens * k; i++) {
     if (has_gate(router))
-      smoe_sigmoid_gate_forward(gate + i, choice + i, centroid_of(router), call->x + i / k * c, 1, c);
+      smoe_sigmoid_gate_forward(call->gate + i, call->expert + i, centroid_of(router), call->x + i / k * c, 1,
+                                c);
     else
-      gate[i] = choice[i] < 0 ? 0 : 1;
-  }
-  memcpy(call->expert, choice, n * sizeof *choice);
-  memcpy(call->gate, gate, n * sizeof *gate);
-}
-
-static void losses_replay(const smoe_router *router, const smoe_route_call *call,
-                          const smoe_route_loads *loads, smoe_route_sums *sums) {
-  const int32_t *choice = choice_of(call);
-  const smoe_real *gate = gate_of(router, call);
-  for (size_t i = 0; i < call->n_tokens * (size_t)router->n_slots; i++) {
-    sums->gate += (double)gate[i];
-    sums->n_gates += choice[i] >= 0;
+      call->gate[i] = call->expert[i] == -1 ? 0 : 1;
   }
 }
 
 static void backward_replay(const smoe_router *router, const smoe_route_call *call,
                             const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
   const size_t k = (size_t)router->n_slots, c = router->width;
-  const smoe_real *gate = gate_of(router, call);
   if (!has_gate(router)) return;
   smoe_real *dcentroid = smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane);
   for (size_t i = 0; i < call->n_tokens * k; i++)
-    smoe_sigmoid_gate_backward(dx + i / k * c, dcentroid, dgate + i, gate + i, choice_of(call) + i,
+    smoe_sigmoid_gate_backward(dx + i / k * c, dcentroid, dgate + i, call->gate + i, call->expert + i,
                                centroid_of(router), call->x + i / k * c, 1, c);
 }
 
@@ -195,7 +171,7 @@ const smoe_router_ops smoe_router_replay = {
     .prepare = prepare_replay,
     .tape_reals = tape_reals_replay,
     .scratch_reals = scratch_reals_replay,
-    .route = route_replay,
-    .losses = losses_replay,
+    .choose = choose_replay,
+    .gate = gate_replay,
     .backward = backward_replay,
 };

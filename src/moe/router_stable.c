@@ -56,28 +56,16 @@ static void declare_stable(smoe_router *router, smoe_params *params) {
   smoe_distill_declare(router, params, distill_of(router));
 }
 
-/* Tape of a call: scores [N, E]; the chosen expert before capacity may mark it as dropped [N], and
- * its gate [N]; the distilled router's tape.
- */
-typedef struct stable_tape {
-  smoe_real *score;
-  int32_t *choice;
-  smoe_real *gate;
-  smoe_real *distilled;
-} stable_tape;
-
+/* Tape: the distilled router's. */
 static size_t tape_reals_stable(const smoe_router *router, size_t n) {
-  return n * (size_t)router->n_experts + 2 * n + smoe_distill_tape(router, distill_of(router), n);
+  return smoe_distill_tape(router, distill_of(router), n);
 }
 
-static stable_tape tape_of(const smoe_router *router, const smoe_route_call *call) {
-  const size_t n = call->n_tokens, e = (size_t)router->n_experts;
-  smoe_real *at = call->tape;
-  return (stable_tape){at, (int32_t *)(at + n * e), at + n * e + n, at + n * e + 2 * n};
-}
-
+/* Scratch: the scores [N, E], and then what the distilled router needs. */
 static size_t scratch_reals_stable(const smoe_router *router, size_t n) {
-  return smoe_distill_scratch(router, distill_of(router), n);
+  const size_t scores = n * (size_t)router->n_experts;
+  const size_t distill = smoe_distill_scratch(router, distill_of(router), n);
+  return scores > distill ? scores : distill;
 }
 
 static bool learns(const smoe_route_call *call) {
@@ -88,40 +76,39 @@ static size_t table_ints_stable(const smoe_router *router) {
   return smoe_distill_table(router, distill_of(router));
 }
 
-static bool ahead_stable(const smoe_router *router, const smoe_pass *context) {
-  return context->stage == 2;
+static bool from_ids_stable(const smoe_router *router, const smoe_pass *pass) {
+  return pass->stage == 2;
 }
 
-/* The distilled choice (12). */
+static const smoe_real *centroid_of(const smoe_router *router) {
+  return smoe_params_shared(router->params, router->index[CENTROID]);
+}
+
+static void choose_learned(const smoe_router *router, const smoe_route_call *call, int32_t *expert) {
+  smoe_linear_forward(call->scratch, call->x, centroid_of(router), NULL, call->n_tokens, router->width,
+                      (size_t)router->n_experts);                                           /* (5) */
+  smoe_route_argmax(expert, call->scratch, call->token, call->n_tokens, router->n_experts); /* (6) */
+}
+
+/* While the router learns, its own choice, which is distilled; else the distilled one (12). */
 static void choose_stable(const smoe_router *router, const smoe_route_call *call) {
-  const stable_tape tape = tape_of(router, call);
-  const size_t bytes = call->n_tokens * sizeof *tape.choice;
-  smoe_distill_choose(router, distill_of(router), call, tape.choice, tape.distilled, call->scratch);
-  if (call->distilled) memcpy(call->distilled, tape.choice, bytes);
-  memcpy(call->expert, tape.choice, bytes);
+  const size_t n = call->n_tokens, bytes = n * sizeof *call->expert;
+  const smoe_distill_options *distill = distill_of(router);
+  if (!learns(call)) {
+    smoe_distill_choose(router, distill, call, call->expert, call->tape, call->scratch);
+    if (call->distilled) memcpy(call->distilled, call->expert, bytes);
+    return;
+  }
+  choose_learned(router, call, call->expert);
+  if (call->learned) memcpy(call->learned, call->expert, bytes);
+  smoe_distill_scores(router, distill, call, call->tape, call->scratch);
+  if (call->distilled) smoe_route_argmax(call->distilled, call->tape, call->token, n, router->n_experts);
 }
 
-static void route_stable(const smoe_router *router, const smoe_route_call *call) {
-  const size_t n = call->n_tokens, c = router->width;
-  const int e = router->n_experts;
-  const smoe_real *centroid = smoe_params_shared(router->params, router->index[CENTROID]);
-  const stable_tape tape = tape_of(router, call);
-
-  if (learns(call) || call->learned) {
-    int32_t *learned = learns(call) ? tape.choice : call->learned;
-    smoe_linear_forward(tape.score, call->x, centroid, NULL, n, c, (size_t)e); /* (5) */
-    smoe_route_argmax(learned, tape.score, call->token, n, e);                 /* (6) */
-    if (call->learned && learned != call->learned) memcpy(call->learned, learned, n * sizeof *learned);
-  }
-  if (learns(call)) {
-    smoe_distill_scores(router, distill_of(router), call, tape.distilled, call->scratch);
-    if (call->distilled) smoe_route_argmax(call->distilled, tape.distilled, call->token, n, e);
-    memcpy(call->expert, tape.choice, n * sizeof *tape.choice);
-  } else if (!call->chosen) {
-    choose_stable(router, call);
-  }
-  smoe_sigmoid_gate_forward(tape.gate, tape.choice, centroid, call->x, n, c); /* (7), (14) */
-  memcpy(call->gate, tape.gate, n * sizeof *tape.gate);
+static void gate_stable(const smoe_router *router, const smoe_route_call *call) {
+  if (!learns(call) && call->learned) choose_learned(router, call, call->learned);
+  smoe_sigmoid_gate_forward(call->gate, call->expert, centroid_of(router), call->x, call->n_tokens,
+                            router->width); /* (7), (14) */
 }
 
 /* c_i = (|A_i| - nbar) / nbar, nbar = tokens / E; a constant for the gradient (8). */
@@ -133,37 +120,32 @@ static double imbalance(const smoe_router *router, const smoe_route_loads *loads
 static void losses_stable(const smoe_router *router, const smoe_route_call *call,
                           const smoe_route_loads *loads, smoe_route_sums *sums) {
   const stable_options *options = router->options;
-  const stable_tape tape = tape_of(router, call);
-  smoe_distill_compare(call, tape.choice, sums);
+  double *balance = smoe_route_term(router, sums, "balance");
+  if (!learns(call)) return;
   for (size_t t = 0; t < call->n_tokens; t++) {
-    const int32_t a = tape.choice[t];
+    const int32_t a = smoe_slot_expert(call->expert[t]);
     if (a < 0) continue;
-    sums->gate += (double)tape.gate[t];
-    sums->n_gates += 1;
-    if (learns(call))
-      sums->balance += options->balance_weight * imbalance(router, loads, a) * (double)tape.gate[t]; /* (8) */
+    *balance += options->balance_weight * imbalance(router, loads, a) * (double)call->gate[t]; /* (8) */
   }
-  if (learns(call))
-    smoe_distill_loss(router, &options->distill, call, tape.choice, tape.distilled, sums); /* (10) */
+  smoe_distill_loss(router, &options->distill, call, call->expert, call->tape, sums); /* (10) */
 }
 
 static void backward_stable(const smoe_router *router, const smoe_route_call *call,
                             const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
   const stable_options *options = router->options;
   const size_t n = call->n_tokens;
-  const stable_tape tape = tape_of(router, call);
   smoe_real *dal = call->scratch;
   for (size_t t = 0; t < n; t++) {
+    const int32_t a = smoe_slot_expert(call->expert[t]);
     dal[t] = dgate[t];
-    if (learns(call) && tape.choice[t] >= 0)
-      dal[t] += (smoe_real)(options->balance_weight * imbalance(router, loads, tape.choice[t]) /
+    if (learns(call) && a >= 0)
+      dal[t] += (smoe_real)(options->balance_weight * imbalance(router, loads, a) /
                             (double)call->context->n_targets);
   }
-  smoe_sigmoid_gate_backward(
-      dx, smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane), dal, tape.gate,
-      tape.choice, smoe_params_shared(router->params, router->index[CENTROID]), call->x, n, router->width);
+  smoe_sigmoid_gate_backward(dx, smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
+                             dal, call->gate, call->expert, centroid_of(router), call->x, n, router->width);
   if (learns(call))
-    smoe_distill_backward(router, &options->distill, call, tape.choice, tape.distilled, call->scratch);
+    smoe_distill_backward(router, &options->distill, call, call->expert, call->tape, call->scratch);
 }
 
 static void freeze_stable(smoe_router *router, smoe_params *params) {
@@ -180,11 +162,11 @@ const smoe_router_ops smoe_router_stable = {
     .slots = slots_stable,
     .declare = declare_stable,
     .table_ints = table_ints_stable,
-    .ahead = ahead_stable,
-    .choose = choose_stable,
+    .from_ids = from_ids_stable,
     .tape_reals = tape_reals_stable,
     .scratch_reals = scratch_reals_stable,
-    .route = route_stable,
+    .choose = choose_stable,
+    .gate = gate_stable,
     .losses = losses_stable,
     .backward = backward_stable,
     .freeze = freeze_stable,

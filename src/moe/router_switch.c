@@ -54,13 +54,9 @@ static void declare_switch(smoe_router *router, smoe_params *params) {
                           init, true, "moe%d/router/centroid", router->layer);
 }
 
-/* Tape: probabilities [N, E]; the chosen expert before capacity may mark it as dropped [N]. */
+/* Tape: probabilities [N, E]. */
 static size_t tape_reals_switch(const smoe_router *router, size_t n) {
-  return n * (size_t)router->n_experts + n;
-}
-
-static int32_t *choice_of(const smoe_router *router, const smoe_route_call *call) {
-  return (int32_t *)(call->tape + call->n_tokens * (size_t)router->n_experts);
+  return n * (size_t)router->n_experts;
 }
 
 /* Scratch: gradient of the scores [N, E], shares of the load [E]; noise [N, C], noisy input [N, C]. */
@@ -107,17 +103,19 @@ static const smoe_real *router_input(const smoe_router *router, const smoe_route
   return noisy;
 }
 
-static void route_switch(const smoe_router *router, const smoe_route_call *call) {
+static void choose_switch(const smoe_router *router, const smoe_route_call *call) {
   const size_t n = call->n_tokens, e = (size_t)router->n_experts;
-  smoe_real *p = call->tape;
-  int32_t *choice = choice_of(router, call);
-  smoe_scores_forward(p, router_input(router, call),
+  smoe_scores_forward(call->tape, router_input(router, call),
                       smoe_params_shared(router->params, router->index[CENTROID]), n, router->width, e);
-  smoe_route_argmax(choice, p, call->token, n, router->n_experts);
-  smoe_scores_softmax(p, call->token, n, e); /* (1) */
-  for (size_t t = 0; t < n; t++) {
-    call->expert[t] = choice[t];
-    call->gate[t] = choice[t] < 0 ? 0 : p[t * e + (size_t)choice[t]]; /* (2) */
+  smoe_route_argmax(call->expert, call->tape, call->token, n, router->n_experts);
+  smoe_scores_softmax(call->tape, call->token, n, e); /* (1) */
+}
+
+static void gate_switch(const smoe_router *router, const smoe_route_call *call) {
+  const size_t e = (size_t)router->n_experts;
+  for (size_t t = 0; t < call->n_tokens; t++) {
+    const int32_t a = smoe_slot_expert(call->expert[t]);
+    call->gate[t] = a < 0 ? 0 : call->tape[t * e + (size_t)a]; /* (2) */
   }
 }
 
@@ -125,17 +123,11 @@ static void losses_switch(const smoe_router *router, const smoe_route_call *call
                           const smoe_route_loads *loads, smoe_route_sums *sums) {
   const switch_options *options = router->options;
   const size_t n = call->n_tokens, e = (size_t)router->n_experts;
-  const smoe_real *p = call->tape;
-  const int32_t *choice = choice_of(router, call);
-  for (size_t t = 0; t < n; t++) {
-    if (choice[t] < 0) continue;
-    sums->gate += (double)p[t * e + (size_t)choice[t]];
-    sums->n_gates += 1;
-  }
   if (!call->context->training) return;
   smoe_real *f = shares_of(router, call);
-  smoe_load_shares(f, loads, e);                                           /* (5) */
-  sums->balance += options->balance_weight * smoe_balance_sum(p, f, n, e); /* (4), (6) */
+  smoe_load_shares(f, loads, e); /* (5) */
+  *smoe_route_term(router, sums, "balance") +=
+      options->balance_weight * smoe_balance_sum(call->tape, f, n, e); /* (4), (6) */
 }
 
 static void backward_switch(const smoe_router *router, const smoe_route_call *call,
@@ -143,13 +135,14 @@ static void backward_switch(const smoe_router *router, const smoe_route_call *ca
   const switch_options *options = router->options;
   const size_t n = call->n_tokens, c = router->width, e = (size_t)router->n_experts;
   const smoe_real *p = call->tape, *centroid = smoe_params_shared(router->params, router->index[CENTROID]);
-  const int32_t *choice = choice_of(router, call);
   smoe_real *dz = call->scratch, *f = shares_of(router, call);
   const double weight = call->context->training ? options->balance_weight : 0;
   smoe_load_shares(f, loads, e);
   smoe_balance_backward(dz, f, (smoe_real)(weight / (double)call->context->n_targets), n, e);
-  for (size_t t = 0; t < n; t++)
-    if (choice[t] >= 0) dz[t * e + (size_t)choice[t]] += dgate[t]; /* gate = p_a */
+  for (size_t t = 0; t < n; t++) {
+    const int32_t a = smoe_slot_expert(call->expert[t]);
+    if (a >= 0) dz[t * e + (size_t)a] += dgate[t]; /* gate = p_a */
+  }
   smoe_scores_softmax_backward(dz, p, n, e);
 
   /* z = W (x noise) */
@@ -175,7 +168,8 @@ const smoe_router_ops smoe_router_switch = {
     .declare = declare_switch,
     .tape_reals = tape_reals_switch,
     .scratch_reals = scratch_reals_switch,
-    .route = route_switch,
+    .choose = choose_switch,
+    .gate = gate_switch,
     .losses = losses_switch,
     .backward = backward_switch,
 };

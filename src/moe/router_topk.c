@@ -5,8 +5,6 @@
  *   y_t = x_t + sum over T_t of g_{t,e} (f_e(x_t) - x_t)
  * Without normalisation the gates are the probabilities softmax(z_t) over all experts.
  */
-#include <string.h>
-
 #include "softmax_scores.h"
 #include "stablemoe/kernel.h"
 
@@ -56,20 +54,9 @@ static void declare_topk(smoe_router *router, smoe_params *params) {
       (smoe_init){SMOE_INIT_ORTHOGONAL, 0.1, false}, true, "moe%d/router/centroid", router->layer);
 }
 
-/* Tape: probabilities [N, E]; gates [N, K]; choices before capacity may mark them as dropped [N, K]. */
-typedef struct topk_tape {
-  smoe_real *p;
-  smoe_real *gate;
-  int32_t *choice;
-} topk_tape;
-
+/* Tape: probabilities [N, E]. */
 static size_t tape_reals_topk(const smoe_router *router, size_t n) {
-  return n * (size_t)(router->n_experts + 2 * router->n_slots);
-}
-
-static topk_tape tape_of(const smoe_router *router, const smoe_route_call *call) {
-  smoe_real *gate = call->tape + call->n_tokens * (size_t)router->n_experts;
-  return (topk_tape){call->tape, gate, (int32_t *)(gate + call->n_tokens * (size_t)router->n_slots)};
+  return n * (size_t)router->n_experts;
 }
 
 /* Scratch: gradient of the scores [N, E], shares of the load [E]. */
@@ -77,53 +64,52 @@ static size_t scratch_reals_topk(const smoe_router *router, size_t n) {
   return (n + 1) * (size_t)router->n_experts;
 }
 
+static void choose_topk(const smoe_router *router, const smoe_route_call *call) {
+  const size_t n = call->n_tokens, e = (size_t)router->n_experts, k = (size_t)router->n_slots;
+  smoe_scores_forward(call->tape, call->x, smoe_params_shared(router->params, router->index[CENTROID]), n,
+                      router->width, e);
+  smoe_scores_top(call->expert, k, call->tape, call->token, n, e, k);
+  smoe_scores_softmax(call->tape, call->token, n, e);
+}
+
 /* The gates of one token: probabilities of its choices, over their sum where normalised. */
-static void gates_of(smoe_real *gate, const smoe_real *p, const int32_t *choice, size_t k, bool normalise) {
+static void gates_of(smoe_real *gate, const smoe_real *p, const int32_t *expert, size_t k, bool normalise) {
   smoe_real sum = 0;
   for (size_t j = 0; j < k; j++) {
-    gate[j] = choice[j] < 0 ? 0 : p[choice[j]];
+    const int32_t a = smoe_slot_expert(expert[j]);
+    gate[j] = a < 0 ? 0 : p[a];
     sum += gate[j];
   }
   for (size_t j = 0; j < k && normalise && sum > 0; j++) gate[j] /= sum;
 }
 
-static void route_topk(const smoe_router *router, const smoe_route_call *call) {
+static void gate_topk(const smoe_router *router, const smoe_route_call *call) {
   const topk_options *options = router->options;
-  const size_t n = call->n_tokens, e = (size_t)router->n_experts, k = (size_t)router->n_slots;
-  const topk_tape tape = tape_of(router, call);
-  smoe_scores_forward(tape.p, call->x, smoe_params_shared(router->params, router->index[CENTROID]), n,
-                      router->width, e);
-  smoe_scores_top(tape.choice, k, tape.p, call->token, n, e, k);
-  smoe_scores_softmax(tape.p, call->token, n, e);
-  for (size_t t = 0; t < n; t++)
-    gates_of(tape.gate + t * k, tape.p + t * e, tape.choice + t * k, k, options->normalise);
-  memcpy(call->expert, tape.choice, n * k * sizeof *tape.choice);
-  memcpy(call->gate, tape.gate, n * k * sizeof *tape.gate);
+  const size_t e = (size_t)router->n_experts, k = (size_t)router->n_slots;
+  for (size_t t = 0; t < call->n_tokens; t++)
+    gates_of(call->gate + t * k, call->tape + t * e, call->expert + t * k, k, options->normalise);
 }
 
 static void losses_topk(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                         smoe_route_sums *sums) {
   const topk_options *options = router->options;
-  const size_t n = call->n_tokens, e = (size_t)router->n_experts, k = (size_t)router->n_slots;
-  const topk_tape tape = tape_of(router, call);
-  for (size_t s = 0; s < n * k; s++) {
-    if (tape.choice[s] < 0) continue;
-    sums->gate += (double)tape.gate[s];
-    sums->n_gates += 1;
-  }
+  const size_t n = call->n_tokens, e = (size_t)router->n_experts;
   if (!call->context->training) return;
   smoe_real *f = call->scratch + n * e;
   smoe_load_shares(f, loads, e);
-  sums->balance += options->balance_weight * smoe_balance_sum(tape.p, f, n, e);
+  *smoe_route_term(router, sums, "balance") +=
+      options->balance_weight * smoe_balance_sum(call->tape, f, n, e);
 }
 
 /* Gates that add up to 1 are a softmax over the choices: dz_j += g_j (dg_j - <g, dg>). */
 static void normalised_backward(smoe_real *dz, const smoe_real *gate, const smoe_real *dgate,
-                                const int32_t *choice, size_t k) {
+                                const int32_t *expert, size_t k) {
   smoe_real mean = 0;
   for (size_t j = 0; j < k; j++) mean += gate[j] * dgate[j];
-  for (size_t j = 0; j < k; j++)
-    if (choice[j] >= 0) dz[choice[j]] += gate[j] * (dgate[j] - mean);
+  for (size_t j = 0; j < k; j++) {
+    const int32_t a = smoe_slot_expert(expert[j]);
+    if (a >= 0) dz[a] += gate[j] * (dgate[j] - mean);
+  }
 }
 
 static void backward_topk(const smoe_router *router, const smoe_route_call *call,
@@ -131,16 +117,17 @@ static void backward_topk(const smoe_router *router, const smoe_route_call *call
   const topk_options *options = router->options;
   const size_t n = call->n_tokens, c = router->width, e = (size_t)router->n_experts;
   const size_t k = (size_t)router->n_slots;
-  const topk_tape tape = tape_of(router, call);
   smoe_real *dz = call->scratch, *f = call->scratch + n * e;
   const double weight = call->context->training ? options->balance_weight : 0;
   smoe_load_shares(f, loads, e);
   smoe_balance_backward(dz, f, (smoe_real)(weight / (double)call->context->n_targets), n, e);
-  for (size_t s = 0; s < n * k && !options->normalise; s++)
-    if (tape.choice[s] >= 0) dz[s / k * e + (size_t)tape.choice[s]] += dgate[s]; /* gate = p_e */
-  smoe_scores_softmax_backward(dz, tape.p, n, e);
+  for (size_t s = 0; s < n * k && !options->normalise; s++) {
+    const int32_t a = smoe_slot_expert(call->expert[s]);
+    if (a >= 0) dz[s / k * e + (size_t)a] += dgate[s]; /* gate = p_e */
+  }
+  smoe_scores_softmax_backward(dz, call->tape, n, e);
   for (size_t t = 0; t < n && options->normalise; t++)
-    normalised_backward(dz + t * e, tape.gate + t * k, dgate + t * k, tape.choice + t * k, k);
+    normalised_backward(dz + t * e, call->gate + t * k, dgate + t * k, call->expert + t * k, k);
   smoe_linear_backward_weight(smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
                               NULL, dz, call->x, n, c, e);
   smoe_linear_backward_input(dx, dz, smoe_params_shared(router->params, router->index[CENTROID]), n, c, e,
@@ -157,7 +144,8 @@ const smoe_router_ops smoe_router_topk = {
     .declare = declare_topk,
     .tape_reals = tape_reals_topk,
     .scratch_reals = scratch_reals_topk,
-    .route = route_topk,
+    .choose = choose_topk,
+    .gate = gate_topk,
     .losses = losses_topk,
     .backward = backward_topk,
 };

@@ -95,7 +95,7 @@ static void add_experts(smoe_breakdown *b, const smoe_evaluated *tokens, int64_t
   for (int m = 0; m < tokens->n_moe; m++)
     for (int64_t s = 0; s < k; s++) {
       const int32_t e = tokens->expert[(m * tokens->stride + i) * k + s];
-      const int32_t chosen = e < -1 ? -2 - e : e; /* a dropped token has chosen too */
+      const int32_t chosen = smoe_slot_expert(e); /* a dropped token has chosen too */
       if (chosen >= 0) tally(&b->expert[m * b->n_experts + chosen], tokens->loss[i]);
     }
 }

@@ -203,7 +203,7 @@ static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe,
         int32_t *first_slot = smoe_alloc(tokens->n_tokens * sizeof *first_slot);
         for (size_t i = 0; i < tokens->n_tokens; i++) {
           const int32_t e = moe->expert[i * (size_t)moe->router.n_slots];
-          first_slot[i] = e < -1 ? -2 - e : e;
+          first_slot[i] = smoe_slot_expert(e);
         }
         smoe_group_gather_i32(&model->params.group, batch, first_slot, count);
         smoe_free(first_slot);

@@ -88,7 +88,8 @@ static smoe_routing_shape log_shape(const run *r) {
   const smoe_settings *settings = r->settings;
   const int64_t n_probe = smoe_probe_tokens(&r->corpus, settings);
   /* The probe is small: rank 0 writes all of it. */
-  return (smoe_routing_shape){.n_layers = r->model->n_moe,
+  return (smoe_routing_shape){.terms = r->model->terms,
+                              .n_layers = r->model->n_moe,
                               .n_experts = (int)settings->moe.experts,
                               .n_slots = r->model->moe[0]->router.n_slots,
                               .n_probe = n_probe,

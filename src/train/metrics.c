@@ -38,6 +38,7 @@ static void write_header(const smoe_metrics *metrics, FILE *out) {
             ",moe%d_max_over_mean,moe%d_cv,moe%d_entropy,moe%d_dead,moe%d_drop_rate,moe%d_gate_mean,"
             "moe%d_agreement",
             m, m, m, m, m, m, m);
+  for (int i = 2; i < metrics->terms.n; i++) fprintf(out, ",%s", metrics->terms.name[i]);
   /* Times come last: what stands before them is the same on any number of ranks. */
   fputs(",seconds,tokens_per_s", out);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(out, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
@@ -66,7 +67,8 @@ static smoe_status open_file(smoe_metrics *metrics, const char *path, const char
 
 smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, const smoe_model *model,
                               int64_t update) {
-  *metrics = (smoe_metrics){.n_layers = model->n_moe, .n_experts = model->params.n_experts};
+  *metrics =
+      (smoe_metrics){.n_layers = model->n_moe, .n_experts = model->params.n_experts, .terms = model->terms};
   if (model->params.group.rank != 0) return SMOE_OK;
   char *path = smoe_sprintf("%s/metrics.csv", directory), *header = header_text(metrics);
   const smoe_status status = open_file(metrics, path, header, update);
@@ -88,8 +90,7 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
   if (!file) return SMOE_OK;
   fprintf(file, "%lld,%d,%lld", (long long)update, result->stage, (long long)n_tokens);
   fprintf(file, ",%.17g", result->loss);
-  field(file, result->balance);
-  field(file, result->distill);
+  for (int i = 0; i < 2; i++) field(file, result->term[i]); /* balance, distill */
   field(file, result->lr);
   field(file, result->norm.all);
   field(file, result->norm.shared);
@@ -108,6 +109,7 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
     field(file, layer->gate_mean);
     field(file, layer->agreement);
   }
+  for (int i = 2; i < metrics->terms.n; i++) field(file, result->term[i]);
   fprintf(file, ",%.4f,%.1f", seconds, result->n_targets / seconds);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(file, phase ? ",%.6f" : ",", phase ? phase[p] : 0);
   fputc('\n', file);

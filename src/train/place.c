@@ -25,7 +25,7 @@ static smoe_pass context_of(const smoe_step *step, int64_t update, int64_t micro
 static bool known_ahead(const smoe_step *step, int64_t update) {
   const smoe_pass context = context_of(step, update, 0);
   for (int m = 0; m < step->model->n_moe; m++)
-    if (!smoe_moe_layer_ahead(step->model->moe[m], &context)) return false;
+    if (!smoe_moe_layer_from_ids(step->model->moe[m], &context)) return false;
   return true;
 }
 

@@ -77,8 +77,10 @@ static void format_routing(const smoe_progress *progress, const smoe_step_result
   *out = '\0';
   if (!worst) return;
   int n = 0;
-  if (result->balance != 0) n += snprintf(out + n, bytes - (size_t)n, ", balance %.3f", result->balance);
-  if (result->distill != 0) n += snprintf(out + n, bytes - (size_t)n, ", distill %.3f", result->distill);
+  const smoe_terms *terms = &progress->model->terms;
+  for (int i = 0; i < terms->n; i++)
+    if (result->term[i] != 0)
+      n += snprintf(out + n, bytes - (size_t)n, ", %s %.3f", terms->name[i], result->term[i]);
   n += snprintf(out + n, bytes - (size_t)n, ", max/mean load %.2f (cv %.2f, entropy %.2f, %.0f idle)",
                 of_worst.max_over_mean, of_worst.cv, of_worst.entropy, of_worst.dead);
   if (worst->n_dropped > 0)
@@ -91,7 +93,7 @@ void smoe_progress_report(smoe_progress *progress, int64_t done, const smoe_step
                           double seconds) {
   const int64_t total = progress->settings->train.updates, every = progress->settings->run.log_every;
   const double each = (smoe_seconds() - progress->began) / (double)(done - progress->start);
-  char left[32], text[640], routing[256];
+  char left[32], text[768], routing[384];
   smoe_progress_duration(left, sizeof left, each * (double)(total - done));
   format_routing(progress, result, routing, sizeof routing);
   snprintf(text, sizeof text,

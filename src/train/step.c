@@ -69,7 +69,7 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
   const smoe_lane_sums *sums = (const smoe_lane_sums *)step->total;
   result->n_targets = sums->n_targets;
   result->loss = sums->loss / sums->n_targets;
-  result->balance = result->distill = 0;
+  memset(result->term, 0, sizeof result->term);
   result->layer = step->layer;
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_route_sums *route = (const smoe_route_sums *)(step->total + smoe_model_route_sums(model, m));
@@ -80,13 +80,13 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
         .load = load,
         .n_assigned = moe->n_assigned,
         .n_dropped = moe->n_dropped,
-        .balance = route->balance / sums->n_targets,
-        .distill = route->distill / sums->n_targets,
         .agreement = route->n_compared > 0 ? route->n_agree / route->n_compared : NAN,
         .gate_mean = route->n_gates > 0 ? route->gate / route->n_gates : NAN,
     };
-    result->balance += step->layer[m].balance;
-    result->distill += step->layer[m].distill;
+    for (int i = 0; i < model->terms.n; i++) {
+      step->layer[m].term[i] = route->term[i] / sums->n_targets;
+      result->term[i] += step->layer[m].term[i];
+    }
   }
 }
 

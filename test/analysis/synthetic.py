@@ -54,8 +54,8 @@ def choices(shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     return step, np.where(frozen, distilled, learned), np.where(frozen, -1, learned), distilled
 
 
-def write_routing(run: Path, shape: Shape, version: int = 1) -> None:
-    """RUN/routing/step-*.h5, shape.files stretches of equal length."""
+def write_routing(run: Path, shape: Shape, version: int = 1, terms: tuple[str, ...] = ()) -> None:
+    """RUN/routing/step-*.h5, shape.files stretches of equal length; terms: further loss terms, of 1 % of the update."""
     rng = np.random.default_rng(shape.seed)
     load = loads(shape, rng)
     step = np.arange(1, shape.updates + 1)
@@ -80,6 +80,9 @@ def write_routing(run: Path, shape: Shape, version: int = 1) -> None:
             file["distill"] = np.where(stage[rows, None] == 1, 1.0, 0.0) * np.ones(size)
             file["agreement"] = np.where(stage[rows, None] == 1, 0.5, np.nan) * np.ones(size)
             file["gate_mean"] = np.full(size, 0.5)
+            for name in terms:
+                file[name] = step[rows, None] / 100 * np.ones(size)
+                file[name].attrs["units"] = np.bytes_(b"loss per token")
             if not of_file.any():
                 continue  # what has no rows is absent
             file["probe/token"], file["probe/step"] = token, probe_step[of_file]
@@ -121,14 +124,14 @@ def write_tokens(run: Path, experts: int = 16, layers: int = 2, records: int = 1
                 expert[z, m] = np.where(full, -2 - choice, choice)
 
 
-def write_metrics(run: Path, shape: Shape) -> None:
+def write_metrics(run: Path, shape: Shape, terms: tuple[str, ...] = ()) -> None:
     """RUN/metrics.csv, one row per update, validation every twentieth of the run."""
     rng = np.random.default_rng(shape.seed)
     load = loads(shape, rng)
     names = ("update,stage,tokens,loss,balance,distill,lr,grad_norm,grad_norm_shared,grad_norm_expert,clip,"
              "valid_loss,valid_perplexity").split(",")
     names += [f"moe{m}_{name}" for m in range(shape.layers) for name in PER_LAYER]
-    names += ["seconds", "tokens_per_s"]
+    names += [*terms, "seconds", "tokens_per_s"]
     lines = [",".join(names)]
     for u in range(1, shape.updates + 1):
         first = u <= shape.stage1
@@ -143,7 +146,7 @@ def write_metrics(run: Path, shape: Shape) -> None:
             mean = load[u - 1, m].mean()
             agree = 0.9 - 0.8 * np.exp(-u / (0.3 * shape.stage1)) + 0.02 * rng.normal() if first else None
             row += [load[u - 1, m].max() / mean, load[u - 1, m].std() / mean, 2.7, 0, 0, 0.55, agree]
-        row += [0.4, 10000]
+        row += [u / 100] * len(terms) + [0.4, 10000]
         lines.append(",".join("" if value is None else f"{value:.7g}" for value in row))
     run.mkdir(parents=True, exist_ok=True)
     (run / "metrics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")

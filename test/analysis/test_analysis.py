@@ -152,6 +152,24 @@ class Reading(InDirectory):
         self.assertEqual((log.n_layers, log.n_experts, log.n_probe, log.method), (2, 4, 40, "stable"))
         self.assertEqual(log.notes, [])
 
+    def test_further_loss_terms(self) -> None:
+        """Terms that a method has besides balance and distill, by their names, in log, metrics and figure."""
+        synthetic.write_routing(self.path, TINY, terms=("z_loss",))
+        log = routing.load_log(self.path)
+        np.testing.assert_allclose(log.terms["z_loss"], np.repeat(np.arange(1, 101)[:, None] / 100, 2, 1))
+        self.assertEqual(list(log.terms), [*routing.LAYER_TERMS, "z_loss"])
+        with h5py.File(log.files[0], "r+") as file:
+            del file["z_loss"]  # a stretch before the method had it
+        values = routing.load_log(self.path).terms["z_loss"]
+        self.assertTrue(np.isnan(values[:33]).all() and np.isfinite(values[33:]).all())
+        synthetic.write_metrics(self.path, TINY)
+        self.assertEqual(runs.read_metrics(self.path / "metrics.csv").further_terms, [])
+        synthetic.write_metrics(self.path, TINY, terms=("z_loss", "locality"))
+        metrics = runs.read_metrics(self.path / "metrics.csv")
+        self.assertEqual(metrics.further_terms, ["z_loss", "locality"])
+        titles = [title for _, title, _ in figures.loss_terms(metrics)]
+        self.assertEqual(titles, ["Balance loss", "Distillation loss", "Loss term z_loss", "Loss term locality"])
+
     def test_probe_blocks_are_the_whole(self) -> None:
         synthetic.write_routing(self.path, TINY)
         log = routing.load_log(self.path)

@@ -12,7 +12,8 @@ enum { LAYERS = 2, EXPERTS = 8, PROBE = 32, TOKENS = 64 };
 static smoe_group group;
 
 static void make_log(const char *directory) {
-  const smoe_routing_shape shape = {.n_layers = LAYERS,
+  const smoe_routing_shape shape = {.terms = smoe_terms_common,
+                                    .n_layers = LAYERS,
                                     .n_experts = EXPERTS,
                                     .n_slots = 1,
                                     .n_probe = PROBE,
@@ -24,7 +25,7 @@ static void make_log(const char *directory) {
   smoe_real gate[TOKENS] = {0};
   int64_t load[EXPERTS] = {1, 2, 3, 4};
   smoe_routing_load layers[LAYERS];
-  for (int m = 0; m < LAYERS; m++) layers[m] = (smoe_routing_load){load, 10, 0, 0.5, 0.5, 0.5, 0.5};
+  for (int m = 0; m < LAYERS; m++) layers[m] = (smoe_routing_load){load, 10, 0, {0.5, 0.5}, 0.5, 0.5};
   smoe_routing_log_probe_tokens(log, id);
   for (int64_t step = 1; step <= 20; step++) {
     smoe_routing_log_load(log, step, 1, layers);

@@ -9,7 +9,8 @@ enum { EXPERTS = 4, PROBE = 8 };
 static smoe_group group;
 
 void fuzz_start(int *argc, char ***argv) {
-  const smoe_routing_shape shape = {.n_layers = 1,
+  const smoe_routing_shape shape = {.terms = smoe_terms_common,
+                                    .n_layers = 1,
                                     .n_experts = EXPERTS,
                                     .n_slots = 1,
                                     .n_probe = PROBE,
@@ -17,7 +18,7 @@ void fuzz_start(int *argc, char ***argv) {
                                     .n_tokens = PROBE,
                                     .method = "stable"};
   const int64_t load[EXPERTS] = {1, 2, 3, 4};
-  const smoe_routing_load layer = {load, 10, 0, 0, 0, 0, 0};
+  const smoe_routing_load layer = {load, 10, 0, {0}, 0, 0};
   const int32_t expert[PROBE] = {0};
   smoe_group_start(&group, argc, argv);
   smoe_routing_log *log = smoe_routing_log_create(&group, &shape);

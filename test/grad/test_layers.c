@@ -325,9 +325,10 @@ static void test_expert_without_rows(void) {
 static double moe_value(void *context, uint64_t *piece) {
   problem *p = context;
   smoe_moe_layer *moe = p->moe;
-  smoe_route_sums sums[LANES] = {{0}};
+  fixture_sums sums[LANES] = {{{0}}};
   const size_t stride = sizeof *sums / sizeof(double);
   p->context.batch = &p->batch;
+  smoe_layer_moe.plan_all(&p->layer, &p->context);
   smoe_layer_moe.forward_all(&p->layer, &p->context, p->y, p->x, (double *)sums, stride);
   piece_add_choices(piece, moe->expert, N * (size_t)moe->router.n_slots);
   piece_add_choices(piece, moe->learned, N);
@@ -335,7 +336,7 @@ static double moe_value(void *context, uint64_t *piece) {
     if (moe->experts.shape.activation == SMOE_RELU)
       piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
   double terms = 0;
-  for (int lane = 0; lane < LANES; lane++) terms += sums[lane].balance + sums[lane].distill;
+  for (int lane = 0; lane < LANES; lane++) terms += fixture_terms(&sums[lane].sums, &moe->router.terms);
   return difference_fold(p->weight, p->y, N * C) + terms / (double)p->context.n_targets;
 }
 
@@ -406,7 +407,7 @@ static smoe_real score_two(const smoe_router *router, const smoe_route_call *cal
   return smoe_dot(smoe_params_shared(router->params, router->index[0]) + e * C, call->x + t * C, C);
 }
 
-static void route_two(const smoe_router *router, const smoe_route_call *call) {
+static void choose_two(const smoe_router *router, const smoe_route_call *call) {
   for (size_t t = 0; t < call->n_tokens; t++) {
     int worst = 0;
     for (int e = 1; e < EXPERTS; e++)
@@ -415,8 +416,14 @@ static void route_two(const smoe_router *router, const smoe_route_call *call) {
       const int e = k + (k >= worst);
       const bool used = call->token[t] >= 0 && (k == 0 || t % 3 > 0); /* some tokens use one slot only */
       call->expert[2 * t + (size_t)k] = used ? e : -1;
-      call->gate[2 * t + (size_t)k] = used ? smoe_sigmoid(score_two(router, call, t, e)) : 0;
     }
+  }
+}
+
+static void gate_two(const smoe_router *router, const smoe_route_call *call) {
+  for (size_t i = 0; i < 2 * call->n_tokens; i++) {
+    const int e = smoe_slot_expert(call->expert[i]);
+    call->gate[i] = e < 0 ? 0 : smoe_sigmoid(score_two(router, call, i / 2, e));
   }
 }
 
@@ -441,7 +448,8 @@ static const smoe_router_ops two_slots = {.name = "two",
                                           .declare = declare_two,
                                           .tape_reals = reals_two,
                                           .scratch_reals = reals_two,
-                                          .route = route_two,
+                                          .choose = choose_two,
+                                          .gate = gate_two,
                                           .backward = backward_two};
 
 #define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})

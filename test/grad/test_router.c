@@ -21,8 +21,13 @@ typedef struct problem {
   int32_t *expert;                  /* [N, K] */
   smoe_real *gate, *dgate, *weight; /* [N, K] */
   smoe_real *tape, *scratch;
+  int32_t *integers;
   int64_t *load;
 } problem;
+
+static size_t ints_of(const smoe_router *router) {
+  return router->ops->tape_ints ? router->ops->tape_ints(router, LANE) : 0;
+}
 
 static smoe_route_call call_of(problem *p, size_t lane) {
   const size_t first = lane * LANE, slots = first * p->k;
@@ -39,6 +44,7 @@ static smoe_route_call call_of(problem *p, size_t lane) {
       .expert = p->expert + slots,
       .gate = p->gate + slots,
       .tape = p->tape + lane * p->router.ops->tape_reals(&p->router, LANE),
+      .integers = p->integers + lane * ints_of(&p->router),
       .scratch = p->scratch,
       .learned = p->observed ? p->learned + first : NULL,
       .distilled = p->observed ? p->distilled + first : NULL,
@@ -52,7 +58,7 @@ static smoe_route_loads count_and_drop(problem *p) {
   for (size_t i = 0; i < N * p->k; i++) {
     if (p->expert[i] < 0) continue;
     p->load[p->expert[i]]++;
-    if (p->drops && loads.n_assigned % 3 == 0) p->expert[i] = -2 - p->expert[i];
+    if (p->drops && loads.n_assigned % 3 == 0) p->expert[i] = smoe_slot_dropped(p->expert[i]);
     loads.n_assigned++;
   }
   return loads;
@@ -63,7 +69,7 @@ static double router_value(void *context, uint64_t *piece) {
   const smoe_router_ops *ops = p->router.ops;
   for (size_t lane = 0; lane < LANES; lane++) {
     const smoe_route_call call = call_of(p, lane);
-    ops->route(&p->router, &call);
+    smoe_router_route(&p->router, &call);
   }
   piece_add_choices(piece, p->expert, N * p->k);
   if (p->observed) piece_add_choices(piece, p->learned, N);
@@ -75,9 +81,9 @@ static double router_value(void *context, uint64_t *piece) {
   }
   for (size_t lane = 0; lane < LANES && ops->losses; lane++) {
     const smoe_route_call call = call_of(p, lane);
-    smoe_route_sums sums = {0};
-    ops->losses(&p->router, &call, &loads, &sums);
-    value += (sums.balance + sums.distill) / (double)p->context.n_targets;
+    fixture_sums sums = {0};
+    ops->losses(&p->router, &call, &loads, &sums.sums);
+    value += fixture_terms(&sums.sums, &p->router.terms) / (double)p->context.n_targets;
   }
   return value;
 }
@@ -102,6 +108,7 @@ static void problem_begin(problem *p, const smoe_config *config, int stage) {
   p->expert = smoe_alloc(slots * sizeof *p->expert);
   p->gate = values_zero(slots), p->dgate = values_zero(slots), p->weight = values_uniform(slots, 2);
   p->tape = values_zero(LANES * p->router.ops->tape_reals(&p->router, LANE));
+  p->integers = smoe_alloc(LANES * ints_of(&p->router) * sizeof *p->integers);
   p->scratch = values_zero(p->router.ops->scratch_reals(&p->router, LANE));
   p->load = smoe_alloc(n_experts * sizeof *p->load);
 }
@@ -110,7 +117,7 @@ static void problem_end(problem *p) {
   smoe_params_end(&p->params);
   smoe_arena_release(&p->arena);
   smoe_free(p->x), smoe_free(p->dx), smoe_free(p->expert), smoe_free(p->gate), smoe_free(p->dgate);
-  smoe_free(p->weight), smoe_free(p->tape), smoe_free(p->scratch), smoe_free(p->load);
+  smoe_free(p->weight), smoe_free(p->tape), smoe_free(p->scratch), smoe_free(p->load), smoe_free(p->integers);
 }
 
 static void test_gradient(const char *method, int stage, bool observed, bool drops,

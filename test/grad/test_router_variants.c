@@ -21,7 +21,12 @@ typedef struct problem {
   int64_t load[E];
   smoe_real gate[N], dgate[N];
   smoe_real *x, *dx, *tape, *scratch;
+  int32_t *integers;
 } problem;
+
+static size_t ints_of(const smoe_router *router) {
+  return router->ops->tape_ints ? router->ops->tape_ints(router, LANE) : 0;
+}
 
 static smoe_route_call call_of(problem *p, size_t lane) {
   const size_t first = lane * LANE;
@@ -36,6 +41,7 @@ static smoe_route_call call_of(problem *p, size_t lane) {
                            .expert = p->expert + first,
                            .gate = p->gate + first,
                            .tape = p->tape + lane * p->router.ops->tape_reals(&p->router, LANE),
+                           .integers = p->integers + lane * ints_of(&p->router),
                            .scratch = p->scratch,
                            .learned = p->learned + first,
                            .distilled = p->distilled + first};
@@ -57,6 +63,7 @@ static void problem_begin(problem *p, const char *method, const char *const *ove
   p->x = values_uniform(N * C, 1);
   p->dx = values_zero(N * C);
   p->tape = values_zero(LANES * p->router.ops->tape_reals(&p->router, LANE));
+  p->integers = smoe_alloc(LANES * ints_of(&p->router) * sizeof *p->integers);
   p->scratch = values_zero(p->router.ops->scratch_reals(&p->router, LANE));
 }
 
@@ -64,7 +71,7 @@ static void problem_end(problem *p) {
   smoe_params_end(&p->params);
   smoe_arena_release(&p->arena);
   smoe_config_destroy(p->config);
-  smoe_free(p->x), smoe_free(p->dx), smoe_free(p->tape), smoe_free(p->scratch);
+  smoe_free(p->x), smoe_free(p->dx), smoe_free(p->tape), smoe_free(p->scratch), smoe_free(p->integers);
 }
 
 /** The relus of the Transformer cannot be seen from here: a piece is the choice of experts, and the numbers
@@ -76,7 +83,7 @@ static double value(void *context, uint64_t *piece) {
   memset(p->load, 0, sizeof p->load);
   for (size_t lane = 0; lane < LANES; lane++) {
     const smoe_route_call call = call_of(p, lane);
-    p->router.ops->route(&p->router, &call);
+    smoe_router_route(&p->router, &call);
   }
   for (size_t t = 0; t < N; t++)
     if (p->expert[t] >= 0) p->load[p->expert[t]]++;
@@ -86,9 +93,9 @@ static double value(void *context, uint64_t *piece) {
   piece_add_choices(piece, p->learned, N);
   for (size_t lane = 0; lane < LANES; lane++) {
     const smoe_route_call call = call_of(p, lane);
-    smoe_route_sums sums = {0};
-    p->router.ops->losses(&p->router, &call, &loads, &sums);
-    sum += (sums.balance + sums.distill) / (double)p->context.n_targets;
+    fixture_sums sums = {0};
+    smoe_router_losses(&p->router, &call, &loads, &sums.sums);
+    sum += fixture_terms(&sums.sums, &p->router.terms) / (double)p->context.n_targets;
   }
   for (size_t t = 0; t < N; t++) sum += (double)p->dgate[t] * (double)p->gate[t];
   return sum;
@@ -146,7 +153,7 @@ static void test_features(const char *features) {
   for (size_t t = 0; t < N; t++) p.token[t] = (int32_t)(t * 5 % FIXTURE_VOCABULARY);
   value(&p, &(uint64_t){0}); /* losses have made probabilities of the scores: route again */
   const smoe_route_call call = call_of(&p, 1);
-  p.router.ops->route(&p.router, &call);
+  smoe_router_route(&p.router, &call);
   const smoe_real *score = call.tape + LANE * E + 2 * LANE;
   for (size_t t = 0; t < LANE; t++) {
     const size_t place = t % CONTEXT;
@@ -178,10 +185,10 @@ static void test_causal(const char *features) {
   const smoe_route_call call = call_of(&p, 0);
   const smoe_real *score = call.tape + LANE * E + 2 * LANE;
   for (size_t t = 0; t < N; t++) p.token[t] = (int32_t)(t * 5 % FIXTURE_VOCABULARY);
-  p.router.ops->route(&p.router, &call);
+  smoe_router_route(&p.router, &call);
   memcpy(before, score, sizeof before);
   p.token[4] = p.token[4] == 0 ? 1 : 0;
-  p.router.ops->route(&p.router, &call);
+  smoe_router_route(&p.router, &call);
   CHECK(memcmp(before, score, 4 * E * sizeof *before) == 0, "%s: a token has changed what was before it",
         features);
   CHECK(memcmp(before + 4 * E, score + 4 * E, E * sizeof *before) != 0, "%s: the token has changed nothing",

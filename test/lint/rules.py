@@ -108,7 +108,7 @@ ROOMS = {
 }
 # Headers without a source file of their name, and files that are a room of their own in a folder.
 ROOM_OF_HEADER = {"real": "base", "kernel": "kernel", "checkpoint": "io", "train": "train",
-                  "params": "params"}
+                  "params": "params", "slot": "base"}
 ROOM_OF_FILE = {}
 
 

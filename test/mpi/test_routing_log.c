@@ -15,7 +15,8 @@ static int first_of(int n, int rank, int n_ranks) {
 
 static smoe_routing_log *create(const smoe_group *group) {
   const int first = first_of(PROBE, group->rank, group->n_ranks);
-  const smoe_routing_shape shape = {.n_layers = LAYERS,
+  const smoe_routing_shape shape = {.terms = {3, {"balance", "distill", "z_loss"}},
+                                    .n_layers = LAYERS,
                                     .n_experts = EXPERTS,
                                     .n_slots = SLOTS,
                                     .n_probe = PROBE,
@@ -46,8 +47,9 @@ static void add_load(smoe_routing_log *log, int64_t step) {
   smoe_routing_load layer[LAYERS];
   for (int m = 0; m < LAYERS; m++) {
     for (int e = 0; e < EXPERTS; e++) load[m][e] = load_of(step, m, e);
-    layer[m] =
-        (smoe_routing_load){load[m], 10 * step + m, step + m, 0.5 * (double)step, 0.25 * m, NAN, 0.125};
+    layer[m] = (smoe_routing_load){load[m],  10 * step + m,
+                                   step + m, {0.5 * (double)step, 0.25 * m, (double)(step + 10 * m)},
+                                   NAN,      0.125};
   }
   smoe_routing_log_load(log, step, 1, layer);
 }
@@ -121,6 +123,12 @@ static int64_t want_load(const int64_t *i) {
 static int64_t want_dropped(const int64_t *i) {
   return 6 + i[0] + i[1];
 }
+static int64_t want_distill(const int64_t *i) { /* 0.25 m, as an integer */
+  return 0;
+}
+static int64_t want_z_loss(const int64_t *i) {
+  return 6 + i[0] + 10 * i[1];
+}
 static int64_t want_probe_step(const int64_t *i) {
   return 7 + 2 * i[0];
 }
@@ -155,6 +163,10 @@ static void check_file(const char *path) {
   check_ints(file, "step", 1, (int64_t[]){5}, want_step);
   check_ints(file, "load", 3, (int64_t[]){5, LAYERS, EXPERTS}, want_load);
   check_ints(file, "dropped", 2, (int64_t[]){5, LAYERS}, want_dropped);
+  check_ints(file, "distill", 2, (int64_t[]){5, LAYERS}, want_distill);
+  check_ints(file, "z_loss", 2, (int64_t[]){5, LAYERS}, want_z_loss);
+  CHECK_OK(smoe_h5_get_text(file, "z_loss", "units", text, sizeof text));
+  CHECK(strcmp(text, "loss per token") == 0, "%s", text);
   check_ints(file, "probe/step", 1, (int64_t[]){2}, want_probe_step);
   check_ints(file, "probe/token", 1, (int64_t[]){PROBE}, want_probe_token);
   check_ints(file, "probe/expert", 3, (int64_t[]){2, LAYERS, PROBE}, want_expert);
@@ -193,7 +205,7 @@ static void test_any_ranks(const char *together, const char *alone) {
   char *path = smoe_sprintf("%s/step-000000010.h5", together),
        *other = smoe_sprintf("%s/step-000000010.h5", alone);
   const int n = test_same_files(path, other);
-  CHECK(n == 23, "%d datasets", n);
+  CHECK(n == 24, "%d datasets", n);
   check_file(path);
   smoe_free(path);
   path = smoe_sprintf("%s/step-000000020.h5", together);

@@ -57,6 +57,7 @@ static outcome run(problem *p, bool ahead) {
                .distilled = smoe_alloc(N * sizeof(int32_t)),
                .gate = smoe_alloc(slots * sizeof(smoe_real))};
   smoe_real *tape = smoe_alloc(ops->tape_reals(&p->router, N) * sizeof *tape);
+  int32_t *integers = smoe_alloc((ops->tape_ints ? ops->tape_ints(&p->router, N) : 0) * sizeof *integers);
   smoe_real *scratch = smoe_alloc(ops->scratch_reals(&p->router, N) * sizeof *scratch);
   smoe_route_call call = {.context = &p->context,
                           .n_tokens = N,
@@ -66,22 +67,22 @@ static outcome run(problem *p, bool ahead) {
                           .expert = o.expert,
                           .gate = o.gate,
                           .tape = tape,
+                          .integers = integers,
                           .scratch = scratch,
                           .learned = o.learned,
                           .distilled = o.distilled};
-  if (ahead) {
-    ops->choose(&p->router, &call);
-    /* The exchange has marked a token as dropped since: that must stay. */
-    o.expert[0] = -2 - o.expert[0];
-    call.chosen = true;
-  }
+  /* Hidden states are there before the choice, or only before the gates. */
+  if (!ahead) call.x = p->x;
+  memset(o.learned, 0xff, N * sizeof *o.learned);
+  ops->choose(&p->router, &call);
+  /* The exchange marks a token as dropped: that must stay. */
+  o.expert[0] = smoe_slot_dropped(o.expert[0]);
   call.x = p->x;
-  ops->route(&p->router, &call);
-  if (ahead) {
-    CHECK(o.expert[0] < -1, "route has overwritten what the exchange marked");
-    o.expert[0] = -2 - o.expert[0];
-  }
+  ops->gate(&p->router, &call);
+  CHECK(o.expert[0] < -1, "gate has overwritten what the exchange marked");
+  o.expert[0] = smoe_slot_expert(o.expert[0]);
   smoe_free(tape);
+  smoe_free(integers);
   smoe_free(scratch);
   return o;
 }
@@ -106,7 +107,7 @@ static bool check_method(const char *method, int stage) {
   problem p;
   problem_begin(&p, method, stage);
   const smoe_router_ops *ops = p.router.ops;
-  const bool ahead = ops->ahead && ops->ahead(&p.router, &p.context) && (stage == 1 || ops->two_stages);
+  const bool ahead = ops->from_ids && ops->from_ids(&p.router, &p.context) && (stage == 1 || ops->two_stages);
   if (ahead) {
     outcome computed = run(&p, false), chosen = run(&p, true);
     check_same(&p, &computed, &chosen, method);

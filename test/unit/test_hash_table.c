@@ -150,7 +150,7 @@ enum { LANE_SEQUENCES = 3, CONTEXT = 5, N = LANE_SEQUENCES * CONTEXT };
 typedef struct routed {
   int32_t token[N], expert[N];
   smoe_real gate[N];
-  smoe_route_sums sums;
+  fixture_sums sums;
 } routed;
 
 /** Route one lane by a variant; token ids: padding at the end of the last sequence. */
@@ -186,11 +186,11 @@ static void route(routed *r, const char *variant, smoe_params *params) {
                                 .token = r->token,
                                 .expert = r->expert,
                                 .gate = r->gate};
-  r->sums = (smoe_route_sums){0};
-  router.ops->route(&router, &call);
-  router.ops->losses(&router, &call, &(smoe_route_loads){0}, &r->sums);
+  r->sums = (fixture_sums){0};
+  smoe_router_route(&router, &call);
+  smoe_router_losses(&router, &call, &(smoe_route_loads){0}, &r->sums.sums);
   const smoe_route_call none = {.context = &context, .n_context = CONTEXT};
-  router.ops->route(&router, &none);
+  smoe_router_route(&router, &none);
   for (int p = 0; p < params->n_params; p++)
     CHECK(params->param[p].frozen, "%s learns", params->param[p].name);
   smoe_params_end(params);
@@ -224,8 +224,8 @@ static void test_variant(const char *variant, bool by_token, bool by_before, boo
         CHECK(r.expert[i] == r.expert[j], "%s: rows %d and %d", variant, i, j);
   }
   CHECK(!all_alike, "%s: all tokens go to expert %d", variant, (int)r.expert[0]);
-  CHECK(r.sums.gate == N - 2 && r.sums.n_gates == N - 2, "%s: %g of %g gates", variant, r.sums.gate,
-        r.sums.n_gates);
+  CHECK(r.sums.sums.gate == N - 2 && r.sums.sums.n_gates == N - 2, "%s: %g of %g gates", variant,
+        r.sums.sums.gate, r.sums.sums.n_gates);
 }
 
 int main(void) {

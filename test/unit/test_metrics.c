@@ -11,7 +11,9 @@
 enum { EXPERTS = 4, LAYERS = 2 };
 
 /** As much of a model as the metrics look at. */
-static smoe_model model = {.n_moe = LAYERS, .params = {.n_experts = EXPERTS, .group = {.n_ranks = 1}}};
+static smoe_model model = {.terms = {3, {"balance", "distill", "z_loss"}},
+                           .n_moe = LAYERS,
+                           .params = {.n_experts = EXPERTS, .group = {.n_ranks = 1}}};
 
 static void test_balance(void) {
   const smoe_balance even = smoe_balance_of((int64_t[]){5, 5, 5, 5}, 4);
@@ -44,8 +46,7 @@ static void write_update(smoe_metrics *metrics, int64_t update, const smoe_evalu
   const smoe_step_result result = {.stage = 1,
                                    .loss = (double)update + 1 / 3.0,
                                    .n_targets = 100,
-                                   .balance = 0.5,
-                                   .distill = 0.25,
+                                   .term = {0.5, 0.25, 0.125},
                                    .lr = 1e-3,
                                    .norm = {5, 3, 4},
                                    .clip = 0.02,
@@ -156,6 +157,7 @@ static void test_line(void) {
       {"moe1_agreement", "0.25"},
       {"moe0_gate_mean", "0.5"},
       {"moe1_gate_mean", "0.75"},
+      {"z_loss", "0.125"},
       {"seconds", "0.5000"},
       {"tokens_per_s", "200.0"},
       {"time_other", "0.000000"},

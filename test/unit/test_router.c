@@ -77,13 +77,15 @@ static void problem_call(problem *p, size_t n_sequences) {
       .expert = guarded(p->slots * sizeof(int32_t), 0x7f),
       .gate = guarded(p->slots * sizeof(smoe_real), 0x7f),
       .tape = guarded(router->ops->tape_reals(router, n) * sizeof(smoe_real), 0xff),
+      .integers =
+          guarded((router->ops->tape_ints ? router->ops->tape_ints(router, n) : 0) * sizeof(int32_t), 0xff),
       .scratch = guarded(router->ops->scratch_reals(router, n) * sizeof(smoe_real), 0xff),
       .learned = guarded(n * sizeof(int32_t), 0xff),
       .distilled = guarded(n * sizeof(int32_t), 0xff),
   };
   p->dx = guarded(n * C * sizeof *p->dx, 0);
   p->dgate = guarded(p->slots * sizeof *p->dgate, 0);
-  p->sums = guarded(sizeof *p->sums, 0);
+  p->sums = guarded(smoe_route_sums_count(&router->terms) * sizeof(double), 0);
 }
 
 static void problem_begin(problem *p, const char *method, int stage, bool training) {
@@ -120,9 +122,24 @@ static void problem_end(problem *p) {
   smoe_free(p->x);
 }
 
+/** What one function leaves in scratch is not there for the next. */
+static void spoil_scratch(problem *p) {
+  const smoe_router *router = &p->router[1];
+  memset(p->call.scratch, 0xff, router->ops->scratch_reals(router, p->call.n_tokens) * sizeof(smoe_real));
+}
+
 static void route(problem *p) {
-  p->router[1].ops->route(&p->router[1], &p->call);
-  guards_check(p->name, "route");
+  const smoe_router *router = &p->router[1];
+  const size_t bytes = p->slots * sizeof(int32_t);
+  router->ops->choose(router, &p->call);
+  guards_check(p->name, "choose");
+  int32_t *expert = memcpy(smoe_alloc(bytes), p->call.expert, bytes);
+  spoil_scratch(p);
+  router->ops->gate(router, &p->call);
+  guards_check(p->name, "gate");
+  CHECK(memcmp(expert, p->call.expert, bytes) == 0, "%s: gate changes the choice", p->name);
+  smoe_free(expert);
+  spoil_scratch(p);
 }
 
 static void count_loads(problem *p) {
@@ -135,8 +152,9 @@ static void count_loads(problem *p) {
 static void losses_and_backward(problem *p) {
   const smoe_router *router = &p->router[1];
   count_loads(p);
-  if (router->ops->losses) router->ops->losses(router, &p->call, &p->loads, p->sums);
+  smoe_router_losses(router, &p->call, &p->loads, p->sums);
   guards_check(p->name, "losses");
+  spoil_scratch(p);
   if (!p->context.training) return;
   smoe_real *u = values_uniform(p->slots, 8);
   for (size_t i = 0; i < p->slots; i++) p->dgate[i] = p->call.expert[i] >= 0 ? u[i] : 0;
@@ -200,18 +218,21 @@ static void test_sums(problem *p) {
     agree += p->call.learned[t] == p->call.distilled[t];
   }
   CHECK(n_gates > 0, "%s: nothing is routed", p->name);
-  *p->sums = (smoe_route_sums){100, 200, 300, 400, 500, 600}; /* what is there is added to */
+  const smoe_terms *terms = &p->router[1].terms;
+  double *sum = (double *)p->sums; /* what is there is added to */
+  for (size_t i = 0; i < smoe_route_sums_count(terms); i++) sum[i] = 100 * (double)(i + 1);
   losses_and_backward(p);
-  CHECK(isfinite(p->sums->balance) && isfinite(p->sums->distill), "%s", p->name);
-  CHECK_NEAR(p->sums->gate, 300 + gates, 1e-6, 0);
-  CHECK(p->sums->n_gates == 400 + n_gates, "%s: %g used slots, not %g", p->name, p->sums->n_gates - 400,
+  for (int i = 0; i < terms->n; i++) CHECK(isfinite(p->sums->term[i]), "%s: %s", p->name, terms->name[i]);
+  CHECK_NEAR(p->sums->gate, 100 + gates, 1e-6, 0);
+  CHECK(p->sums->n_gates == 200 + n_gates, "%s: %g used slots, not %g", p->name, p->sums->n_gates - 200,
         n_gates);
-  CHECK(p->sums->n_agree == 500 + agree && p->sums->n_compared == 600 + compared,
-        "%s: %g of %g agree, not %g of %g", p->name, p->sums->n_agree - 500, p->sums->n_compared - 600, agree,
+  CHECK(p->sums->n_agree == 300 + agree && p->sums->n_compared == 400 + compared,
+        "%s: %g of %g agree, not %g of %g", p->name, p->sums->n_agree - 300, p->sums->n_compared - 400, agree,
         compared);
   if (p->context.training && p->context.stage == 1) return;
-  CHECK(p->sums->distill == 200, "%s: only stage 1 distils", p->name);
-  CHECK(p->context.training || p->sums->balance == 100, "%s: a loss in evaluation", p->name);
+  CHECK(p->sums->term[smoe_terms_find(terms, "distill")] == 600, "%s: only stage 1 distils", p->name);
+  for (int i = 0; i < terms->n && !p->context.training; i++)
+    CHECK(p->sums->term[i] == 100 * (double)(i + 5), "%s: a loss in evaluation, %s", p->name, terms->name[i]);
 }
 
 /** Gradients go to the call's slab and to this layer's parameters that are not frozen; none comes from padding. */
@@ -254,8 +275,9 @@ static void test_nothing(problem *p) {
   problem_call(p, 0);
   route(p);
   losses_and_backward(p);
-  const smoe_route_sums zero = {0};
-  CHECK(memcmp(p->sums, &zero, sizeof zero) == 0, "%s: sums of no token", p->name);
+  const double *sum = (const double *)p->sums;
+  for (size_t i = 0; i < smoe_route_sums_count(&p->router[1].terms); i++)
+    CHECK(sum[i] == 0, "%s: sums of no token", p->name);
   for (size_t i = 0; i < LANES * p->params.shared_count; i++)
     CHECK(p->params.lane_grad[i] == 0, "%s: a gradient of no token", p->name);
 }
@@ -269,8 +291,9 @@ static void test_padding(problem *p) {
   route(p);
   check_choice(p, "padding");
   losses_and_backward(p);
-  CHECK(p->sums->n_gates == 0 && p->sums->balance == 0 && p->sums->distill == 0, "%s: sums of padding",
-        p->name);
+  const double *sum = (const double *)p->sums;
+  for (size_t i = 0; i < smoe_route_sums_count(&p->router[1].terms); i++)
+    CHECK(sum[i] == 0, "%s: sums of padding", p->name);
   memcpy(p->token, kept, sizeof kept);
 }
 
@@ -406,7 +429,7 @@ static void test_array(void) {
     const smoe_router_ops *ops = smoe_router_methods[i];
     CHECK(smoe_router_find(ops->name) == ops, "two methods are called %s", ops->name);
     CHECK(ops->title && ops->title[0] && ops->slots && ops->declare && ops->tape_reals &&
-              ops->scratch_reals && ops->route && ops->backward,
+              ops->scratch_reals && ops->choose && ops->gate && ops->backward,
           "%s lacks something", ops->name);
     CHECK(ops->two_stages == (ops->freeze != NULL), "%s", ops->name);
     char *section = smoe_sprintf("router.%s.", ops->name);

@@ -49,6 +49,8 @@ static void begin(problem *p, const char *method, size_t sequences, size_t posit
       .x = p->x,
       .expert = smoe_alloc(slots * sizeof(int32_t)),
       .gate = values_zero(slots),
+      .integers = smoe_alloc((p->router.ops->tape_ints ? p->router.ops->tape_ints(&p->router, n) : 0) *
+                             sizeof(int32_t)),
       .tape = values_zero(p->router.ops->tape_reals(&p->router, n)),
       .scratch = values_zero(p->router.ops->scratch_reals(&p->router, n)),
   };
@@ -56,7 +58,7 @@ static void begin(problem *p, const char *method, size_t sequences, size_t posit
 
 static void end(problem *p) {
   smoe_free(p->x), smoe_free(p->token), smoe_free(p->call.expert), smoe_free(p->call.gate);
-  smoe_free(p->call.tape), smoe_free(p->call.scratch);
+  smoe_free(p->call.tape), smoe_free(p->call.integers), smoe_free(p->call.scratch);
   smoe_params_end(&p->params);
   smoe_arena_release(&p->arena);
   smoe_config_destroy(p->config);
@@ -67,7 +69,7 @@ static void set_scores(problem *p, size_t t, double a, double b, double c) {
 }
 
 static void route(problem *p) {
-  p->router.ops->route(&p->router, &p->call);
+  smoe_router_route(&p->router, &p->call);
 }
 
 /* Check slot k of token t. */
@@ -107,16 +109,17 @@ static void test_switch(void) {
 
   const int64_t load[] = {10, 30, 0}; /* of all ranks */
   const smoe_route_loads loads = {load, 40};
-  smoe_route_sums sums = {0};
-  p.router.ops->losses(&p.router, &p.call, &loads, &sums);
+  fixture_sums memory = {0};
+  smoe_route_sums *sums = &memory.sums;
+  smoe_router_losses(&p.router, &p.call, &loads, sums);
   double want = 0;
   const double z[4][3] = {{0.5, 2, 1}, {3, 3, 1}, {1, 2, 3}, {-1, 1, 0}};
   for (int t = 0; t < 4; t++)
     for (int e = 0; e < 2; e++)
       want += 0.5 * 3 * (e ? 0.75 : 0.25) * softmax(z[t][e], z[t][0], z[t][1], z[t][2]);
   want += 0.5 * 3 * 0.25; /* the token that is sure of expert 0 */
-  CHECK_NEAR(sums.balance, want, 1e-6, 0);
-  CHECK(sums.n_gates == 6, "%g gates", sums.n_gates);
+  CHECK_NEAR(*smoe_route_term(&p.router, sums, "balance"), want, 1e-6, 0);
+  CHECK(sums->n_gates == 6, "%g gates", sums->n_gates);
   end(&p);
 }
 
@@ -216,14 +219,15 @@ static void test_gshard_balance(void) {
   for (size_t t = 0; t < 4; t++) set_scores(&p, t, z[t][0], z[t][1], z[t][2]);
   route(&p);
   const int64_t load[] = {100, 0, 0};
-  smoe_route_sums sums = {0};
-  p.router.ops->losses(&p.router, &p.call, &(smoe_route_loads){load, 100}, &sums);
+  fixture_sums memory = {0};
+  smoe_route_sums *sums = &memory.sums;
+  smoe_router_losses(&p.router, &p.call, &(smoe_route_loads){load, 100}, sums);
   double want = 0;
   for (int t = 0; t < 4; t++)
     want += 2 * 3 *
             (0.25 * softmax(z[t][0], z[t][0], z[t][1], z[t][2]) +
              0.75 * softmax(z[t][1], z[t][0], z[t][1], z[t][2]));
-  CHECK_NEAR(sums.balance, want, 1e-6, 0);
+  CHECK_NEAR(*smoe_route_term(&p.router, sums, "balance"), want, 1e-6, 0);
   end(&p);
 }
 
@@ -369,11 +373,13 @@ static void test_no_tokens(const char *method) {
   begin(&p, method, 0, 4, NULL);
   const int64_t load[3] = {0};
   const smoe_route_loads loads = {load, 0};
-  smoe_route_sums sums = {0};
+  fixture_sums memory = {0};
+  smoe_route_sums *sums = &memory.sums;
   route(&p);
-  p.router.ops->losses(&p.router, &p.call, &loads, &sums);
+  smoe_router_losses(&p.router, &p.call, &loads, sums);
   p.router.ops->backward(&p.router, &p.call, &loads, p.x, p.call.gate);
-  CHECK(sums.balance == 0 && sums.n_gates == 0, "%s: %g", method, sums.balance);
+  CHECK(*smoe_route_term(&p.router, sums, "balance") == 0 && sums->n_gates == 0, "%s: %g", method,
+        *smoe_route_term(&p.router, sums, "balance"));
   end(&p);
 }
 

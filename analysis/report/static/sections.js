@@ -251,8 +251,10 @@ function losses() {
     }).card
                         : null;
   };
+  const further = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("term:"))))];
   return section("losses", "Losses", null, controls, parts,
     thirds(term("balance", "Balance loss", "per token"), term("distill", "Distillation loss", "nats per token"),
+      ...further.map((key) => term(key, "Loss term " + key.slice(5), "per token")),
       term("grad_norm", "Gradient norm", "before clipping")));
 }
 
