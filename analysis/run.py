@@ -184,7 +184,8 @@ def read_metrics(path: Path) -> Metrics:
 def read_baselines(path: Path) -> Baselines | None:
     """Unigram and bigram loss of a corpus file; None where it does not say."""
     with h5py.File(path, "r") as file:
-        if "unigram_nats" in file.attrs and "bigram_nats" in file.attrs:
+        known = all(name in file.attrs and np.isfinite(file.attrs[name]) for name in ("unigram_nats", "bigram_nats"))
+        if known:  # not where training or validation is empty
             return Baselines(path, float(file.attrs["unigram_nats"]), float(file.attrs["bigram_nats"]))
     return None
 

@@ -58,6 +58,8 @@ pkg-config|pkg-config or pkgconf|command_there pkg-config
 libopenmpi-dev openmpi-bin|Open MPI 4.1 or later: module openmpi|mpi_there
 libhdf5-openmpi-dev|HDF5 built for that MPI: module hdf5/...-mpi or phdf5|hdf5_there
 libopenblas-openmp-dev|OpenBLAS built with OpenMP: module openblas|package_there openblas
+libarchive-dev|libarchive 3.6 or later: module libarchive|package_there libarchive
+libjansson-dev|Jansson 2.13 or later: module jansson|package_there jansson
 libyaml-dev|libyaml: module libyaml|package_there yaml-0.1
 zlib1g-dev|zlib with its headers: module zlib|package_there zlib
 libxxhash-dev|xxHash 0.8: module xxhash|package_there libxxhash

@@ -20,12 +20,14 @@ typedef bool (*smoe_sentence_source)(void *context, const char **text, size_t *b
  *  model    out  serialised model, in memory of smoe_alloc
  *  bytes    out  its size
  *
+ *  coverage  in  share of the characters that get pieces of their own, in [0.98, 1]
+ *
  *  Byte fallback is on: any text can be encoded and decoded without loss.
  *  Errors:  SMOE_ERR_CONFIG where the text does not allow so large a vocabulary (the report
  *           says how large one it allows), SMOE_ERR_FORMAT otherwise.
  */
 smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_tokenizer_kind kind, int vocabulary,
-                                 smoe_sentence_source source, void *context);
+                                 double coverage, smoe_sentence_source source, void *context);
 
 /** Train a model that also has control symbols: pieces that no text is encoded to, and that are decoded to
  *  nothing.
@@ -62,6 +64,10 @@ int32_t smoe_tokenizer_find(const smoe_tokenizer *tokenizer, const char *piece);
 /** Encode UTF-8 text; *ids in memory of smoe_alloc. Local. */
 smoe_status smoe_tokenizer_encode(const smoe_tokenizer *tokenizer, const char *text, size_t bytes,
                                   int32_t **ids, size_t *n_ids);
+
+/** Decode ids without those of unknown characters; the text in memory of smoe_alloc, of *bytes bytes. Local. */
+smoe_status smoe_tokenizer_decode_known(const smoe_tokenizer *tokenizer, const int32_t *ids, size_t n_ids,
+                                        char **text, size_t *bytes);
 
 /** Decode ids; the text in memory of smoe_alloc, NUL-terminated. Local. */
 smoe_status smoe_tokenizer_decode(const smoe_tokenizer *tokenizer, const int32_t *ids, size_t n_ids,

@@ -50,11 +50,11 @@ static smoe_status read_split(smoe_corpus *corpus, hid_t file, smoe_split split)
   snprintf(group, sizeof group, "/%s", smoe_split_name(split));
   snprintf(name, sizeof name, "%s/tokens", group);
   const hid_t type = smoe_corpus_token_type(corpus->vocabulary);
-  SMOE_TRY(smoe_corpus_vector_size(file, name, type, 2, &corpus->n_tokens[split]));
+  SMOE_TRY(smoe_corpus_vector_size(file, name, type, 0, &corpus->n_tokens[split]));
 
   snprintf(name, sizeof name, "%s/document", group);
   int64_t n_offsets = 0, first, last;
-  SMOE_TRY(smoe_corpus_vector_size(file, name, H5T_STD_I64LE, 2, &n_offsets));
+  SMOE_TRY(smoe_corpus_vector_size(file, name, H5T_STD_I64LE, 1, &n_offsets));
   SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &first, 0, 1));
   SMOE_TRY(smoe_h5_read(file, name, H5T_NATIVE_INT64, &last, n_offsets - 1, 1));
   SMOE_CHECK(first == 0 && last == corpus->n_tokens[split], SMOE_ERR_FORMAT,

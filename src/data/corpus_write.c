@@ -117,14 +117,15 @@ static smoe_status write_part(writing *w, const char *path) {
   return wrote != SMOE_OK ? wrote : closed;
 }
 
-/** A sequence takes one token and the one after it. */
+/** A sequence takes one token and the one after it; a split may also be empty. */
 static smoe_status check_spool(const smoe_spool *spool) {
   for (int s = 0; s < SMOE_SPLITS; s++) {
     SMOE_CHECK(fflush(spool->stream[s]) == 0, SMOE_ERR_IO, "cannot write tokens beside '%s': %s",
                spool->output, strerror(errno));
-    SMOE_CHECK(spool->n_tokens[s] >= 2, SMOE_ERR_CONFIG,
-               "too little text for three splits: %s would have %lld tokens; give more text or larger shares",
-               smoe_split_name(s), (long long)spool->n_tokens[s]);
+    SMOE_CHECK(
+        spool->n_tokens[s] != 1, SMOE_ERR_CONFIG,
+        "too little text: %s would have one token alone; give more text, larger shares, or a share of 0",
+        smoe_split_name(s));
   }
   return SMOE_OK;
 }

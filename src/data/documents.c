@@ -1,31 +1,32 @@
 #include "documents.h"
 
+#include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "stablemoe/arena.h"
 #include "stablemoe/log.h"
-#include "stablemoe/random.h"
 
-/* Without a wish: pieces of this size, smaller where so few of them could not be shared out. */
+/* By default: pieces of this size, smaller where so few of them could not be divided among three splits. */
 enum { DOCUMENT_BYTES = 1 << 14, DOCUMENT_BYTES_MIN = 1 << 8, DOCUMENTS_WANTED = 40 };
 
-/* From so many files on, a file is not shared between splits. */
-enum { FILES_ENOUGH = 50 };
-
-/* A split may exceed its share by this much before a document is refused to it. */
-static const double OVERSHOOT = 1.25;
-
-/** Files that were passed over: how many, and the first names. */
-typedef struct passed_over {
+/** Files that were skipped: how many, and the first names. */
+typedef struct skipped {
   size_t n;
-  char names[512];
-} passed_over;
+  char names[1024];
+} skipped;
 
-static void pass_over(passed_over *passed, const char *path) {
-  const size_t used = strlen(passed->names);
-  if (passed->n < 3)
-    snprintf(passed->names + used, sizeof passed->names - used, "%s'%s'", passed->n ? ", " : "", path);
-  passed->n++;
+static void skip(skipped *all, const char *path) {
+  char head[1024];
+  size_t got = 0, used = strlen(all->names);
+  smoe_stream stream;
+  if (smoe_stream_open(&stream, path) == SMOE_OK) (void)smoe_stream_read(&stream, head, sizeof head, &got);
+  smoe_stream_close(&stream);
+  const char *kind = smoe_stream_kind(head, got);
+  if (all->n < 3)
+    snprintf(all->names + used, sizeof all->names - used, "%s'%s'%s%s%s", all->n ? ", " : "", path,
+             kind ? " (" : "", kind ? kind : "", kind ? ")" : "");
+  all->n++;
 }
 
 static size_t default_bytes(const smoe_text_list *files) {
@@ -40,55 +41,98 @@ static size_t default_bytes(const smoe_text_list *files) {
                                : (size_t)(size > DOCUMENT_BYTES_MIN ? size : DOCUMENT_BYTES_MIN);
 }
 
-static void add_document(smoe_documents *documents, size_t file, size_t bytes) {
+/** Count what is the mark between documents in many data sets. */
+static void count_marks(smoe_documents *documents, const char *text, size_t bytes) {
+  static const char *const marks[] = {"<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<|im_end|>",
+                                      "</s>"};
+  const char *end = text + bytes;
+  for (const char *at = text; (at = memchr(at, '<', (size_t)(end - at))); at++)
+    for (size_t m = 0; m < sizeof marks / sizeof *marks; m++) {
+      const size_t n = strlen(marks[m]);
+      if ((size_t)(end - at) < n || memcmp(at, marks[m], n) != 0) continue;
+      if (!documents->mark) documents->mark = marks[m];
+      documents->n_marks++;
+    }
+}
+
+static void add_document(smoe_documents *documents, size_t file, const char *text, size_t bytes) {
   const size_t n = documents->n_documents;
   if ((n & (n - 1)) == 0)
     documents->document = smoe_realloc(documents->document, 2 * (n + 1) * sizeof *documents->document);
-  documents->document[n] = (smoe_document){.file = (uint32_t)file, .bytes = (uint32_t)bytes};
+  documents->document[n] = (smoe_document){.hash = XXH3_64bits(text, bytes),
+                                           .file = (uint32_t)file,
+                                           .bytes = (uint32_t)bytes,
+                                           .split = documents->files.file[file].split};
   documents->n_documents = n + 1;
+  count_marks(documents, text, bytes);
+}
+
+static smoe_text_format format_of(const smoe_documents *documents, size_t file) {
+  smoe_text_format format = documents->format;
+  format.json = documents->files.file[file].json;
+  return format;
 }
 
 /** Find the documents of one file. */
-static smoe_status scan_file(smoe_documents *documents, size_t f, passed_over *passed) {
+static smoe_status scan_file(smoe_documents *documents, size_t f, skipped *all) {
   smoe_text_file *file = &documents->files.file[f];
   const size_t before = documents->n_documents;
+  const smoe_text_format format = format_of(documents, f);
   smoe_reader reader;
   const char *text;
   size_t bytes = 0;
-  smoe_status status = smoe_reader_open(&reader, file->path, documents->lines, documents->document_bytes);
+  smoe_status status = smoe_reader_open(&reader, file->path, &format);
   do {
     if (status == SMOE_OK) status = smoe_reader_next(&reader, &text, &bytes);
-    if (status == SMOE_OK && bytes > 0) add_document(documents, f, bytes);
+    if (status == SMOE_OK && bytes > 0) add_document(documents, f, text, bytes);
   } while (status == SMOE_OK && bytes > 0);
   smoe_reader_close(&reader);
-  if (status == SMOE_ERR_FORMAT && !file->named) {
+  if (status == SMOE_ERR_FORMAT && !file->named && !file->json) {
     documents->n_documents = before;
     file->skip = true;
-    pass_over(passed, file->path);
+    skip(all, file->path);
     return SMOE_OK;
   }
   return status;
 }
 
+/** Documents in JSON by the names of files; other JSON, such as settings beside source code, is text. */
+static bool is_json(const smoe_text_file *file, const smoe_prepare_options *options) {
+  if (options->field && strcmp(options->field, "-") == 0) return false;
+  if (smoe_stream_is_named(file->path, ".jsonl") || smoe_stream_is_named(file->path, ".ndjson")) return true;
+  if (!smoe_stream_is_named(file->path, ".json")) return false;
+  return options->field || file->named || smoe_text_has_field(file->path, "text");
+}
+
 smoe_status smoe_documents_open(smoe_documents *documents, const smoe_prepare_options *options,
-                                const char *const *inputs, int n_inputs) {
-  *documents = (smoe_documents){.lines = options->lines};
-  for (int i = 0; i < n_inputs; i++)
-    SMOE_TRY(smoe_text_list_add(&documents->files, inputs[i], options->extensions));
-  documents->document_bytes =
+                                smoe_text_list *files) {
+  *documents = (smoe_documents){.files = *files,
+                                .format = {.lines = options->lines,
+                                           .separator = options->separator,
+                                           .field = options->field ? options->field : "text"}};
+  *files = (smoe_text_list){0};
+  for (size_t f = 0; f < documents->files.n_files; f++)
+    documents->files.file[f].json = is_json(&documents->files.file[f], options);
+  documents->format.document_bytes =
       options->document_bytes > 0 ? (size_t)options->document_bytes : default_bytes(&documents->files);
-  passed_over passed = {0};
+  skipped all = {0};
   for (size_t f = 0; f < documents->files.n_files; f++) {
     smoe_live("reading text: file %zu of %zu", f + 1, documents->files.n_files);
-    SMOE_TRY(scan_file(documents, f, &passed));
+    SMOE_TRY(scan_file(documents, f, &all));
   }
-  if (passed.n > 0)
-    smoe_warn("passed over %zu file%s that %s no UTF-8 text: %s%s", passed.n, passed.n == 1 ? "" : "s",
-              passed.n == 1 ? "is" : "are", passed.names, passed.n > 3 ? ", ..." : "");
-  SMOE_CHECK(documents->n_documents > 0, SMOE_ERR_CONFIG, "there is no text in '%s'%s: %zu file%s, %s",
-             inputs[0], n_inputs > 1 ? " and the others" : "", documents->files.n_files,
-             documents->files.n_files == 1 ? "" : "s",
-             options->extensions ? "with the extensions asked for" : "all empty or no text");
+  if (all.n > 0)
+    smoe_warn("skipped %zu file%s that %s not UTF-8 text: %s%s", all.n, all.n == 1 ? "" : "s",
+              all.n == 1 ? "is" : "are", all.names, all.n > 3 ? ", ..." : "");
+  const size_t n_files = documents->files.n_files;
+  SMOE_CHECK(documents->n_documents > 0, SMOE_ERR_CONFIG, "there is no text in %s%s%s%s: %zu file%s, %s",
+             n_files ? "'" : "what is named", n_files ? documents->files.file[0].path : "",
+             n_files ? "'" : "", n_files > 1 ? " and the others" : "", n_files, n_files == 1 ? "" : "s",
+             options->extensions ? "with the extensions asked for" : "all empty or not text");
+  if (!options->separator && documents->n_marks >= 10)
+    smoe_warn(
+        "the text holds '%s' and the like %zu times: if they separate documents, give --separator '%s'; "
+        "now they are text like any other",
+        documents->mark, documents->n_marks, documents->mark);
   return SMOE_OK;
 }
 
@@ -98,96 +142,34 @@ void smoe_documents_close(smoe_documents *documents) {
   *documents = (smoe_documents){0};
 }
 
-/** What goes to a split as a whole: one document, or the documents of one file. */
-typedef struct unit {
-  size_t first, n;
-  int64_t bytes;
-  smoe_split split;
-} unit;
-
-static size_t find_units(const smoe_documents *documents, bool by_file, unit *units) {
-  size_t n = 0;
-  for (size_t d = 0; d < documents->n_documents; d++) {
-    const smoe_document *document = &documents->document[d];
-    if (d == 0 || !by_file || document->file != document[-1].file) units[n++] = (unit){.first = d};
-    units[n - 1].n++;
-    units[n - 1].bytes += document->bytes;
-  }
-  return n;
-}
-
-/** Give units to a split in the order of a random permutation, until it has its share.
- *  Returns how many bytes it got.
- */
-static int64_t fill_split(unit *units, size_t n, smoe_split split, double share_bytes, bool force,
-                          uint64_t seed) {
-  int64_t got = 0;
-  for (size_t i = 0; i < n && (double)got < share_bytes; i++) {
-    unit *one = &units[smoe_random_permute(seed, SMOE_RANDOM_SPLIT, 0, n, i)];
-    const bool fits = (double)(got + one->bytes) <= OVERSHOOT * share_bytes;
-    if (one->split != SMOE_TRAIN || !(fits || (force && got == 0))) continue;
-    one->split = split;
-    got += one->bytes;
-  }
-  return got;
-}
-
-/** Whether every split got something. */
-static bool try_split(smoe_documents *documents, double valid_share, double test_share, bool by_file,
-                      uint64_t seed) {
-  unit *units = smoe_alloc(documents->n_documents * sizeof *units);
-  const size_t n = find_units(documents, by_file, units);
-  int64_t total = 0;
-  for (size_t u = 0; u < n; u++) total += units[u].bytes;
-  const int64_t valid = fill_split(units, n, SMOE_VALID, valid_share * (double)total, !by_file, seed);
-  const int64_t test = fill_split(units, n, SMOE_TEST, test_share * (double)total, !by_file, seed);
-  const bool full = valid > 0 && test > 0 && valid + test < total;
-  for (size_t u = 0; u < n; u++) {
-    for (size_t d = 0; d < units[u].n; d++)
-      documents->document[units[u].first + d].split = (uint8_t)units[u].split;
-  }
-  documents->n_bytes[SMOE_TRAIN] = total - valid - test;
-  documents->n_bytes[SMOE_VALID] = valid;
-  documents->n_bytes[SMOE_TEST] = test;
-  smoe_free(units);
-  return full;
-}
-
-smoe_status smoe_documents_split(smoe_documents *documents, double valid_share, double test_share,
-                                 uint64_t seed) {
-  SMOE_CHECK(
-      documents->n_documents >= SMOE_SPLITS, SMOE_ERR_CONFIG,
-      "too little text for three splits that are not empty: it makes %zu document%s of up to %zu bytes; "
-      "give more text, or use smaller documents (--document-bytes, --lines)",
-      documents->n_documents, documents->n_documents == 1 ? "" : "s", documents->document_bytes);
-  const bool files_enough = documents->files.n_files >= FILES_ENOUGH;
-  if (files_enough && try_split(documents, valid_share, test_share, true, seed)) return SMOE_OK;
-  SMOE_CHECK(try_split(documents, valid_share, test_share, false, seed), SMOE_ERR_CONFIG,
-             "%zu documents cannot be shared out as asked: change the shares or use smaller documents",
-             documents->n_documents);
-  return SMOE_OK;
-}
-
 void smoe_document_source_open(smoe_document_source *source, const smoe_documents *documents) {
   *source = (smoe_document_source){.documents = documents};
+}
+
+/** Read the next document of the files, dropped or not. */
+static smoe_status read_document(smoe_document_source *source, const smoe_document *next, const char **text) {
+  const smoe_documents *documents = source->documents;
+  const char *path = documents->files.file[next->file].path;
+  if (source->reader.path != path) {
+    smoe_reader_close(&source->reader);
+    const smoe_text_format format = format_of(documents, next->file);
+    SMOE_TRY(smoe_reader_open(&source->reader, path, &format));
+  }
+  size_t bytes;
+  SMOE_TRY(smoe_reader_next(&source->reader, text, &bytes));
+  SMOE_CHECK(bytes == next->bytes && (bytes == 0 || XXH3_64bits(*text, bytes) == next->hash), SMOE_ERR_IO,
+             "'%s' changed while it was read", path);
+  return SMOE_OK;
 }
 
 smoe_status smoe_document_source_next(smoe_document_source *source, const smoe_document **document,
                                       const char **text) {
   const smoe_documents *documents = source->documents;
-  *document = NULL;
-  if (source->next == documents->n_documents) return SMOE_OK;
-  const smoe_document *next = &documents->document[source->next];
-  const char *path = documents->files.file[next->file].path;
-  if (source->reader.path != path) {
-    smoe_reader_close(&source->reader);
-    SMOE_TRY(smoe_reader_open(&source->reader, path, documents->lines, documents->document_bytes));
+  for (*document = NULL; source->next < documents->n_documents && !*document;) {
+    const smoe_document *next = &documents->document[source->next++];
+    SMOE_TRY(read_document(source, next, text));
+    if (next->split < SMOE_SPLITS) *document = next;
   }
-  size_t bytes;
-  SMOE_TRY(smoe_reader_next(&source->reader, text, &bytes));
-  SMOE_CHECK(bytes == next->bytes, SMOE_ERR_IO, "'%s' changed while it was read", path);
-  source->next++;
-  *document = next;
   return SMOE_OK;
 }
 

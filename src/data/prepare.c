@@ -5,15 +5,12 @@
 #include <sys/stat.h>
 
 #include "documents.h"
+#include "sample.h"
 #include "shards.h"
 #include "spool.h"
 #include "stablemoe/arena.h"
 #include "stablemoe/log.h"
 #include "stablemoe/timer.h"
-
-/* SentencePiece sees blocks of at most BLOCK_BYTES, SAMPLE_BYTES of them in all. Merges hardly
- * change beyond that, and the time to find them grows with it. */
-enum { SAMPLE_BYTES = 4 << 20, BLOCK_BYTES = 4096 };
 
 /* Bounds that keep arithmetic and messages sane. */
 enum { VOCABULARY_MIN = 260, VOCABULARY_MAX = 1 << 20, DOCUMENT_BYTES_MAX = 1 << 28 };
@@ -23,49 +20,6 @@ enum { PROOFS = 64 };
 
 smoe_prepare_options smoe_prepare_defaults(void) {
   return (smoe_prepare_options){.kind = SMOE_BPE, .valid_share = 0.05, .test_share = 0.05, .seed = 1};
-}
-
-/** The text a tokenizer is trained on: blocks of the training documents, evenly spread. */
-typedef struct sample {
-  smoe_document_source source;
-  const char *text; /**< rest of the present document */
-  size_t bytes;
-  int64_t seen, taken, total;
-  smoe_status status;
-} sample;
-
-/** Length of the block at the beginning: whole lines where they are not too long. */
-static size_t block_bytes(const char *text, size_t bytes) {
-  if (bytes <= BLOCK_BYTES) return bytes;
-  const char *newline = memrchr(text, '\n', BLOCK_BYTES);
-  return newline ? (size_t)(newline - text) + 1 : smoe_utf8_cut(text, BLOCK_BYTES);
-}
-
-/** The next training document into s; false at the end or on an error. */
-static bool next_training_document(sample *s) {
-  const smoe_document *document = NULL;
-  do {
-    s->status = smoe_document_source_next(&s->source, &document, &s->text);
-    if (s->status != SMOE_OK || !document) return false;
-  } while (document->split != SMOE_TRAIN);
-  s->bytes = document->bytes;
-  return true;
-}
-
-static bool next_sentence(void *context, const char **text, size_t *bytes) {
-  sample *s = context;
-  for (;;) {
-    if (s->bytes == 0 && !next_training_document(s)) return false;
-    *text = s->text;
-    *bytes = block_bytes(s->text, s->bytes);
-    s->text += *bytes;
-    s->bytes -= *bytes;
-    s->seen += (int64_t)*bytes;
-    const bool all = s->total <= SAMPLE_BYTES;
-    if (!all && (double)s->taken > (double)s->seen * SAMPLE_BYTES / (double)s->total) continue;
-    s->taken += (int64_t)*bytes;
-    return true;
-  }
 }
 
 /** A SentencePiece model and what reads it. */
@@ -79,15 +33,21 @@ static smoe_status train(trained *result, const smoe_documents *documents,
                          const smoe_prepare_options *options) {
   const double start = smoe_seconds();
   const int vocabulary = options->vocabulary ? options->vocabulary : SMOE_VOCABULARY_DEFAULT;
-  sample s = {.total = documents->n_bytes[SMOE_TRAIN]};
-  const double mib = (double)(s.total < SAMPLE_BYTES ? s.total : SAMPLE_BYTES) / (1 << 20);
+  const int64_t bytes = documents->n_bytes[SMOE_TRAIN];
+  SMOE_CHECK(
+      bytes > 0, SMOE_ERR_CONFIG,
+      "there is no training text to train a tokenizer on: give the model's with --model (tokenizer.model of "
+      "its run directory)");
   smoe_note("training a tokenizer (%s, %d pieces) on %.1f MiB of the training text",
-            options->kind == SMOE_BPE ? "BPE" : "unigram", vocabulary, mib);
-  smoe_document_source_open(&s.source, documents);
-  const smoe_status status =
-      smoe_tokenizer_train(&result->model, &result->bytes, options->kind, vocabulary, next_sentence, &s);
-  smoe_document_source_close(&s.source);
-  SMOE_TRY(s.status);
+            options->kind == SMOE_BPE ? "BPE" : "unigram", vocabulary,
+            (double)smoe_sample_bytes(options, bytes) / (1 << 20));
+  smoe_sample sample;
+  smoe_status status = smoe_sample_read(&sample, documents, options, vocabulary);
+  if (status == SMOE_OK) smoe_sample_report(&sample);
+  if (status == SMOE_OK)
+    status = smoe_tokenizer_train(&result->model, &result->bytes, options->kind, vocabulary, sample.coverage,
+                                  smoe_sample_next, &sample);
+  smoe_sample_free(&sample);
   SMOE_TRY(status);
   smoe_note("trained in %.1f s", smoe_seconds() - start);
   return SMOE_OK;
@@ -112,58 +72,73 @@ static smoe_status get_tokenizer(trained *result, const smoe_documents *document
   return SMOE_OK;
 }
 
-/** Whether the tokens give the text back. */
-static smoe_status prove(const smoe_tokenizer *tokenizer, const smoe_document *document, const char *text,
-                         const int32_t *ids, size_t n, bool *same) {
-  char *back;
-  SMOE_TRY(smoe_tokenizer_decode(tokenizer, ids, n, &back));
-  *same = strlen(back) == document->bytes && memcmp(back, text, document->bytes) == 0;
-  smoe_free(back);
+/** What encoding has seen. */
+typedef struct encoding {
+  smoe_spool *spool;
+  const smoe_tokenizer *tokenizer;
+  bool every; /**< decode each document, since the tokenizer may lose text; else some, as a proof */
+  size_t n_decoded, n_lossy; /**< documents */
+  int64_t bytes, back;       /**< of the text; that the tokens hold */
+} encoding;
+
+/** Decode what a document was encoded to; *back: its bytes, without those that stand for unknown characters. */
+static smoe_status decode(encoding *e, const smoe_document *document, const char *text, const int32_t *ids,
+                          size_t n, int64_t *back) {
+  char *decoded;
+  size_t bytes;
+  SMOE_TRY(smoe_tokenizer_decode_known(e->tokenizer, ids, n, &decoded, &bytes));
+  e->n_decoded++;
+  e->n_lossy += bytes != document->bytes || memcmp(decoded, text, bytes) != 0;
+  *back = (int64_t)bytes;
+  smoe_free(decoded);
   return SMOE_OK;
 }
 
-static smoe_status encode_document(smoe_spool *spool, const smoe_tokenizer *tokenizer,
-                                   const smoe_document *document, const char *text, bool proof, bool *same) {
+static smoe_status encode_document(encoding *e, const smoe_document *document, const char *text, bool proof) {
   int32_t *ids;
   size_t n;
-  const int32_t end = smoe_tokenizer_end(tokenizer);
-  SMOE_TRY(smoe_tokenizer_encode(tokenizer, text, document->bytes, &ids, &n));
-  smoe_status status = proof ? prove(tokenizer, document, text, ids, n, same) : SMOE_OK;
-  if (status == SMOE_OK) status = smoe_spool_add(spool, document->split, ids, n);
-  if (status == SMOE_OK) status = smoe_spool_add(spool, document->split, &end, 1);
-  if (status == SMOE_OK) smoe_spool_end(spool, document->split, document->bytes);
+  int64_t back = document->bytes;
+  const int32_t end = smoe_tokenizer_end(e->tokenizer);
+  SMOE_TRY(smoe_tokenizer_encode(e->tokenizer, text, document->bytes, &ids, &n));
+  smoe_status status = e->every || proof ? decode(e, document, text, ids, n, &back) : SMOE_OK;
+  if (status == SMOE_OK) status = smoe_spool_add(e->spool, document->split, ids, n);
+  if (status == SMOE_OK) status = smoe_spool_add(e->spool, document->split, &end, 1);
+  if (status == SMOE_OK) smoe_spool_end(e->spool, document->split, back);
+  e->bytes += document->bytes;
+  e->back += back;
   smoe_free(ids);
   return status;
 }
 
-static smoe_status encode_all(smoe_spool *spool, const smoe_tokenizer *tokenizer,
-                              smoe_document_source *source, size_t n_documents) {
-  int n_lossy = 0;
-  for (size_t d = 0; d < n_documents; d++) {
+static smoe_status encode_all(encoding *e, smoe_document_source *source, size_t n_documents) {
+  for (size_t d = 0;; d++) {
     const smoe_document *document;
     const char *text;
-    bool same = true;
     SMOE_TRY(smoe_document_source_next(source, &document, &text));
-    const bool proof = d % (n_documents / PROOFS + 1) == 0;
-    SMOE_TRY(encode_document(spool, tokenizer, document, text, proof, &same));
-    n_lossy += !same;
+    if (!document) break;
+    SMOE_TRY(encode_document(e, document, text, d % (n_documents / PROOFS + 1) == 0));
     if (d % 64 == 0) smoe_live("encoding: %zu of %zu documents", d, n_documents);
   }
-  if (n_lossy > 0)
-    smoe_warn("this tokenizer changes text: %d of %d documents do not come back exactly; --model wants one "
-              "with byte fallback, identity normalisation and no dummy prefix",
-              n_lossy, PROOFS < n_documents ? PROOFS : (int)n_documents);
+  if (e->n_lossy > 0)
+    smoe_warn(
+        "this tokenizer changes text: %zu of %zu documents do not come back exactly, and %.2f %% of the "
+        "bytes "
+        "are lost; bits per byte count those that come back. A lossless --model has byte fallback, identity "
+        "normalisation and no dummy prefix",
+        e->n_lossy, e->n_decoded, e->bytes > 0 ? 100.0 * (1 - (double)e->back / (double)e->bytes) : 0.0);
   return SMOE_OK;
 }
 
-static smoe_status encode(smoe_spool *spool, const smoe_documents *documents, const trained *with) {
+static smoe_status encode(smoe_spool *spool, const smoe_documents *documents, const trained *with,
+                          bool given) {
   const double start = smoe_seconds();
   smoe_document_source source;
+  encoding e = {.spool = spool, .tokenizer = with->tokenizer, .every = given};
   smoe_document_source_open(&source, documents);
-  const smoe_status status = encode_all(spool, with->tokenizer, &source, documents->n_documents);
+  const smoe_status status = encode_all(&e, &source, documents->n_documents);
   smoe_document_source_close(&source);
   SMOE_TRY(status);
-  smoe_note("encoded %zu documents in %.1f s", documents->n_documents, smoe_seconds() - start);
+  smoe_note("encoded in %.1f s", smoe_seconds() - start);
   return SMOE_OK;
 }
 
@@ -174,20 +149,20 @@ typedef struct preparation {
   smoe_spool spool;
 } preparation;
 
-static smoe_status prepare_text(preparation *p, const smoe_prepare_options *options,
-                                const char *const *inputs, int n_inputs) {
-  SMOE_TRY(smoe_documents_open(&p->documents, options, inputs, n_inputs));
-  SMOE_TRY(smoe_documents_split(&p->documents, options->valid_share, options->test_share, options->seed));
+static smoe_status prepare_text(preparation *p, const smoe_prepare_options *options, smoe_text_list *files,
+                                const char *sources) {
+  SMOE_TRY(smoe_documents_open(&p->documents, options, files));
   const smoe_documents *documents = &p->documents;
   smoe_note("%zu documents in %zu file%s", documents->n_documents, documents->files.n_files,
             documents->files.n_files == 1 ? "" : "s");
+  SMOE_TRY(smoe_documents_split(&p->documents, options));
+  smoe_documents_print_splits(documents);
   /* Before minutes of work: an output that cannot be written fails here. */
   SMOE_TRY(smoe_spool_open(&p->spool, options->output, VOCABULARY_MAX));
   SMOE_TRY(get_tokenizer(&p->with, documents, options));
   p->spool.vocabulary = smoe_tokenizer_size(p->with.tokenizer);
-  SMOE_TRY(encode(&p->spool, documents, &p->with));
+  SMOE_TRY(encode(&p->spool, documents, &p->with, options->model_path != NULL));
 
-  char *sources = smoe_sources_text(inputs, n_inputs);
   const smoe_corpus_about about = {
       .kind = options->model_path         ? "given"
               : options->kind == SMOE_BPE ? "bpe"
@@ -198,15 +173,13 @@ static smoe_status prepare_text(preparation *p, const smoe_prepare_options *opti
       .model = p->with.model,
       .model_bytes = p->with.bytes,
   };
-  const smoe_status status = smoe_corpus_write(&p->spool, &about);
-  smoe_free(sources);
-  return status;
+  return smoe_corpus_write(&p->spool, &about);
 }
 
 smoe_status smoe_prepare_check_output(const char *output, const char *const *inputs, int n_inputs) {
   struct stat there, input;
   if (stat(output, &there)) return SMOE_OK;
-  SMOE_CHECK(S_ISREG(there.st_mode), SMOE_ERR_CONFIG, "the output '%s' exists and is no regular file",
+  SMOE_CHECK(S_ISREG(there.st_mode), SMOE_ERR_CONFIG, "the output '%s' exists and is not a regular file",
              output);
   for (int i = 0; i < n_inputs; i++) {
     const bool same =
@@ -216,34 +189,106 @@ smoe_status smoe_prepare_check_output(const char *output, const char *const *inp
   return SMOE_OK;
 }
 
+static smoe_status check_output(const smoe_prepare_options *options, const smoe_inputs *inputs) {
+  for (int i = 0; i < SMOE_SPLITS; i++)
+    SMOE_TRY(smoe_prepare_check_output(options->output, options->own[i].path, options->own[i].n));
+  return smoe_prepare_check_output(options->output, inputs->path, inputs->n);
+}
+
 static smoe_status check_options(const smoe_prepare_options *options) {
   SMOE_CHECK(options->output && options->output[0], SMOE_ERR_CONFIG, "no output is named");
-  SMOE_CHECK(options->vocabulary == 0 ||
-                 (options->vocabulary >= VOCABULARY_MIN && options->vocabulary <= VOCABULARY_MAX),
-             SMOE_ERR_CONFIG, "a vocabulary of %d pieces is not between %d and %d", options->vocabulary,
-             VOCABULARY_MIN, VOCABULARY_MAX);
-  SMOE_CHECK(options->valid_share > 0 && options->valid_share <= 0.4 && options->test_share > 0 &&
-                 options->test_share <= 0.4,
-             SMOE_ERR_CONFIG, "the shares %g and %g for validation and test should be in (0, 0.4]",
+  SMOE_CHECK(options->valid_share >= 0 && options->test_share >= 0 &&
+                 options->valid_share + options->test_share <= 1 + 1e-9,
+             SMOE_ERR_CONFIG,
+             "the shares %g and %g for validation and test should be 0 to 1, and together at most 1",
              options->valid_share, options->test_share);
+  SMOE_CHECK(!options->lines || !options->separator, SMOE_ERR_CONFIG,
+             "documents are lines (--lines) or end at a mark (--separator), not both");
+  SMOE_CHECK(!options->separator || options->separator[0], SMOE_ERR_CONFIG, "the --separator is empty");
   SMOE_CHECK(options->document_bytes >= 0 && options->document_bytes <= DOCUMENT_BYTES_MAX, SMOE_ERR_CONFIG,
              "documents of %lld bytes are not between 1 and %d", (long long)options->document_bytes,
              DOCUMENT_BYTES_MAX);
   return SMOE_OK;
 }
 
-smoe_status smoe_prepare(const smoe_prepare_options *options, const char *const *inputs, int n_inputs) {
-  SMOE_TRY(check_options(options));
-  SMOE_CHECK(n_inputs > 0, SMOE_ERR_CONFIG, "no text is named");
-  SMOE_TRY(smoe_prepare_check_output(options->output, inputs, n_inputs));
+static smoe_status list_files(smoe_text_list *files, const smoe_prepare_options *options,
+                              const smoe_inputs *open) {
+  size_t dropped;
+  const char *extensions = options->extensions;
+  for (int i = 0; i < open->n; i++)
+    SMOE_TRY(smoe_text_list_add(files, open->path[i], extensions, SMOE_SPLIT_OPEN));
+  for (uint8_t s = 0; s < SMOE_SPLITS; s++)
+    for (int i = 0; i < options->own[s].n; i++)
+      SMOE_TRY(smoe_text_list_add(files, options->own[s].path[i], extensions, s));
+  SMOE_TRY(smoe_text_list_unique(files, &dropped));
+  if (dropped > 0)
+    smoe_note("%zu name%s of files that were there under another name left out", dropped,
+              dropped == 1 ? "" : "s");
+  return SMOE_OK;
+}
+
+char *smoe_sources_text(const char *const *inputs, int n_inputs) {
+  enum { ROOM = 16384 }; /* an attribute of HDF5 ends at 64 KiB */
+  char *text = smoe_alloc(ROOM);
+  size_t used = 0;
   for (int i = 0; i < n_inputs; i++) {
-    if (smoe_is_shard(inputs[i])) return smoe_prepare_shards(options, inputs, n_inputs);
+    if (used + strlen(inputs[i]) + 8 > ROOM) {
+      memcpy(text + used, "...\n", 5);
+      break;
+    }
+    used += (size_t)snprintf(text + used, ROOM - used, "%s\n", inputs[i]);
   }
+  return text;
+}
+
+/** All inputs as text, with the split of those that are given to one. */
+static char *sources_text(const smoe_prepare_options *options, const smoe_inputs *open) {
+  int n = open->n;
+  for (int s = 0; s < SMOE_SPLITS; s++) n += options->own[s].n;
+  char **line = smoe_alloc((size_t)n * sizeof *line);
+  n = 0;
+  for (int i = 0; i < open->n; i++) line[n++] = smoe_strdup(open->path[i]);
+  for (int s = 0; s < SMOE_SPLITS; s++)
+    for (int i = 0; i < options->own[s].n; i++)
+      line[n++] = smoe_sprintf("%s: %s", smoe_split_name(s), options->own[s].path[i]);
+  char *text = smoe_sources_text((const char *const *)line, n);
+  for (int i = 0; i < n; i++) smoe_free(line[i]);
+  smoe_free(line);
+  return text;
+}
+
+static smoe_status prepare_list(const smoe_prepare_options *options, smoe_text_list *files,
+                                const char *sources) {
+  SMOE_CHECK(options->vocabulary == 0 ||
+                 (options->vocabulary >= VOCABULARY_MIN && options->vocabulary <= VOCABULARY_MAX),
+             SMOE_ERR_CONFIG, "a vocabulary of %d pieces is not between %d and %d", options->vocabulary,
+             VOCABULARY_MIN, VOCABULARY_MAX);
   preparation p = {0};
-  const smoe_status status = prepare_text(&p, options, inputs, n_inputs);
+  const smoe_status status = prepare_text(&p, options, files, sources);
   smoe_spool_close(&p.spool);
   smoe_tokenizer_close(p.with.tokenizer);
   smoe_free(p.with.model);
   smoe_documents_close(&p.documents);
+  return status;
+}
+
+smoe_status smoe_prepare(const smoe_prepare_options *options, const char *const *inputs, int n_inputs) {
+  SMOE_TRY(check_options(options));
+  const smoe_inputs open = {inputs, n_inputs};
+  const bool some =
+      n_inputs + options->own[SMOE_TRAIN].n + options->own[SMOE_VALID].n + options->own[SMOE_TEST].n > 0;
+  SMOE_CHECK(some, SMOE_ERR_CONFIG, "no text is named");
+  SMOE_TRY(check_output(options, &open));
+  smoe_text_list files = {0};
+  char *sources = sources_text(options, &open);
+  smoe_status status = list_files(&files, options, &open);
+  if (status == SMOE_OK) {
+    if (smoe_are_shards(&files, options))
+      status = smoe_prepare_shards(options, &files, sources);
+    else
+      status = prepare_list(options, &files, sources);
+  }
+  smoe_text_list_free(&files);
+  smoe_free(sources);
   return status;
 }

@@ -3,7 +3,7 @@
 #include "stablemoe/random.h"
 
 int64_t smoe_corpus_sequences(const smoe_corpus *corpus, smoe_split split, int64_t context) {
-  return (corpus->n_tokens[split] - 1) / context;
+  return corpus->n_tokens[split] > 0 ? (corpus->n_tokens[split] - 1) / context : 0;
 }
 
 int64_t smoe_sampler_sequence(uint64_t seed, int64_t n_sequences, int64_t position) {

@@ -67,6 +67,14 @@ void smoe_spool_end(smoe_spool *spool, smoe_split split, int64_t bytes) {
   spool->n_bytes[split] += bytes;
 }
 
+smoe_status smoe_spool_drop(smoe_spool *spool, smoe_split split) {
+  const int64_t n = spool->document[split][spool->n_documents[split]];
+  spool->n_tokens[split] = n;
+  const bool done = fseeko(spool->stream[split], (off_t)n * (off_t)sizeof(int32_t), SEEK_SET) == 0;
+  SMOE_CHECK(done, SMOE_ERR_IO, "cannot write tokens beside '%s': %s", spool->output, strerror(errno));
+  return SMOE_OK;
+}
+
 smoe_status smoe_spool_read(smoe_spool *spool, smoe_split split, int64_t first, size_t n, int32_t *tokens) {
   FILE *stream = spool->stream[split];
   errno = 0;

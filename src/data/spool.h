@@ -56,6 +56,9 @@ smoe_status smoe_spool_add(smoe_spool *spool, smoe_split split, const int32_t *t
 /** End that document; bytes: of its text. No tokens since the one before: no document. Local. */
 void smoe_spool_end(smoe_spool *spool, smoe_split split, int64_t bytes);
 
+/** Take back the tokens of the document at the end of a split. Local. Errors: SMOE_ERR_IO. */
+smoe_status smoe_spool_drop(smoe_spool *spool, smoe_split split);
+
 /** Read n tokens from position first on. Local. Errors: SMOE_ERR_IO. */
 smoe_status smoe_spool_read(smoe_spool *spool, smoe_split split, int64_t first, size_t n, int32_t *tokens);
 

@@ -1,6 +1,7 @@
 #include "statistics.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 #include "stablemoe/arena.h"
 
@@ -74,10 +75,15 @@ void smoe_statistics_valid(smoe_statistics *statistics, const int32_t *tokens, s
   }
 }
 
+/** Return true if there was something to count, and something to predict. */
+static bool known(const smoe_statistics *statistics) {
+  return statistics->n_tokens > 0 && statistics->n_targets > 0;
+}
+
 double smoe_statistics_unigram(const smoe_statistics *statistics) {
-  return statistics->unigram_sum / (double)statistics->n_targets;
+  return known(statistics) ? statistics->unigram_sum / (double)statistics->n_targets : NAN;
 }
 
 double smoe_statistics_bigram(const smoe_statistics *statistics) {
-  return statistics->bigram_sum / (double)statistics->n_targets;
+  return known(statistics) ? statistics->bigram_sum / (double)statistics->n_targets : NAN;
 }

@@ -32,7 +32,9 @@ void smoe_statistics_train(smoe_statistics *statistics, const int32_t *tokens, s
  */
 void smoe_statistics_valid(smoe_statistics *statistics, const int32_t *tokens, size_t n);
 
-/** Cross entropy in nats per token of the add-one unigram model, p(b) = (n(b) + 1) / (n + V). Local. */
+/** Cross entropy in nats per token of the add-one unigram model, p(b) = (n(b) + 1) / (n + V);
+ *  not a number where a split is empty. Local.
+ */
 double smoe_statistics_unigram(const smoe_statistics *statistics);
 
 /** The same of the add-one bigram model, p(b | a) = (n(a, b) + 1) / (n(a) + V). Local. */

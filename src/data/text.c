@@ -1,42 +1,51 @@
 #include "text.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "json_text.h"
 #include "stablemoe/arena.h"
 
-enum { READ_BYTES = 1 << 20, LONGEST_LINE = 1 << 18 };
+enum { READ_BYTES = 1 << 20 };
 
-smoe_status smoe_reader_open(smoe_reader *reader, const char *path, bool lines, size_t document_bytes) {
-  *reader = (smoe_reader){.path = path, .lines = lines, .document_bytes = document_bytes};
-  reader->longest = lines ? LONGEST_LINE : 4 * document_bytes;
-  reader->room = reader->longest + READ_BYTES;
-  reader->stream = fopen(path, "rb");
-  SMOE_CHECK(reader->stream, SMOE_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
-  reader->buffer = smoe_alloc(reader->room);
+smoe_status smoe_reader_fill(smoe_reader *reader, size_t bytes) {
+  if (reader->at_end || reader->end - reader->begin >= bytes) return SMOE_OK;
+  memmove(reader->buffer, reader->buffer + reader->begin, reader->end - reader->begin);
+  reader->end -= reader->begin;
+  reader->begin = 0;
+  if (reader->room < bytes + READ_BYTES) {
+    while (reader->room < bytes + READ_BYTES) reader->room = reader->room ? 2 * reader->room : READ_BYTES;
+    reader->buffer = smoe_realloc(reader->buffer, reader->room);
+  }
+  size_t got;
+  const size_t asked = reader->room - reader->end;
+  SMOE_TRY(smoe_stream_read(&reader->stream, reader->buffer + reader->end, asked, &got));
+  reader->end += got;
+  reader->at_end = got < asked;
+  return SMOE_OK;
+}
+
+static void advance(smoe_reader *reader, size_t bytes) {
+  reader->begin += bytes;
+  reader->position += (int64_t)bytes;
+}
+
+smoe_status smoe_reader_open(smoe_reader *reader, const char *path, const smoe_text_format *format) {
+  *reader = (smoe_reader){.path = path, .format = *format, .line = 1};
+  SMOE_TRY(smoe_stream_open(&reader->stream, path));
+  SMOE_TRY(smoe_reader_fill(reader, 1024));
+  const bool binary = smoe_utf8_prefix(reader->buffer, reader->end) + 3 < reader->end;
+  const char *kind = binary ? smoe_stream_kind(reader->buffer, reader->end) : NULL;
+  SMOE_CHECK(!kind, SMOE_ERR_FORMAT, "'%s' is not UTF-8 text but %s", path, kind);
+  if (reader->end >= 3 && memcmp(reader->buffer, "\xef\xbb\xbf", 3) == 0) advance(reader, 3);
   return SMOE_OK;
 }
 
 void smoe_reader_close(smoe_reader *reader) {
-  if (reader->stream) fclose(reader->stream);
+  smoe_stream_close(&reader->stream);
+  smoe_json_text_release(reader);
   smoe_free(reader->buffer);
   *reader = (smoe_reader){0};
-}
-
-/** Have one more byte than the longest document, or all there is. */
-static smoe_status fill(smoe_reader *reader) {
-  if (reader->at_end || reader->end - reader->begin > reader->longest) return SMOE_OK;
-  memmove(reader->buffer, reader->buffer + reader->begin, reader->end - reader->begin);
-  reader->end -= reader->begin;
-  reader->begin = 0;
-  errno = 0;
-  const size_t asked = reader->room - reader->end;
-  const size_t got = fread(reader->buffer + reader->end, 1, asked, reader->stream);
-  SMOE_CHECK(!ferror(reader->stream), SMOE_ERR_IO, "cannot read '%s': %s", reader->path, strerror(errno));
-  reader->end += got;
-  reader->at_end = got < asked;
-  return SMOE_OK;
 }
 
 /** Where the line at text ends: after its newline, at limit where there is none. */
@@ -45,53 +54,101 @@ static size_t line_end(const char *text, size_t from, size_t limit) {
   return newline ? (size_t)(newline - text) + 1 : limit;
 }
 
-/** Length of the document at text, of which n > 0 bytes are there. */
-static size_t document_end(const smoe_reader *reader, const char *text, size_t n) {
-  if (n <= reader->document_bytes) return n;
-  const size_t limit = n < reader->longest ? n : reader->longest;
-  size_t last_line = 0;
-  for (size_t at = line_end(text, reader->document_bytes, limit); at < limit;) {
-    last_line = at;
-    const bool blank = text[at] == '\n' || (text[at] == '\r' && at + 1 < limit && text[at + 1] == '\n');
-    at = line_end(text, at, limit);
-    if (blank) return at;
-  }
-  if (limit == n) return n;
-  return last_line ? last_line : smoe_utf8_cut(text, limit);
+/** Bytes of the line end at text, of which n are there: 0, 1 or 2. */
+static size_t line_break(const char *text, size_t n) {
+  if (n > 0 && text[0] == '\n') return 1;
+  return n > 1 && text[0] == '\r' && text[1] == '\n' ? 2 : 0;
 }
 
-/** Length of the line at text without its end; *used with it. */
-static size_t line_length(const smoe_reader *reader, const char *text, size_t n, size_t *used) {
-  const size_t limit = n < reader->longest ? n : reader->longest;
-  size_t length = line_end(text, 0, limit);
-  *used = length;
-  if (text[length - 1] == '\n') {
-    length--;
-    if (length > 0 && text[length - 1] == '\r') length--;
-  } else if (limit < n) {
-    *used = length = smoe_utf8_cut(text, limit);
+/** A file that is cut: length of its next document, at most 4 document_bytes. */
+static smoe_status next_cut(smoe_reader *reader, size_t *bytes, size_t *used) {
+  const size_t longest = 4 * reader->format.document_bytes;
+  SMOE_TRY(smoe_reader_fill(reader, longest + 1));
+  const char *text = reader->buffer + reader->begin;
+  const size_t n = reader->end - reader->begin, limit = n < longest ? n : longest;
+  *bytes = n;
+  if (n > reader->format.document_bytes) {
+    size_t last_line = 0, found = 0;
+    for (size_t at = line_end(text, reader->format.document_bytes, limit); at < limit && !found;) {
+      last_line = at;
+      const bool blank = line_break(text + at, limit - at) > 0;
+      at = line_end(text, at, limit);
+      if (blank) found = at;
+    }
+    if (found)
+      *bytes = found;
+    else if (limit < n)
+      *bytes = last_line ? last_line : smoe_utf8_cut(text, limit);
   }
-  return length;
+  *used = *bytes;
+  return SMOE_OK;
+}
+
+/** Where the next `mark` of the file is, relative to begin; its end where there is none. */
+static smoe_status find(smoe_reader *reader, const char *mark, size_t *at, bool *found) {
+  const size_t length = strlen(mark);
+  size_t searched = 0;
+  for (;;) {
+    const size_t n = reader->end - reader->begin;
+    const char *text = reader->buffer + reader->begin;
+    const char *where = n > searched ? memmem(text + searched, n - searched, mark, length) : NULL;
+    *found = where != NULL;
+    *at = where ? (size_t)(where - text) : n;
+    if (where || reader->at_end) return SMOE_OK;
+    SMOE_CHECK(n < (size_t)SMOE_DOCUMENT_BYTES_MAX, SMOE_ERR_FORMAT,
+               "'%s' has a document of more than %lld bytes at byte %lld: cut it into smaller ones",
+               reader->path, (long long)SMOE_DOCUMENT_BYTES_MAX, (long long)reader->position);
+    searched = n >= length ? n - length + 1 : 0;
+    SMOE_TRY(smoe_reader_fill(reader, n + 1));
+  }
+}
+
+static smoe_status next_line(smoe_reader *reader, size_t *bytes, size_t *used) {
+  bool found;
+  SMOE_TRY(find(reader, "\n", bytes, &found));
+  *used = *bytes + found;
+  if (found && *bytes > 0 && reader->buffer[reader->begin + *bytes - 1] == '\r') (*bytes)--;
+  return SMOE_OK;
+}
+
+static bool is_blank(const char *text, size_t n) {
+  for (size_t i = 0; i < n; i++)
+    if (!strchr(" \t\r\n", text[i]) || !text[i]) return false;
+  return true;
+}
+
+/** The text up to the next mark. The line end after a mark belongs to it. */
+static smoe_status next_marked(smoe_reader *reader, size_t *bytes, size_t *used) {
+  bool found;
+  SMOE_TRY(find(reader, reader->format.separator, bytes, &found));
+  *used = *bytes;
+  if (found) {
+    *used += strlen(reader->format.separator);
+    SMOE_TRY(smoe_reader_fill(reader, *used + 2));
+    *used += line_break(reader->buffer + reader->begin + *used, reader->end - reader->begin - *used);
+  }
+  if (is_blank(reader->buffer + reader->begin, *bytes)) *bytes = 0;
+  return SMOE_OK;
 }
 
 smoe_status smoe_reader_next(smoe_reader *reader, const char **text, size_t *bytes) {
-  *bytes = 0;
-  while (*bytes == 0) {
-    SMOE_TRY(fill(reader));
-    const size_t n = reader->end - reader->begin;
-    if (n == 0) return SMOE_OK;
-    *text = reader->buffer + reader->begin;
+  if (reader->format.json) return smoe_reader_next_json(reader, text, bytes);
+  for (*bytes = 0; *bytes == 0;) {
     size_t used = 0;
-    if (reader->lines)
-      *bytes = line_length(reader, *text, n, &used);
+    SMOE_TRY(smoe_reader_fill(reader, 1));
+    if (reader->end == reader->begin) return SMOE_OK;
+    if (reader->format.separator)
+      SMOE_TRY(next_marked(reader, bytes, &used));
+    else if (reader->format.lines)
+      SMOE_TRY(next_line(reader, bytes, &used));
     else
-      *bytes = used = document_end(reader, *text, n);
+      SMOE_TRY(next_cut(reader, bytes, &used));
+    *text = reader->buffer + reader->begin;
     const size_t valid = smoe_utf8_prefix(*text, *bytes);
     SMOE_CHECK(valid == *bytes, SMOE_ERR_FORMAT,
                "'%s' is not UTF-8 text: byte %lld (counted from 0) is 0x%02X", reader->path,
                (long long)reader->position + (long long)valid, (unsigned char)(*text)[valid]);
-    reader->begin += used;
-    reader->position += (int64_t)used;
+    advance(reader, used);
   }
   return SMOE_OK;
 }

@@ -32,6 +32,9 @@ namespace {
 const char kBlank[] = "\xe2\x96\x81";
 const size_t kBlankBytes = 3;
 
+// Of characters that get pieces, where nothing else is asked for: the default of SentencePiece.
+const double kCoverage = 0.9995;
+
 // Threads are part of the result (sums in float), so their number is fixed and not the machine's.
 const char kThreads[] = "2";
 
@@ -94,14 +97,8 @@ struct smoe_tokenizer {
   std::vector<int> blank; // byte pieces of U+2581; empty where the model has none
 };
 
-extern "C" smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_tokenizer_kind kind,
-                                            int vocabulary, smoe_sentence_source source, void *context) {
-  return smoe_tokenizer_train_with(model, bytes, kind, vocabulary, "", source, context);
-}
-
-extern "C" smoe_status smoe_tokenizer_train_with(char **model, size_t *bytes, smoe_tokenizer_kind kind,
-                                                 int vocabulary, const char *symbols,
-                                                 smoe_sentence_source source, void *context) {
+static smoe_status train(char **model, size_t *bytes, smoe_tokenizer_kind kind, int vocabulary,
+                         double coverage, const char *symbols, smoe_sentence_source source, void *context) {
   *model = nullptr;
   *bytes = 0;
   try {
@@ -115,6 +112,7 @@ extern "C" smoe_status smoe_tokenizer_train_with(char **model, size_t *bytes, sm
         {"bos_id", "-1"},
         {"pad_id", "-1"},
         {"byte_fallback", "true"},
+        {"character_coverage", std::to_string(coverage)},
         {"normalization_rule_name", "identity"},
         {"remove_extra_whitespaces", "false"},
         {"add_dummy_prefix", "false"},
@@ -135,6 +133,18 @@ extern "C" smoe_status smoe_tokenizer_train_with(char **model, size_t *bytes, sm
   } catch (const std::exception &error) {
     return SMOE_FAIL(SMOE_ERR_FORMAT, "SentencePiece cannot train on this text: %s", error.what());
   }
+}
+
+extern "C" smoe_status smoe_tokenizer_train(char **model, size_t *bytes, smoe_tokenizer_kind kind,
+                                            int vocabulary, double coverage, smoe_sentence_source source,
+                                            void *context) {
+  return train(model, bytes, kind, vocabulary, coverage, "", source, context);
+}
+
+extern "C" smoe_status smoe_tokenizer_train_with(char **model, size_t *bytes, smoe_tokenizer_kind kind,
+                                                 int vocabulary, const char *symbols,
+                                                 smoe_sentence_source source, void *context) {
+  return train(model, bytes, kind, vocabulary, kCoverage, symbols, source, context);
 }
 
 extern "C" smoe_status smoe_tokenizer_open(smoe_tokenizer **tokenizer, const char *model, size_t bytes) {
@@ -206,11 +216,10 @@ extern "C" smoe_status smoe_tokenizer_encode(const smoe_tokenizer *tokenizer, co
   }
 }
 
-extern "C" smoe_status smoe_tokenizer_decode(const smoe_tokenizer *tokenizer, const int32_t *ids,
-                                             size_t n_ids, char **text) {
+static smoe_status decode(const smoe_tokenizer *tokenizer, const std::vector<int> &list, char **text,
+                          size_t *bytes) {
   *text = nullptr;
   try {
-    const std::vector<int> list(ids, ids + n_ids);
     for (const int id : list) {
       SMOE_CHECK(id >= 0 && id < tokenizer->processor.GetPieceSize(), SMOE_ERR_FORMAT,
                  "token %d is outside the vocabulary of %d pieces", id, tokenizer->processor.GetPieceSize());
@@ -219,8 +228,23 @@ extern "C" smoe_status smoe_tokenizer_decode(const smoe_tokenizer *tokenizer, co
     const sp::util::Status status = tokenizer->processor.Decode(list, &decoded);
     SMOE_CHECK(status.ok(), SMOE_ERR_FORMAT, "SentencePiece cannot decode: %s", status.ToString().c_str());
     *text = copy_bytes(decoded);
+    *bytes = decoded.size();
     return SMOE_OK;
   } catch (const std::exception &error) {
     return SMOE_FAIL(SMOE_ERR_MEMORY, "SentencePiece cannot decode: %s", error.what());
   }
+}
+
+extern "C" smoe_status smoe_tokenizer_decode(const smoe_tokenizer *tokenizer, const int32_t *ids,
+                                             size_t n_ids, char **text) {
+  size_t bytes;
+  return decode(tokenizer, std::vector<int>(ids, ids + n_ids), text, &bytes);
+}
+
+extern "C" smoe_status smoe_tokenizer_decode_known(const smoe_tokenizer *tokenizer, const int32_t *ids,
+                                                   size_t n_ids, char **text, size_t *bytes) {
+  std::vector<int> known;
+  for (size_t i = 0; i < n_ids; i++)
+    if (ids[i] != tokenizer->processor.unk_id()) known.push_back(ids[i]);
+  return decode(tokenizer, known, text, bytes);
 }

@@ -71,6 +71,21 @@ static void print_work(const run *r) {
             (long long)settings->train.lanes, smoe_bench_flops(r->model) / 1e9);
 }
 
+/* Text repeated up to four times trains almost like new text, more often less and less (arXiv 2305.16264). */
+static void print_passes(const run *r) {
+  enum { MANY = 4 };
+  const smoe_settings *settings = r->settings;
+  const double passes =
+      (double)settings->train.updates * (double)settings->train.batch_sequences / (double)r->step.n_sequences;
+  smoe_note("data: %.3g passes over the training split, %lld sequences of %lld tokens", passes,
+            (long long)r->step.n_sequences, (long long)settings->model.context);
+  if (passes > MANY)
+    smoe_warn(
+        "%.3g passes over the training split are many: from about %d on, repeated text teaches less and "
+        "less; use more text, or fewer updates, and watch the validation loss",
+        passes, MANY);
+}
+
 static smoe_status build(run *r, bool plan_only) {
   const smoe_settings *settings = r->settings;
   SMOE_TRY(check_ranks(settings, r->group));
@@ -81,6 +96,7 @@ static smoe_status build(run *r, bool plan_only) {
   if (plan_only) print_work(r);
   SMOE_TRY_ALL(r->group, smoe_model_print_plan(r->model));
   SMOE_TRY(smoe_step_create(&r->step, r->model, &r->corpus, settings));
+  print_passes(r);
   return smoe_replay_open(&r->replay, &r->step);
 }
 
@@ -281,7 +297,8 @@ static smoe_status one_update(run *r, int64_t update) {
   record(r, done, &result);
 
   smoe_evaluation valid;
-  const bool evaluated = due(settings->train.evaluate_every, done) || last;
+  const bool evaluated =
+      r->corpus.n_tokens[SMOE_VALID] > 1 && (due(settings->train.evaluate_every, done) || last);
   if (evaluated) SMOE_TRY(validate(r, done, &valid));
   r->n_sequences += settings->train.batch_sequences;
   r->n_tokens += settings->train.batch_sequences * settings->model.context;

@@ -256,7 +256,7 @@ class Input(p.ProgramTest):
             "empty": prepare("config", "there is no text in", self.path("empty"), *output),
             "binary": prepare("format", "is not UTF-8 text", self.path("binary.txt"), *output),
             "below-file": prepare("io", "cannot write.*Not a directory", text, "-o", f"{text}/made.h5"),
-            "directory": prepare("config", "exists and is no regular file", text, "-o", self.directory),
+            "directory": prepare("config", "exists and is not a regular file", text, "-o", self.directory),
             "itself": prepare("config", "is one of the texts, and would replace it", text, "-o", text),
             "vocabulary": prepare("config", "vocabulary of 7 pieces is not between 260", text, *output, "--vocab", 7),
             "too-large": prepare("config", "does not allow a vocabulary of 90000 pieces: the largest it allows is",
@@ -264,7 +264,7 @@ class Input(p.ProgramTest):
             "tokenizer": prepare("config", "--tokenizer word: expected bpe or unigram", text, *output,
                                  "--tokenizer", "word"),
             "model": prepare("format", "is no SentencePiece model|text.txt", text, *output, "--model", text),
-            "share": prepare("config", "should be in", text, *output, "--valid", "0.9"),
+            "share": prepare("config", "together at most 1", text, *output, "--valid", "0.99"),
         })
 
     def test_prepare_pairs(self):

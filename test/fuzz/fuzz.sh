@@ -39,11 +39,11 @@ fi
 for hdf5 in hdf5-openmpi hdf5-mpi hdf5; do
   pkg-config --exists $hdf5 && break
 done
-libraries=$(pkg-config --libs $hdf5 yaml-0.1 libxxhash sentencepiece ompi-c 2>/dev/null ||
-  pkg-config --libs $hdf5 yaml-0.1 libxxhash sentencepiece mpi)
+libraries=$(pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece ompi-c 2>/dev/null ||
+  pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece mpi)
 hdf5_hl=$(pkg-config --libs $hdf5 | tr ' ' '\n' | sed -n 's/^-L\(.*hdf5.*\)/-L\1/p') # it has no file of its own
-system=$(pkg-config --cflags $hdf5 yaml-0.1 libxxhash sentencepiece ompi-c 2>/dev/null ||
-  pkg-config --cflags $hdf5 yaml-0.1 libxxhash sentencepiece mpi)
+system=$(pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece ompi-c 2>/dev/null ||
+  pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece mpi)
 flags="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=undefined -D_GNU_SOURCE -DSMOE_VERSION=\\\"fuzz\\\"
   -I$source/include -I$source/src -I$source/test $system"
 library=-fsanitize=fuzzer-no-link,address,undefined

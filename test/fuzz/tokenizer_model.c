@@ -30,8 +30,8 @@ void fuzz_seeds(void) {
     char *model;
     size_t bytes;
     source from = {0};
-    FUZZ_CHECK(smoe_tokenizer_train(&model, &bytes, (smoe_tokenizer_kind)kind, 300, next_line, &from) ==
-               SMOE_OK);
+    FUZZ_CHECK(smoe_tokenizer_train(&model, &bytes, (smoe_tokenizer_kind)kind, 300, 0.9995, next_line,
+                                    &from) == SMOE_OK);
     fuzz_seed(kind ? "unigram" : "bpe", model, bytes);
     smoe_free(model);
   }

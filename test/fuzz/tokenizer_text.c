@@ -23,7 +23,7 @@ void fuzz_start(int *argc, char ***argv) {
   char *model;
   size_t bytes;
   int line = 0;
-  FUZZ_CHECK(smoe_tokenizer_train(&model, &bytes, SMOE_BPE, V, next_line, &line) == SMOE_OK);
+  FUZZ_CHECK(smoe_tokenizer_train(&model, &bytes, SMOE_BPE, V, 0.9995, next_line, &line) == SMOE_OK);
   FUZZ_CHECK(smoe_tokenizer_open(&tokenizer, model, bytes) == SMOE_OK);
   smoe_free(model);
 }

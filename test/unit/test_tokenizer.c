@@ -21,7 +21,7 @@ static bool next_line(void *context, const char **text, size_t *bytes) {
 static smoe_status train(char **model, size_t *bytes, smoe_tokenizer_kind kind, int vocabulary,
                          const char *text) {
   lines from = {text};
-  return smoe_tokenizer_train(model, bytes, kind, vocabulary, next_line, &from);
+  return smoe_tokenizer_train(model, bytes, kind, vocabulary, 0.9995, next_line, &from);
 }
 
 /** Encode, check the ids, decode, compare. Returns the number of tokens. */
