@@ -8,6 +8,7 @@ import re
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 # Finished files never change, and shared file systems often have no locks.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -190,34 +191,50 @@ def read_baselines(path: Path) -> Baselines | None:
     return None
 
 
+def _of_newest_checkpoint(run: Path, name: str) -> Any:
+    """An attribute of the newest checkpoint; None where there is none to be read."""
+    try:
+        with h5py.File(run / "checkpoints/latest", "r") as file:
+            return file["meta"].attrs[name]
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return None
+
+
 def find_corpus(run: Path, settings: dict[str, Scalar]) -> Path | None:
-    """The corpus of a run: as used.yml names it, from here or from the run; else corpus.h5 in the run."""
+    """The corpus of a run: where the training had it; as used.yml names it, from here or from the run; else corpus.h5
+    in the run."""
     named = str(settings.get("data.corpus", ""))
     candidates = [Path(named), run / named, run.parent / named] if named else []
+    trained = _of_newest_checkpoint(run, "corpus_absolute")
+    if trained:
+        candidates.insert(0, Path(trained.decode() if isinstance(trained, bytes) else str(trained)))
     return next((path for path in [*candidates, run / "corpus.h5"] if path.is_file()), None)
 
 
 def trained_on(run: Path) -> int:
     """Fingerprint of the corpus that the newest checkpoint was trained on; 0 where there is none to be read."""
-    try:
-        with h5py.File(run / "checkpoints/latest", "r") as file:
-            return int(np.uint64(file["meta"].attrs["fingerprint"]))
-    except (OSError, KeyError, ValueError, RuntimeError):
-        return 0
+    found = _of_newest_checkpoint(run, "fingerprint")
+    return 0 if found is None else int(np.uint64(found))
 
 
-def _baselines_of(corpus: Path | None, settings: dict[str, Scalar], notes: list[str]) -> Baselines | None:
+def _baselines_of(run: Path, corpus: Path | None, settings: dict[str, Scalar], notes: list[str]) -> Baselines | None:
     if corpus is None:
         named = str(settings.get("data.corpus", ""))
         notes.append(f"corpus {named or 'corpus.h5'} not found: no unigram and bigram lines")
         return None
     try:
         baselines = read_baselines(corpus)
+        with h5py.File(corpus, "r") as file:
+            present = int(np.uint64(file.attrs.get("fingerprint", 0)))
     except OSError as error:
         notes.append(f"{corpus}: cannot be read: {error}")
         return None
     if baselines is None:
         notes.append(f"{corpus}: has no unigram and bigram loss")
+    trained = trained_on(run)
+    if trained and present and trained != present:
+        notes.append(f"{corpus} is not the corpus of the training any more: no unigram and bigram lines")
+        return None
     return baselines
 
 
@@ -247,4 +264,4 @@ def open_run(path: Path) -> Run:
     notes += log.notes
     corpus = find_corpus(path, settings)
     return Run(path, settings, metrics, log if log.files else None,
-               _baselines_of(corpus, settings, notes), notes, corpus)
+               _baselines_of(path, corpus, settings, notes), notes, corpus)

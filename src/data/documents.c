@@ -115,6 +115,9 @@ smoe_status smoe_documents_open(smoe_documents *documents, const smoe_prepare_op
     documents->files.file[f].json = is_json(&documents->files.file[f], options);
   documents->format.document_bytes =
       options->document_bytes > 0 ? (size_t)options->document_bytes : default_bytes(&documents->files);
+  bool json = !options->field || strcmp(options->field, "-") == 0;
+  for (size_t f = 0; f < documents->files.n_files; f++) json |= documents->files.file[f].json;
+  if (!json) smoe_warn("no file is JSON (.jsonl, .json): --field does nothing");
   skipped all = {0};
   for (size_t f = 0; f < documents->files.n_files; f++) {
     smoe_live("reading text: file %zu of %zu", f + 1, documents->files.n_files);

@@ -28,6 +28,7 @@ import numpy as np
 import synthetic
 from analysis.__main__ import main
 from analysis.report import compare, names_of
+from analysis.run import open_run
 
 TINY = synthetic.Shape(updates=100, stage1=20, layers=2, experts=4, tokens=256, probes=20, probe_tokens=40, files=4)
 
@@ -143,6 +144,19 @@ class Report(unittest.TestCase):
         _, _, err = self.call(self.run_a, "-q")
         self.assertIn("is not the corpus of the training any more", err)
         self.assertIn("#", self.data()["runs"][0]["layers"][0]["special"][0]["top"][0][0])
+        self.assertIsNone(open_run(self.run_a).baselines, "what counting reaches on another corpus")
+
+    def test_corpus_where_the_training_had_it(self) -> None:
+        """From whatever directory, and before another of the same name."""
+        elsewhere = self.run_a / "elsewhere.h5"
+        synthetic.write_corpus(elsewhere, fingerprint=99)
+        (self.run_a / "checkpoints").mkdir()
+        with h5py.File(self.run_a / "checkpoints/latest", "w") as file:
+            meta = file.create_group("meta")
+            meta.attrs["fingerprint"], meta.attrs["corpus_absolute"] = np.uint64(99), np.bytes_(str(elsewhere))
+        run = open_run(self.run_a)
+        self.assertEqual(run.corpus, elsewhere)
+        self.assertIsNotNone(run.baselines)
 
     def test_damage_is_named_and_the_rest_is_made(self) -> None:
         files = sorted((self.run_a / "routing").glob("*.h5"))

@@ -213,6 +213,7 @@ class Corpora(p.ProgramTest):
                 self.assertEqual(sum(b for _, _, b in sizes.values()), wanted)
         other = self.write("content.jsonl", lines.replace('"text"', '"content"'))
         self.assertEqual(self.n_documents(other, "--field", "content"), 30)
+        self.assertIn("--field does nothing", self.made(self.path("text.txt"), "--field", "content")[0])
         for data, words in ((lines.replace('"text"', '"content"'), "line 1 of .* no text field 'text' .its texts: 'content'.*--field"),
                             (lines + "{\"text\": 3}", "line 31 of .* no text field"), (lines + "[1, 2", "line 31 of"),
                             (lines + "{\"text\": \"cut", "line 31 of .* is not JSON")):
@@ -355,6 +356,10 @@ class Corpora(p.ProgramTest):
                 found = sum((self.documents(s) for s in SPLITS), [])
                 marks = (50256, 128000)
                 self.assertEqual([[t for t in d if t not in marks] for d in found], documents)
+        with open(self.path("llama.bin"), "rb") as file:
+            packed = self.write("packed.bin.gz", gzip.compress(file.read()))
+        self.assertEqual(self.n_documents(packed, model=False), 200)
+        self.made(self.path("behind.bin"), model=False)
         self.assertEqual([len(d) for d in self.documents("train")][:3], [len(d) + 1 for d in documents[:3]])
 
     def test_names_of_shards(self):
