@@ -135,7 +135,7 @@ class Runner:
         log = job.directory.with_suffix(".out")
         begun = (job.directory / "checkpoints").is_dir()
         before = time.monotonic()
-        self._call(log, "train", str(job.config), *job.settings(), "--resume" if begun else "--overwrite")
+        self._call(log, "train", str(job.config), *job.settings(), "--start-or-resume" if begun else "--overwrite")
         result = {"identity": job.identity(), "seconds": time.monotonic() - before}
         for split in ("valid", "test"):
             text = self._call(log, "evaluate", str(job.directory), "--split", split, "--corpus", str(job.corpus),

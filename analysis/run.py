@@ -193,8 +193,11 @@ def read_baselines(path: Path) -> Baselines | None:
 
 def _of_newest_checkpoint(run: Path, name: str) -> Any:
     """An attribute of the newest checkpoint; None where there is none to be read."""
+    newest = run / "checkpoints/latest"
+    if not newest.exists():  # the file system has no symbolic links
+        newest = max((run / "checkpoints").glob("step-*.h5"), key=lambda path: int(path.stem[5:]), default=newest)
     try:
-        with h5py.File(run / "checkpoints/latest", "r") as file:
+        with h5py.File(newest, "r") as file:
             return file["meta"].attrs[name]
     except (OSError, KeyError, ValueError, RuntimeError):
         return None

@@ -11,12 +11,7 @@ if [ "$(id -u)" = 0 ]; then
   export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}"
 fi
 
-# Small writes of several ranks can come out wrong on Open MPI's own I/O layer before 4.1.7 and 5.0.6
-# (open-mpi/ompi issue 12718); with this lock they do not.
-case "$(mpirun --version 2>/dev/null | sed -n 's/^mpirun (Open MPI) //p')" in
-  [0-3].* | 4.0.* | 4.1.[0-6]* | 5.0.[0-5]*)
-    export OMPI_MCA_fs_ufs_lock_algorithm="${OMPI_MCA_fs_ufs_lock_algorithm:-3}" ;;
-esac
+# What Open MPI's file access and HDF5 need, stablemoe sets by itself before MPI starts.
 
 # With Slurm's default way to let ranks wait for each other in MPI_Init, one launch in five over four nodes crashed
 # or hung there (Slurm 22.05, Open MPI 4.1.4; open-mpi/ompi issue 12495 is alike); with this one none in 120 did.

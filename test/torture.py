@@ -91,7 +91,7 @@ class Torture:
     def live(self, number: int) -> str:
         """One life of the broken run; returns what ended it."""
         ranks = 4 if number == 0 else self.random.choice((1, 2, 3, 4))
-        more = () if number == 0 else ("--resume",)
+        more = () if number == 0 else ("--start-or-resume",)
         if self.random.random() < 0.4:
             # The wished pass through the site comes with one of the next saves.
             site = self.random.choice(SITES)
@@ -139,7 +139,7 @@ class Torture:
             print(f"kill {number + 1}/{self.kills}: {end}", flush=True)
         ranks = self.random.choice((1, 2, 3, 4))
         print(f"last life, on {ranks} ranks, to the end", flush=True)
-        last = self.start("broken", ranks, "--resume")
+        last = self.start("broken", ranks, "--start-or-resume")
         if last.wait() != 0:
             raise SystemExit("the last resume failed; see " + self.path("broken.log"))
         differences = self.compare()

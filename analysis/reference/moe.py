@@ -7,7 +7,7 @@ from .routers import METHODS
 
 
 def keep_first(expert, n_experts, capacity_factor):
-    """Which slots [N, K] are kept: the first floor(factor T K / E) of every expert, in order of token and slot.
+    """Which slots [N, K] are kept: the first floor(factor T K / E) of every expert in order of token and slot, or one.
 
     T counts the tokens that have an expert; a vector is one slot per token.
     """
@@ -15,7 +15,7 @@ def keep_first(expert, n_experts, capacity_factor):
         return expert >= 0
     slots = expert.reshape(len(expert), -1)
     flat = slots.ravel()
-    capacity = int(np.floor(capacity_factor * (slots >= 0).any(axis=1).sum() * slots.shape[1] / n_experts))
+    capacity = max(1, int(np.floor(capacity_factor * (slots >= 0).any(axis=1).sum() * slots.shape[1] / n_experts)))
     kept = np.zeros(flat.shape, dtype=bool)
     for e in range(n_experts):
         kept[np.flatnonzero(flat == e)[:capacity]] = True

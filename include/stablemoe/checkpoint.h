@@ -37,7 +37,8 @@ typedef struct smoe_checkpoint_meta {
  */
 void smoe_checkpoint_set_products(const smoe_group *group, const char *text);
 
-/** Save a checkpoint as <directory>/step-<update, 9 digits>.h5 and point <directory>/latest to it.
+/** Save a checkpoint as <directory>/step-<update, 9 digits>.h5 and point <directory>/latest to it, where
+ *  the file system has symbolic links.
  *
  *  Collective over params->group.
  *  Errors:  agreed on all ranks; SMOE_ERR_IO (disk full, ...) leaves earlier
@@ -75,6 +76,11 @@ smoe_status smoe_checkpoint_load(const char *path, smoe_params *params);
  */
 smoe_status smoe_checkpoint_read_matrix(const char *path, const smoe_group *group, const char *name,
                                         int64_t *rows, int64_t *columns, smoe_real **values);
+
+/** The checkpoint that a path means, in memory of smoe_alloc: itself; of a run directory the one that `latest` points
+ *  to; the newest one where a link `latest` is missing or points nowhere. Local.
+ */
+char *smoe_checkpoint_resolve(const char *path);
 
 /** Paths of the checkpoints of a directory, newest first; NULL-terminated, in memory of smoe_alloc
  *  (the list and each path). Local. An empty list where there is none.

@@ -101,7 +101,7 @@ size_t smoe_exchange_rows_max(const smoe_exchange *ex);
  *  n       in     N tokens of this rank, may be 0; ranks' tokens follow one
  *                 another in global order by rank
  *
- *  Order:   where capacity binds, the first floor(f T K / E) slots of an expert
+ *  Order:   where capacity binds, the first max(1, floor(f T K / E)) slots of an expert
  *           in global (token, slot) order are kept, on any number of ranks;
  *           T counts the tokens with at least one expert.
  *  Cost:    one Allgather of E + 1 counts per rank.

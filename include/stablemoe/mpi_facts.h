@@ -12,6 +12,12 @@ const char *smoe_mpi_name(void);
 /** Version of Open MPI as one number: 40104 for 4.1.4; 0 where the MPI is another one. Local; as above. */
 int smoe_mpi_open_mpi(void);
 
+/** Set what MPI and HDF5 read from the environment when they start, where nothing is set yet. Local; before MPI_Init.
+ *
+ *  So a program that is launched by hand has what job scripts would export.
+ */
+void smoe_mpi_prepare_environment(void);
+
 /** The part of MPI that opens files. */
 typedef enum smoe_io_layer { SMOE_LAYER_UNKNOWN, SMOE_LAYER_OMPIO, SMOE_LAYER_ROMIO } smoe_io_layer;
 

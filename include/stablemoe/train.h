@@ -6,7 +6,8 @@
 #include "stablemoe/group.h"
 
 typedef struct smoe_train_options {
-  bool resume;       /**< go on from the newest sound checkpoint of run.directory */
+  bool resume;       /**< continue from the newest valid checkpoint of run.directory */
+  bool start;        /**< with resume: start a new run where there is no checkpoint */
   bool overwrite;    /**< start anew where run.directory holds a run already */
   bool dry_run;      /**< check everything, print the plan, do nothing */
   const char *trace; /**< each rank writes its phases to <trace>.<rank> (phase.h); NULL: none */

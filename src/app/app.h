@@ -12,6 +12,9 @@ smoe_config *smoe_app_config(void);
 /** Read a configuration file, and then what -P says over it. Local. */
 smoe_status smoe_app_config_read(smoe_config *config, const char *path, const smoe_words *set);
 
+/** Set the keys that -P gives. Local. */
+smoe_status smoe_app_config_override(smoe_config *config, const smoe_words *set);
+
 /** Resolve and check a configuration against its routing method, and set up threads. Local. */
 smoe_status smoe_app_config_finish(smoe_config *config);
 

@@ -74,7 +74,7 @@ static void check_layer(smoe_doctor *d, smoe_io_layer layer) {
         "files are opened by OMPIO of %s, where small collective writes can be corrupted (mended in 4.1.7 "
         "and "
         "5.0.6). stablemoe does not use them and reads back what it writes; for other programs, and to be "
-        "sure, export OMPI_MCA_fs_ufs_lock_algorithm=3 or OMPI_MCA_io=romio321",
+        "sure, export OMPI_MCA_fbtl_posix_write_datasieving=0 or OMPI_MCA_io=romio321",
         smoe_mpi_name());
   else
     smoe_doctor_ok(d, "files are opened by %s of %s", NAMES[layer], smoe_mpi_name());

@@ -27,6 +27,10 @@ smoe_config *smoe_app_config(void) {
 
 smoe_status smoe_app_config_read(smoe_config *config, const char *path, const smoe_words *set) {
   SMOE_TRY(smoe_config_load(config, path));
+  return smoe_app_config_override(config, set);
+}
+
+smoe_status smoe_app_config_override(smoe_config *config, const smoe_words *set) {
   for (size_t i = 0; i < set->n; i++) SMOE_TRY(smoe_config_override(config, set->word[i]));
   return SMOE_OK;
 }

@@ -151,6 +151,7 @@ static const char *const FILES[][2] = {
     {"log.txt, metrics.csv", "what the run said, and a line of figures for every update."},
     {"checkpoints/step-<update>.h5, checkpoints/latest", "checkpoints (HDF5), and the newest."},
     {"routing/step-<update>.h5", "routing logs (HDF5): where tokens went."},
+    {"lock", "while a run writes there: its process, host and job."},
     {"stop",
      "made by you in the run directory, ends the run after the update in progress, with a checkpoint."},
     {NULL, NULL},

@@ -1,18 +1,15 @@
 #include "open_model.h"
 
 #include <stdio.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "stablemoe/log.h"
 #include "stablemoe/products.h"
 
 void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path) {
-  struct stat info;
-  if (stat(path, &info) == 0 && S_ISDIR(info.st_mode))
-    snprintf(out, bytes, "%s/checkpoints/latest", path);
-  else
-    snprintf(out, bytes, "%s", path);
+  char *file = smoe_checkpoint_resolve(path);
+  snprintf(out, bytes, "%s", file);
+  smoe_free(file);
 }
 
 const char *smoe_app_corpus_path(const smoe_checkpoint_meta *meta) {

@@ -1,5 +1,8 @@
 #include "stablemoe/train.h"
 
+#include <string.h>
+#include <sys/stat.h>
+
 #include "app.h"
 #include "stablemoe/arena.h"
 #include "stablemoe/checkpoint.h"
@@ -16,7 +19,9 @@ static const smoe_option OPTIONS[] = {
     {'P', "set", SMOE_OPTION_KEYS, offsetof(options, set), "KEY=VALUE",
      "set one configuration key, over what CONFIG says; may be repeated"},
     {0, "resume", SMOE_OPTION_FLAG, offsetof(options, train.resume), NULL,
-     "go on from the newest sound checkpoint of run.directory"},
+     "continue from the newest valid checkpoint of run.directory; it is an error if there is none"},
+    {0, "start-or-resume", SMOE_OPTION_FLAG, offsetof(options, train.start), NULL,
+     "resume, or start a new run if run.directory has no checkpoint: for batch jobs"},
     {0, "overwrite", SMOE_OPTION_FLAG, offsetof(options, train.overwrite), NULL,
      "start anew where run.directory holds a run already"},
     {0, "dry-run", SMOE_OPTION_FLAG, offsetof(options, train.dry_run), NULL,
@@ -37,13 +42,39 @@ static void more_help(FILE *out) {
 
 static smoe_status check(const void *values, const smoe_arguments *arguments) {
   const options *o = values;
-  SMOE_CHECK(!o->train.resume || !o->train.overwrite, SMOE_ERR_CONFIG,
-             "train: --resume and --overwrite exclude each other");
+  SMOE_CHECK(!(o->train.resume || o->train.start) || !o->train.overwrite, SMOE_ERR_CONFIG,
+             "train: --%s and --overwrite exclude each other", o->train.start ? "start-or-resume" : "resume");
   return SMOE_OK;
 }
 
+static bool is_same_file(const char *a, const char *b) {
+  struct stat one, other;
+  return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev &&
+         one.st_ino == other.st_ino;
+}
+
+/* used.yml belongs to the directory it is in: that of a copied or moved run still names the original. */
+static smoe_status keep_directory(smoe_config *config, const char *path, const smoe_words *set) {
+  const char *slash = strrchr(path, '/'), *stored = smoe_config_settings(config)->run.directory;
+  if (strcmp(slash ? slash + 1 : path, "used.yml") != 0) return SMOE_OK;
+  for (size_t i = 0; i < set->n; i++)
+    if (strncmp(set->word[i], "run.directory=", 14) == 0) return SMOE_OK;
+  char *own = slash ? smoe_sprintf("%.*s", slash == path ? 1 : (int)(slash - path), path) : smoe_strdup(".");
+  smoe_status status = SMOE_OK;
+  if (!is_same_file(own, stored)) {
+    smoe_note("run.directory is '%s', where this used.yml is (it names '%s')", own, stored);
+    char *assignment = smoe_sprintf("run.directory=%s", own);
+    status = smoe_config_override(config, assignment);
+    smoe_free(assignment);
+  }
+  smoe_free(own);
+  return status;
+}
+
 static smoe_status configure(smoe_config *config, const char *path, const smoe_words *set) {
-  SMOE_TRY(smoe_app_config_read(config, path, set));
+  SMOE_TRY(smoe_config_load(config, path));
+  SMOE_TRY(keep_directory(config, path, set));
+  SMOE_TRY(smoe_app_config_override(config, set));
   SMOE_CHECK(smoe_config_settings(config)->data.corpus[0], SMOE_ERR_CONFIG,
              "data.corpus is not set: make one with `stablemoe prepare TEXT... -o corpus.h5`, and give it by "
              "-P data.corpus=corpus.h5 or in '%s'",
@@ -82,7 +113,9 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
               smoe_products_facts());
     smoe_checkpoint_set_products(group, smoe_products_facts());
     compare_with_core(group);
-    status = smoe_train(config, group, &o->train);
+    smoe_train_options train = o->train;
+    train.resume |= train.start;
+    status = smoe_train(config, group, &train);
   }
   smoe_config_destroy(config);
   return status;
@@ -95,7 +128,7 @@ const smoe_command smoe_command_train = {
     .text = "Train a model as CONFIG (YAML) says, on any number of ranks up to train.lanes.",
     .after =
         "SIGTERM, SIGUSR1 and run.max_minutes end the run after the update in progress, with a checkpoint "
-        "and exit code 75: start it again with --resume. So do Ctrl-C and a file named `stop` in "
+        "and exit code 75: continue with --resume. So do Ctrl-C and a file named `stop` in "
         "run.directory, with exit code 76, for who wants it to rest; batch scripts do not start it again "
         "then.",
     .example = "mpirun -n 4 stablemoe train configs/stable.yml -P data.corpus=corpus.h5 -P "

@@ -8,11 +8,12 @@
 #include "exchange_parts.h"
 #include "stablemoe/slot.h"
 
-/* Rows an expert takes when n_tokens tokens are routed; -1 without a limit. */
+/* Rows an expert takes when n_tokens tokens are routed; -1 without a limit. At least one: an evaluation of few
+ * sequences would drop everything otherwise. */
 static int64_t capacity(const smoe_exchange_shape *shape, int64_t n_tokens) {
   if (!(shape->capacity_factor > 0)) return -1;
   const double n_slots = (double)n_tokens * shape->n_slots;
-  return (int64_t)floor(shape->capacity_factor * n_slots / shape->n_experts);
+  return (int64_t)fmax(1, floor(shape->capacity_factor * n_slots / shape->n_experts));
 }
 
 size_t smoe_exchange_rows_max(const smoe_exchange *ex) {

@@ -7,6 +7,7 @@
 
 #include "stablemoe/arena.h"
 #include "stablemoe/log.h"
+#include "stablemoe/mpi_facts.h"
 
 void smoe_mpi_check_at(const char *file, int line, int result, const char *call) {
   if (result == MPI_SUCCESS) return;
@@ -48,6 +49,7 @@ void smoe_group_start(smoe_group *group, int *argc, char ***argv) {
   const bool by_mpirun = environment_number("OMPI_COMM_WORLD_SIZE") > 0;
   int level = MPI_THREAD_SINGLE;
   smoe_panic_setup(end_run, 0, 1);
+  smoe_mpi_prepare_environment();
   SMOE_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &level));
   SMOE_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   SMOE_MPI(MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN));

@@ -36,7 +36,9 @@ smoe_status smoe_checkpoint_read_matrix(const char *path, const smoe_group *grou
   *values = NULL;
   if (group->rank == 0) {
     hid_t file;
-    mine = smoe_h5_open(&file, path);
+    char *found = smoe_checkpoint_resolve(path);
+    mine = smoe_h5_open(&file, found);
+    smoe_free(found);
     if (mine == SMOE_OK) {
       mine = read_matrix(file, name, shape, values);
       smoe_h5_close(file);

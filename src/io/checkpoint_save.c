@@ -1,10 +1,12 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "checkpoint_chunk.h"
 #include "part_file.h"
+#include "stablemoe/log.h"
 
 /** What the chunks of a save have in common. */
 typedef struct save_plan {
@@ -131,20 +133,43 @@ static int64_t bytes_of(const smoe_params *params, int n_sets) {
   return n * n_sets * (int64_t)sizeof(smoe_real) + 4096 * (int64_t)params->n_params * n_sets;
 }
 
-/** Point <directory>/latest to a checkpoint. A rename, so that it is never missing. */
-static smoe_status point_latest(const char *directory, const char *path) {
+/** Point <directory>/latest to a checkpoint. A rename, so that it is never missing. It is a convenience: a file system
+ *  without symbolic links has none, and readers take the newest checkpoint.
+ */
+static void point_latest(const char *directory, const char *path) {
   char *link = smoe_sprintf("%s/latest", directory), *temporary = smoe_sprintf("%s.part", link);
   unlink(temporary);
   const bool done = symlink(strrchr(path, '/') + 1, temporary) == 0 && rename(temporary, link) == 0;
-  const int error = errno;
-  if (!done) unlink(temporary);
-  smoe_status status = SMOE_OK;
-  if (!done)
-    status = SMOE_FAIL(SMOE_ERR_IO, "the checkpoint '%s' is whole, but '%s' cannot be pointed to it: %s",
-                       path, link, strerror(error));
+  static bool warned;
+  if (!done && !warned)
+    smoe_warn(
+        "'%s' cannot be made: %s; 'latest' is left out, and a run directory stands for its newest checkpoint",
+        link, strerror(errno));
+  warned |= !done;
+  if (!done) {
+    unlink(temporary);
+    unlink(link); /* what is there, a copy of a link, is old now */
+  }
   smoe_free(link);
   smoe_free(temporary);
-  return status;
+}
+
+char *smoe_checkpoint_resolve(const char *path) {
+  struct stat info;
+  const char *slash = strrchr(path, '/');
+  const bool latest = strcmp(slash ? slash + 1 : path, "latest") == 0;
+  if (stat(path, &info) == 0 ? !S_ISDIR(info.st_mode) : !latest) return smoe_strdup(path);
+  char *directory = latest && slash ? smoe_sprintf("%.*s", (int)(slash - path), path)
+                    : latest        ? smoe_strdup(".")
+                                    : smoe_sprintf("%s/checkpoints", path);
+  char *link = smoe_sprintf("%s/latest", directory);
+  char **list = stat(link, &info) == 0 ? NULL : smoe_checkpoint_list(directory);
+  char *found = smoe_strdup(list && list[0] ? list[0] : link);
+  for (size_t i = 0; list && list[i]; i++) smoe_free(list[i]);
+  smoe_free(list);
+  smoe_free(directory);
+  smoe_free(link);
+  return found;
 }
 
 static smoe_status save(smoe_part_file *part, const char *directory, const save_plan *plan) {
@@ -161,7 +186,7 @@ static smoe_status save(smoe_part_file *part, const char *directory, const save_
 
   mine = smoe_part_fault(part, "latest");
   SMOE_TRY_ALL(group, mine);
-  SMOE_TRY_ALL(group, group->rank == 0 ? point_latest(directory, part->path) : SMOE_OK);
+  if (group->rank == 0) point_latest(directory, part->path);
   return SMOE_OK;
 }
 

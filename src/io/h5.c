@@ -14,6 +14,9 @@ enum { TRANSFER_MAX = 1 << 26 };
 /* Object headers are given space in blocks of this size. */
 enum { META_BLOCK_BYTES = 1 << 14 };
 
+/* Longest name of a file that the system takes, and more. */
+enum { SMOE_H5_PATH_BYTES = 4352 };
+
 /** Two messages of an error stack: what was asked for, and what went wrong deep inside. */
 typedef struct reasons {
   char outer[128], inner[192];
@@ -56,11 +59,22 @@ static herr_t close_after(herr_t bad, herr_t (*close_object)(hid_t), hid_t objec
 }
 
 const char *smoe_h5_path(hid_t file) {
-  static char path[1024];
+  static char path[SMOE_H5_PATH_BYTES];
   const hid_t errors = H5Eget_current_stack();
   if (H5Fget_name(file, path, sizeof path) < 0) snprintf(path, sizeof path, "an HDF5 file");
   H5Eset_current_stack(errors);
   return path;
+}
+
+/** Open and create files without locks: they are written once, under names of their own, and read when they are
+ *  complete; and many shared file systems have no locks.
+ */
+static herr_t use_no_locks(hid_t access) {
+#if H5_VERSION_GE(1, 10, 7)
+  return H5Pset_file_locking(access, 0, 1);
+#else
+  return 0; /* HDF5_USE_FILE_LOCKING, which is set before MPI starts */
+#endif
 }
 
 /** HDF5 prints its error stack to the terminal on every rank unless told not to. */
@@ -80,6 +94,7 @@ smoe_status smoe_h5_create(hid_t *file, const char *path, const smoe_group *grou
   if (bad >= 0 && !group) bad = H5Pset_userblock(creation, SMOE_H5_SEAL_BYTES);
   /* Headers together, and so the values too: then the seal has few ranges to leave out. */
   if (bad >= 0) bad = H5Pset_meta_block_size(access, META_BLOCK_BYTES);
+  if (bad >= 0) bad = use_no_locks(access);
   if (bad >= 0 && group) bad = H5Pset_fapl_mpio(access, group->comm, MPI_INFO_NULL);
   if (bad >= 0) *file = H5Fcreate(path, H5F_ACC_TRUNC, creation, access);
   smoe_status status = SMOE_OK;
@@ -105,10 +120,7 @@ smoe_status smoe_h5_open_unsealed(hid_t *file, const char *path) {
              path);
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
   if (access >= 0) H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
-#if H5_VERSION_GE(1, 10, 7)
-  /* Whole files are only read, and many shared file systems have no locks. */
-  if (access >= 0) H5Pset_file_locking(access, 0, 1);
-#endif
+  if (access >= 0) use_no_locks(access);
   *file = H5Fopen(path, H5F_ACC_RDONLY, access < 0 ? H5P_DEFAULT : access);
   smoe_status status = SMOE_OK;
   if (*file < 0)
@@ -124,6 +136,7 @@ smoe_status smoe_h5_open_together(hid_t *file, const char *path, const smoe_grou
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
   herr_t bad = access < 0 ? -1 : H5Pset_fapl_mpio(access, group->comm, MPI_INFO_NULL);
   if (bad >= 0) bad = H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
+  if (bad >= 0) bad = use_no_locks(access);
   if (bad >= 0) *file = H5Fopen(path, H5F_ACC_RDWR, access);
   smoe_status status = SMOE_OK;
   if (*file < 0) status = SMOE_FAIL(SMOE_ERR_IO, "cannot open '%s' for all ranks: %s", path, smoe_h5_error());
@@ -165,7 +178,7 @@ static bool wants_seal(hid_t file) {
 }
 
 smoe_status smoe_h5_close(hid_t file) {
-  char path[1024];
+  char path[SMOE_H5_PATH_BYTES];
   smoe_status status = SMOE_OK;
   const bool sealed = wants_seal(file);
   snprintf(path, sizeof path, "%s", smoe_h5_path(file));
@@ -378,6 +391,8 @@ smoe_status smoe_h5_publish(const char *part_path, const char *path) {
   char *directory = directory_of(path);
   error = flush_path(directory, O_RDONLY | O_DIRECTORY);
   smoe_free(directory);
+  /* Some file systems cannot flush directories. */
+  if (error == EINVAL || error == ENOTSUP || error == ENOSYS || error == EBADF) error = 0;
   SMOE_CHECK(error == 0, SMOE_ERR_IO, "cannot flush the directory of '%s': %s", path, strerror(error));
   return SMOE_OK;
 }

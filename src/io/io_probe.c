@@ -39,7 +39,7 @@ smoe_status smoe_io_probe(const smoe_group *group, const char *directory, size_t
   uint64_t *word = smoe_alloc((size_t)n * sizeof *word);
   for (int64_t i = 0; i < n; i++) word[i] = (uint64_t)(n * group->rank + i) * UINT64_C(0x9e3779b97f4a7c15);
   /* A directory of its own: making a file sweeps what killed runs left beside it. */
-  char *own = smoe_sprintf("%s/stablemoe-doctor", directory);
+  char *own = smoe_sprintf("%s/stablemoe-probe", directory);
   smoe_part_file part;
   smoe_status status =
       smoe_part_create(&part, group, "probe", own, 0, (int64_t)bytes * group->n_ranks + 4096, make, &n);

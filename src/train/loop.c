@@ -7,6 +7,7 @@
 #include "resume.h"
 #include "stablemoe/bench.h"
 #include "stablemoe/checkpoint.h"
+#include "stablemoe/io_probe.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
 #include "stablemoe/phase.h"
@@ -30,6 +31,7 @@ typedef struct run {
   smoe_metrics metrics;
   smoe_progress progress;
   char *checkpoints, *routing; /* directories */
+  smoe_run_lock *lock;         /* NULL on other ranks than 0 */
   double launched;             /* seconds when the run was set up: run.max_minutes counts from here */
   int64_t done, saved; /* updates: of the model as it is, if one was begun here; of the newest checkpoint */
   int64_t n_sequences, n_tokens; /* read by training so far, by earlier lives of the run too */
@@ -167,6 +169,24 @@ static smoe_status load(run *r, const char *path, int64_t *update) {
   return status;
 }
 
+/* Before a directory is made that was only misspelt. */
+static smoe_status check_resumable(const run *r) {
+  bool found = true;
+  if (r->group->rank == 0) {
+    char **list = smoe_checkpoint_list(r->checkpoints);
+    found = list[0] != NULL;
+    for (int64_t i = 0; list[i]; i++) smoe_free(list[i]);
+    smoe_free(list);
+  }
+  smoe_group_broadcast(r->group, &found, sizeof found, 0);
+  SMOE_CHECK(found, SMOE_ERR_CONFIG,
+             "--resume: there is no checkpoint in '%s' to resume from; check run.directory. A new run starts "
+             "without --resume (with --overwrite where files of an earlier one are), and --start-or-resume "
+             "does either, for batch jobs",
+             r->checkpoints);
+  return SMOE_OK;
+}
+
 /* The newest checkpoint that is sound; a damaged one is passed over, and said to be. */
 static smoe_status resume(run *r, int64_t *update) {
   /* All ranks walk the list of rank 0: a shared file system may show others a different one. */
@@ -241,6 +261,7 @@ static smoe_status save(run *r, int64_t done) {
   };
   snprintf(meta.corpus, sizeof meta.corpus, "%s", settings->data.corpus);
   snprintf(meta.absolute, sizeof meta.absolute, "%s", r->corpus.absolute);
+  SMOE_TRY_ALL(r->group, smoe_run_lock_check(r->lock, true));
   /* The log first: a checkpoint without its log would leave a hole after a resume. */
   smoe_status status = r->log ? smoe_routing_log_write(r->log, r->routing, done) : SMOE_OK;
   if (status == SMOE_OK) status = smoe_checkpoint_save(r->checkpoints, &r->model->params, &meta);
@@ -300,6 +321,7 @@ static smoe_status one_update(run *r, int64_t update) {
   const bool evaluated =
       r->corpus.n_tokens[SMOE_VALID] > 1 && (due(settings->train.evaluate_every, done) || last);
   if (evaluated) SMOE_TRY(validate(r, done, &valid));
+  SMOE_TRY_ALL(r->group, smoe_run_lock_check(r->lock, false));
   r->n_sequences += settings->train.batch_sequences;
   r->n_tokens += settings->train.batch_sequences * settings->model.context;
   SMOE_TRY_ALL(r->group, smoe_metrics_write(&r->metrics, done, r->n_tokens, &result,
@@ -325,8 +347,22 @@ static smoe_status check_unasked(const run *r, const smoe_train_options *options
   return SMOE_STOPPED_BY_HAND;
 }
 
+/* A file system that checkpoints cannot be written to should show before hours of work. */
+static smoe_status try_saving(const run *r) {
+  enum { BYTES = 1 << 12 };
+  double seconds;
+  const smoe_status status = smoe_io_probe(r->group, r->settings->run.directory, BYTES, &seconds);
+  if (status == SMOE_ERR_IO && r->group->rank == 0)
+    smoe_warn(
+        "a small file could not be written in run.directory as checkpoints are: `stablemoe doctor %s` tries "
+        "the same; where a file system has no locks, OMPI_MCA_fs_ufs_lock_algorithm=1 may help",
+        r->settings->run.directory);
+  return status;
+}
+
 static smoe_status train(run *r, const smoe_train_options *options) {
   const smoe_settings *settings = r->settings;
+  if (options->resume && !options->start && !options->dry_run) SMOE_TRY(check_resumable(r));
   SMOE_TRY(build(r, options->dry_run));
   if (options->dry_run) {
     SMOE_TRY(smoe_routers_check(r->model, &r->corpus));
@@ -335,7 +371,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   }
   /* It may fail: before the run that is to be overwritten is gone. */
   if (!options->resume) SMOE_TRY(start_anew(r));
-  SMOE_TRY(smoe_run_directory_open(r->config, r->group, options->resume, options->overwrite));
+  SMOE_TRY(smoe_run_directory_open(r->config, r->group, options->resume, options->overwrite, &r->lock));
   int64_t update;
   SMOE_TRY(begin(r, options, &update));
   if (update >= settings->train.updates) {
@@ -345,6 +381,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   }
   r->saved = update;
   SMOE_TRY(check_unasked(r, options, update));
+  SMOE_TRY(try_saving(r));
   smoe_watchdog_start(r->group, settings->comm.watchdog_s, settings->comm.watchdog_end);
   smoe_stop_watch(r->group);
   if (options->trace) SMOE_TRY_ALL(r->group, smoe_phase_trace_begin(options->trace, r->group->rank));
@@ -370,6 +407,7 @@ smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_
   smoe_metrics_close(&r.metrics);
   if (r.log) smoe_routing_log_destroy(r.log);
   smoe_replay_close(&r.replay);
+  smoe_run_lock_release(r.lock);
   smoe_step_destroy(&r.step);
   smoe_model_destroy(r.model);
   smoe_corpus_close(&r.corpus);

@@ -9,6 +9,7 @@
 #include "stablemoe/arena.h"
 #include "stablemoe/directory.h"
 #include "stablemoe/log.h"
+#include "stablemoe/run_lock.h"
 
 static void delete_file(const char *directory, const char *name) {
   char *path = smoe_sprintf("%s/%s", directory, name);
@@ -63,7 +64,8 @@ static smoe_status open_log(const char *directory) {
   return status;
 }
 
-static smoe_status open_on_root(const smoe_config *config, bool resume, bool overwrite) {
+static smoe_status open_on_root(const smoe_config *config, bool resume, bool overwrite,
+                                smoe_run_lock **lock) {
   const char *directory = smoe_config_settings(config)->run.directory;
   char *used = smoe_sprintf("%s/used.yml", directory);
   const bool exists = access(used, F_OK) == 0;
@@ -74,6 +76,8 @@ static smoe_status open_on_root(const smoe_config *config, bool resume, bool ove
              directory);
   SMOE_CHECK(!smoe_fault("run.directory"), SMOE_ERR_IO, "injected fault at run.directory");
   SMOE_TRY(smoe_directory_make(directory));
+  /* Before anything of another run is touched. */
+  SMOE_TRY(smoe_run_lock_take(lock, directory));
   static const char *const parts[] = {"checkpoints", "routing"};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
     char *path = smoe_sprintf("%s/%s", directory, parts[i]);
@@ -94,9 +98,10 @@ static smoe_status open_on_root(const smoe_config *config, bool resume, bool ove
 }
 
 smoe_status smoe_run_directory_open(const smoe_config *config, const smoe_group *group, bool resume,
-                                    bool overwrite) {
+                                    bool overwrite, smoe_run_lock **lock) {
   smoe_status status = SMOE_OK;
-  if (group->rank == 0) status = open_on_root(config, resume, overwrite);
+  *lock = NULL;
+  if (group->rank == 0) status = open_on_root(config, resume, overwrite, lock);
   return smoe_group_agree(group, status);
 }
 

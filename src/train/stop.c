@@ -4,6 +4,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "stablemoe/arena.h"
+#include "stablemoe/checkpoint.h"
 #include "stablemoe/log.h"
 #include "stablemoe/progress.h"
 #include "stablemoe/run_directory.h"
@@ -64,8 +66,10 @@ smoe_status smoe_stop_report(smoe_stop stop, const smoe_settings *settings, int6
 void smoe_run_report_done(const smoe_settings *settings, double seconds) {
   char duration[32];
   smoe_progress_duration(duration, sizeof duration, seconds);
-  smoe_note("done: all %lld updates, in %s; the model is '%s/checkpoints/latest'",
-            (long long)settings->train.updates, duration, settings->run.directory);
+  char *model = smoe_checkpoint_resolve(settings->run.directory);
+  smoe_note("done: all %lld updates, in %s; the model is '%s'", (long long)settings->train.updates, duration,
+            model);
+  smoe_free(model);
 }
 
 void smoe_run_report_error(smoe_status status, const smoe_settings *settings, int64_t done, int64_t saved) {

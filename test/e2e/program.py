@@ -313,7 +313,7 @@ class ProgramTest(unittest.TestCase):
         args = ["train", cls.program.config]
         for setting in (f"data.corpus={cls.corpus}", f"run.directory={cls.path(run)}", *cls.settings, *settings):
             args += ["-P", setting]
-        return args + (["--resume"] if resume else [])
+        return args + ([] if not resume else ["--resume"] if resume is True else [f"--{resume}"])
 
     @classmethod
     def train(cls, run, settings=(), ranks=1, resume=False, **how):

@@ -90,7 +90,7 @@ class Resume(p.ProgramTest):
         run, settings = "unlucky", ["train.checkpoint_every=5"]
         for number, place in enumerate(("routing.rename", "checkpoint.write", "checkpoint.rename",
                                         "checkpoint.latest")):
-            result = self.train(run, settings, ranks=2, resume=True,
+            result = self.train(run, settings, ranks=2, resume="start-or-resume",
                                 env={"STABLEMOE_KILL": f"{place}@{number % 2}#{number + 2}"})
             with self.subTest(place):
                 self.assertNotIn(result.code, (None, 0, p.STOPPED), result)

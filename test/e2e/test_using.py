@@ -85,6 +85,15 @@ class Generate(Using):
         args = ["generate", run, "-p", "ab", "-n", 2 * CONTEXT]
         self.assertEqual(self.on_ranks(*args, ranks=(1, 2)), self.text(*args, "--no-cache"))
 
+    def test_few_sequences_under_a_capacity(self):
+        """One sequence has fewer tokens than there are experts: each takes one all the same."""
+        run = self.trained("tight", ["moe.experts=64", "moe.capacity_factor=1", "train.updates=2", "schedule.warmup=1",
+                                     "router.stage1_updates=1"])
+        for ranks in (1, 2):
+            result = self.program.run("evaluate", run, "-n", 1, "--json", ranks=ranks)
+            self.assertFine(result)
+            self.assertLess(json.loads(result.out)["drop_rate"], 0.95)
+
     def test_experts_that_look_ahead(self):
         run = self.trained("ahead", ["router.method=expert_choice", "router.expert_choice.evaluation=experts",
                                      "train.updates=5", "train.checkpoint_every=5"])

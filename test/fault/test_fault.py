@@ -65,11 +65,11 @@ class Fault(p.ProgramTest):
         super().setUpClass()
         cls.trained("base", ["train.updates=2"])
         cls.copy("base", "whole")
-        cls.trained("whole", resume=True)
+        cls.trained("whole", resume="start-or-resume")
 
     def resume_with(self, wish, run, base="base"):
         self.copy(base, run)
-        return self.train(run, ranks=self.ranks, resume=True, env={"STABLEMOE_FAULT": wish}, timeout=TIME_LIMIT)
+        return self.train(run, ranks=self.ranks, resume="start-or-resume", env={"STABLEMOE_FAULT": wish}, timeout=TIME_LIMIT)
 
     def check_left(self, run, base="base"):
         """What was there before is there as it was; what is new is sound; nothing is half made."""

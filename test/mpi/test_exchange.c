@@ -104,7 +104,8 @@ static void make_world(world *w, int n_experts, int n_slots, double factor, choi
     }
     n_routed += routed;
   }
-  const int64_t room = factor > 0 ? (int64_t)(factor * (n_routed * n_slots) / n_experts) : INT64_MAX;
+  const int64_t share = (int64_t)(factor * (n_routed * n_slots) / n_experts);
+  const int64_t room = factor > 0 ? share > 1 ? share : 1 : INT64_MAX;
   for (int s = 0; s < n_tokens * n_slots; s++) {
     const int32_t e = w->kept[s] = w->chosen[s];
     if (e < 0) continue;
