@@ -23,6 +23,7 @@
 # It wants root, and Debian's slurmctld, slurmd, slurm-client, munge, iproute2 (jobs/install.sh --slurm).
 # STABLEMOE_CLUSTER names the cluster (default smoe), so that several can be up.
 set -euo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 here=$(cd "$(dirname "$0")" && pwd)
 checkout=$(dirname "$here")

@@ -12,6 +12,7 @@
 #
 # Another apt that is at work is waited for, STABLEMOE_APT_WAIT seconds at most (default 600).
 set -euo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 with_test=no with_slurm=no
 for argument in "$@"; do

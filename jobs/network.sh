@@ -17,6 +17,7 @@
 #   -P KEY=VALUE       set a configuration key; may be repeated
 #   -o DIR             figures of the runs (default runs/network)
 set -uo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 # shellcheck source=jobs/arguments.sh
 . "$(dirname "$0")/arguments.sh"

@@ -11,6 +11,7 @@
 #   --run DIR      run directory (default runs/quickstart; a run that is there is overwritten)
 #   -P KEY=VALUE   set a configuration key over configs/quickstart.yml; may be repeated
 set -euo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 ranks=2 run=runs/quickstart keys=() texts=() own=
 while [ $# -gt 0 ]; do

@@ -7,6 +7,7 @@
 # Size small takes a night for all tables on two cores, about two hours for the main one; base and large are the
 # paper's, for a cluster (inside a batch job, --launcher 'srun --mpi=pmix -n 32' takes the place of mpirun).
 set -euo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 cd "$(dirname "$0")/.."
 
 # The system's interpreter where there is one: Debian's packages belong to it.

@@ -22,6 +22,7 @@
 # `srun --mpi=pmix` in a job where Slurm has PMIx, else mpirun).
 # Exit status: 0; 1 where a run failed or losses differ; 2 where what was asked for cannot be.
 set -uo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 # shellcheck source=jobs/arguments.sh
 . "$(dirname "$0")/arguments.sh"

@@ -12,6 +12,7 @@
 #   --print              only show the sbatch command
 #   SBATCH-OPTION        goes to sbatch as it is, and over what is computed: --partition, --account, --nodes=2-4
 set -euo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 fail() { echo "submit.sh: $*" >&2; exit 2; }
 config='' ranks='' threads=1 per_node='' gflops=15 most=1440 show=no keys=() further=()

@@ -13,6 +13,7 @@
 # STABLEMOE_TEST_JOBS is how many tests run at a time (default: two per core and at most 8, since most of a test
 # is waiting for launchers; 1 where a failure shall be looked at undisturbed).
 set -uo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 suites=() sanitize=yes
 while [ $# -gt 0 ]; do

@@ -71,12 +71,6 @@ static void check_launch(smoe_doctor *d, long launched) {
         d,
         "the Slurm job has %ld tasks, this run has %d: start it with `srun --mpi=pmix`, or mpirun without -n",
         tasks, n);
-  if (n & (n - 1))
-    smoe_doctor_warning(
-        d,
-        "%d is no power of two: results repeat exactly, but agree with those of other numbers of ranks "
-        "to rounding only; 1, 2, 4, 8, ... ranks give the same bits",
-        n);
 }
 
 static void check_placement(smoe_doctor *d) {
