@@ -52,5 +52,14 @@ class Batch(p.ProgramTest):
         self.assertEqual(p.last_update(self.path("killed")), 8)
 
 
+    def test_numbers_of_submit(self):
+        submit = ["bash", os.path.join(self.program.source, "jobs", "submit.sh"), self.program.config, "--print"]
+        for words in (["--ranks", "1.5"], ["--ranks", "0"], ["--ranks", "2x"], ["--ranks", "2", "--threads", "0.5"],
+                      ["--ranks", "2", "--ranks-per-node", "1e3"], ["--ranks", "2", "--gflops", "1,5"]):
+            done = subprocess.run([*submit, *words], env=p.environment(), capture_output=True, text=True, timeout=p.TIME_LIMIT)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), done)
+            self.assertRegex(done.stderr, f"^submit.sh: {words[-2]} wants a (whole )?number.*, not '{words[-1]}'\\n$")
+
+
 if __name__ == "__main__":
     p.main()
