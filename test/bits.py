@@ -194,6 +194,11 @@ class Bits:
             return Failed(f"{type(error).__name__}: {error}")
 
 
+def merged(remarks):
+    """What only one program has, once for all checkpoints."""
+    return list(dict.fromkeys(re.sub(r"(?:resumed: )?(.* has )step-\d+\.h5 ", r"\1/", text) for text in remarks))
+
+
 def short(texts, most=6):
     return "".join(f"\n      {text}" for text in texts[:most]) + (
         f"\n      and {len(texts) - most} more" if len(texts) > most else "")
@@ -231,7 +236,7 @@ def main():
         else:
             wrong, remarks = result
             n_different += bool(wrong)
-            print(f"{'DIFFERENT ' if wrong else 'same      '} {label}{short(wrong)}{short(remarks)}", flush=True)
+            print(f"{'DIFFERENT ' if wrong else 'same      '} {label}{short(wrong)}{short(merged(remarks))}", flush=True)
     n = len(jobs)
     print(f"{n - n_different - n_skipped} of {n} configurations are the same bit for bit"
           f"{f', {n_skipped} skipped' if n_skipped else ''}{f', {n_different} are NOT' if n_different else ''}")

@@ -171,9 +171,10 @@ static inline void fixture_randomise(smoe_params *params, uint64_t seed) {
     const smoe_param *param = &params->param[p];
     const char *gamma = strstr(param->name, "norm/gamma");
     const bool expert = param->sharding == SMOE_EXPERT;
-    for (int j = 0; j < (expert ? params->n_local : 1); j++) {
+    const smoe_slab *slab = smoe_params_slab(params, p);
+    for (int j = 0; j < slab->n_local; j++) {
       smoe_real *value = expert ? smoe_params_expert(params, p, j) : smoe_params_shared(params, p);
-      const uint64_t first = expert ? (uint64_t)smoe_params_expert_number(params, j) * param->count : 0;
+      const uint64_t first = (uint64_t)smoe_slab_expert_number(slab, j) * param->count;
       for (size_t i = 0; i < param->count; i++)
         value[i] =
             (smoe_real)((gamma ? 1 : 0) + 0.3 * smoe_random_normal(seed, SMOE_RANDOM_TEST,

@@ -41,6 +41,7 @@ typedef struct smoe_exchange_shape {
   double capacity_factor;        /**< rows per expert at most, over T K / E; 0: dropless */
   int64_t n_replica_max;         /**< tokens of this rank's replica at most; 0: n_global_max */
   smoe_exchange_options options; /**< all zero: one MPI_Alltoallv */
+  const int32_t *expert_at; /**< [E] expert at each place, read with every plan; NULL: expert e at place e */
 } smoe_exchange_shape;
 
 /** What a call leaves for the next one (src/comm/exchange.c). */
@@ -50,7 +51,7 @@ typedef struct smoe_exchange_state smoe_exchange_state;
 typedef struct smoe_exchange {
   smoe_exchange_shape shape;
   const smoe_topology *topology;
-  int place_first; /**< first place of this rank; its local expert j is smoe_expert_at(topology, place_first + j) */
+  int place_first; /**< first place of this rank; its local expert j is smoe_expert_at(shape.expert_at, place_first + j) */
   int n_local; /**< experts of this rank */
 
   size_t n_tokens;        /**< N of this call */

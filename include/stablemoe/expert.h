@@ -18,6 +18,7 @@ typedef struct smoe_sublayer {
 /** The experts of one MoE layer on this rank. */
 typedef struct smoe_experts {
   const smoe_params *params;
+  int number;           /**< of their slab: smoe_params_experts(params, number) */
   smoe_ffn_shape shape; /**< of every sublayer */
   size_t rows_max;      /**< rows that tape and scratch were taken for */
   int n_sublayers;

@@ -5,12 +5,17 @@
  *  norm, Adam, checkpoint, resume, summary, gradient tests and freezing all
  *  walk this table. A new parameter is one line and cannot be forgotten.
  *
- *  REPLICATED parameters stand one after another in one slab, each starting on
- *  a multiple of SMOE_UNIT; every rank has the whole slab, and owns a slice of
- *  it (lanes.h) for which it keeps the moments. EXPERT parameters of one
- *  expert, all MoE layers, stand in one expert slab; a rank has the slabs of
- *  its own experts. Where several replicas (topology.h) hold the same experts,
- *  each of these ranks owns a slice of the slabs, with the moments of that slice.
+ *  Parameters stand one after another in slabs, each starting on a multiple of
+ *  SMOE_UNIT. REPLICATED ones stand in one slab, which every rank has whole; the
+ *  experts of each MoE layer have a slab of their own, of which a rank has the copies
+ *  of its own experts. MoE layers may differ in their number of experts and in which
+ *  rank has which expert. The ranks that have the same copies (all ranks; for experts
+ *  one rank per replica, topology.h) share out a slab's slices (lanes.h), with the
+ *  moments of each.
+ *
+ *  A parameter that is frozen before the table is laid out never learns: it stands
+ *  in a slab beside, which has values only, no gradient and no moments. One that is
+ *  frozen later keeps its place.
  */
 #ifndef STABLEMOE_PARAMS_H
 #define STABLEMOE_PARAMS_H
@@ -45,8 +50,36 @@ typedef struct smoe_param {
   bool decay;    /**< weight decay applies */
   bool frozen;   /**< no gradient, no optimizer step, not in the norm */
   size_t count;  /**< elements of one copy */
-  size_t offset; /**< in the replicated slab, or in an expert slab */
+  int slab;      /**< that it stands in; final once the table is laid out */
+  size_t offset; /**< in a copy of the slab; there once the table is laid out */
 } smoe_param;
+
+/** A stretch of parameters that are kept, reduced, stepped and moved in one way. */
+typedef struct smoe_slab {
+  bool learns; /**< has gradients and moments, in training; else values only */
+
+  int n_experts;      /**< E of the MoE layer; 0 for replicated parameters */
+  int place_first;    /**< first place of this rank (topology.h) */
+  int n_local;        /**< copies on this rank: experts of its places; 1 for replicated parameters */
+  int32_t *expert_at; /**< [E] expert at each place, the same on all ranks, ascending within a rank;
+                           a slab that learns and the one beside it share it. NULL for replicated ones */
+
+  smoe_group holders; /**< ranks that have the same copies, of which each owns a slice */
+  smoe_lanes lanes;   /**< whose gradients are added: those of the batch; for experts one per replica */
+
+  size_t count;       /**< elements of one copy, a multiple of SMOE_UNIT */
+  size_t slice_first; /**< first element of the slice of [n_local, count] that this rank owns */
+  size_t slice_count; /**< all of it where there is one holder */
+
+  smoe_real *value;    /**< [n_local, count] */
+  smoe_real *m;        /**< [slice_count] first moments of the own slice; NULL where nothing is learned */
+  smoe_real *v;        /**< [slice_count] second moments */
+  smoe_real *grad;     /**< [lanes.count, n_local, count] of each lane, or of this replica's tokens */
+  smoe_real *grad_own; /**< [slice_count] the own slice of their sum; grad where there is one lane */
+} smoe_slab;
+
+/** Slabs of the replicated parameters; those of MoE layer m's experts are 2 m + 2 and, frozen, 2 m + 3. */
+enum { SMOE_SLAB_REPLICATED, SMOE_SLAB_REPLICATED_FROZEN, SMOE_SLAB_EXPERTS };
 
 typedef struct smoe_params {
   smoe_group group; /**< all ranks */
@@ -54,35 +87,25 @@ typedef struct smoe_params {
   smoe_lanes lanes;
   smoe_param *param; /**< [n_params] in order of declaration */
   int n_params;
-
-  int n_experts;       /**< E over all ranks; 0 for a dense model */
-  int place_first;     /**< first place of this rank (topology.h) */
-  int n_local;         /**< experts of this rank: its places' */
-  size_t shared_count; /**< elements of the replicated slab, a multiple of SMOE_UNIT */
-  size_t expert_count; /**< elements of one expert slab, a multiple of SMOE_UNIT */
-  size_t slice_first;  /**< first element of the slice this rank owns */
-  size_t slice_count;
-  size_t expert_slice_first; /**< first element of the slice of [n_local, expert_count] this rank owns */
-  size_t expert_slice_count; /**< all of it where there is one replica */
-
-  smoe_real *shared;      /**< [shared_count], the same on all ranks */
-  smoe_real *shared_m;    /**< [slice_count] first moments of the own slice */
-  smoe_real *shared_v;    /**< [slice_count] second moments */
-  smoe_real *shared_grad; /**< [slice_count] gradient of the own slice after reduction */
-  smoe_real *lane_grad;   /**< [lanes.count, shared_count] */
-  smoe_real *expert;      /**< [n_local, expert_count] */
-  smoe_real *expert_m;    /**< [expert_slice_count] */
-  smoe_real *expert_v;    /**< [expert_slice_count] */
-  smoe_real *expert_grad; /**< [n_local, expert_count] of this replica's tokens */
-  smoe_real
-      *expert_grad_own; /**< [expert_slice_count] over all replicas; in expert_grad where there is one */
+  smoe_slab *slab; /**< [n_slabs]; moves in memory while parameters are declared */
+  int n_slabs;
+  int n_moe;     /**< MoE layers with experts so far; 0 for a dense model */
+  int n_experts; /**< most experts of a MoE layer; 0 for a dense model */
+  bool laid_out; /**< slabs and offsets of parameters are final */
+  bool training; /**< laid out with gradients and moments */
 } smoe_params;
 
 /** Start an empty table for one replica of the ranks of group. Local. */
-void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts);
+void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes);
 
 /** Spread the experts as a topology says, before anything is declared. Local. */
 void smoe_params_set_topology(smoe_params *params, const smoe_topology *topology);
+
+/** Begin the experts of the next MoE layer: EXPERT parameters that are declared from here on are theirs.
+ *
+ *  Local; expert e stands at place e. Returns the number of the layer, from 0.
+ */
+int smoe_params_begin_experts(smoe_params *params, int n_experts);
 
 /** Add one parameter; returns its index. Local; the same calls in the same order on all ranks.
  *
@@ -93,22 +116,24 @@ int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64
 
 /** Lay the table out on an arena (which may be measuring). Local.
  *
- *  training: with gradients and moments; else values only.
+ *  training: with gradients and moments; else values only. The first call fixes which parameters
+ *  never learn: those that are frozen then.
  */
 void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training);
 
 /** Give the table back. Local. */
 void smoe_params_end(smoe_params *params);
 
-/** Move the experts of this replica, values and moments, to other places.
+/** Move the experts of a MoE layer, values and moments, to other places of this replica.
  *
  *  Collective over group; params must be laid out for training. Nothing that is computed from the
- *  parameters changes by it. Destroys expert_grad: comes between updates.
+ *  parameters changes by it. Destroys the layer's gradients: comes between updates.
  *
+ *  layer      in  number of the MoE layer, from smoe_params_begin_experts
  *  expert_at  in  [E] expert at each place, the same on all ranks; ascending within a rank
  *  Cost:      one message per expert that changes its rank, for values and each moment.
  */
-void smoe_params_move_experts(smoe_params *params, const int32_t *expert_at);
+void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *expert_at);
 
 /** Set every parameter to its initial values and the moments to zero.
  *
@@ -116,13 +141,22 @@ void smoe_params_move_experts(smoe_params *params, const int32_t *expert_at);
  */
 void smoe_params_initialise(smoe_params *params, uint64_t seed);
 
-/** Make all values whole on every rank from the slices that the ranks own. Collective over group. */
-void smoe_params_allgather(smoe_params *params);
+/** Make values whole on every rank from the slices that the ranks own. Collective over group.
+ *
+ *  all: also of parameters that never learn, which differ from slice to slice only while a file is read.
+ */
+void smoe_params_allgather(smoe_params *params, bool all);
+
+/** Set all gradients to zero: an update begins. Local. */
+void smoe_params_clear_gradients(smoe_params *params);
+
+/** Multiply the own slices of the experts' gradients, between smoe_params_reduce and the step. Local. */
+void smoe_params_scale_experts(smoe_params *params, smoe_real factor);
 
 /** Add up the gradients of lanes and of replicas; each rank gets its own slices.
  *
  *  Collective over group.
- *  Writes:  shared_grad =, expert_grad_own =; lane_grad and expert_grad are destroyed
+ *  Writes:  grad_own = of every slab; grad is destroyed
  *  scratch  smoe_params_reduce_scratch(params) reals
  */
 void smoe_params_reduce(smoe_params *params, smoe_real *scratch);
@@ -133,37 +167,49 @@ size_t smoe_params_reduce_scratch(const smoe_params *params);
 /** Index of the parameter of that name, -1 where there is none. Local. */
 int smoe_params_find(const smoe_params *params, const char *name);
 
-/** Global number of local expert j. Local. */
-int smoe_params_expert_number(const smoe_params *params, int j);
+/** The slab of the experts of a MoE layer that learn. Local. */
+smoe_slab *smoe_params_experts(const smoe_params *params, int layer);
+
+/** The slab that a parameter stands in. Local. */
+smoe_slab *smoe_params_slab(const smoe_params *params, int index);
+
+/** Number of the slab's local expert j among all experts of its MoE layer; 0 for replicated ones. Local. */
+int smoe_slab_expert_number(const smoe_slab *slab, int j);
 
 /** Values of a replicated parameter. Local. */
 smoe_real *smoe_params_shared(const smoe_params *params, int index);
 
-/** Gradient of a replicated parameter in the slab of the rank's lane-th lane. Local. */
+/** Gradient of a replicated parameter in the slab of the rank's lane-th lane; NULL where it never learns. Local. */
 smoe_real *smoe_params_lane_grad(const smoe_params *params, int index, int lane);
 
-/** Values of a parameter of local expert j. Local. */
+/** Values of a parameter of local expert j of its MoE layer. Local. */
 smoe_real *smoe_params_expert(const smoe_params *params, int index, int j);
 
-/** Gradient of a parameter of local expert j. Local. */
+/** Gradient of a parameter of local expert j of its MoE layer; NULL where it never learns. Local. */
 smoe_real *smoe_params_expert_grad(const smoe_params *params, int index, int j);
 
-/** Freeze or thaw every parameter whose name begins with prefix; returns how many. Local. */
+/** Freeze or thaw every parameter whose name begins with prefix; returns how many.
+ *
+ *  Local. Frozen before smoe_params_layout a parameter never learns and costs its values alone; it
+ *  cannot be thawed afterwards.
+ */
 int smoe_params_freeze(smoe_params *params, const char *prefix, bool frozen);
 
-/** Part of a replicated parameter that lies in this rank's slice.
+/** Part of a parameter that lies in this rank's slice of its slab.
  *
  *  Local.
- *  first  out  first element, counted from the parameter's start
+ *  j      in   local expert; 0 for a replicated parameter
+ *  first  out  first element, counted from the start of that copy of the parameter
+ *  own    out  the same element's place in the slice: in m, v and grad_own
  *  Returns the number of elements, which may be 0.
  */
-size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first);
-
-/** Part of a parameter of local expert j that lies in this rank's expert slice; as smoe_params_in_slice. Local. */
-size_t smoe_params_expert_in_slice(const smoe_params *params, int index, int j, size_t *first);
+size_t smoe_params_in_slice(const smoe_params *params, int index, int j, size_t *first, size_t *own);
 
 /** Number of parameters (elements) of the whole model, by sharding; experts counted E times. Local. */
 int64_t smoe_params_total(const smoe_params *params, smoe_sharding sharding);
+
+/** Of all those the number that never learn, and have no gradients and moments. Local. */
+int64_t smoe_params_total_frozen(const smoe_params *params);
 
 /** Checksum of n consecutive elements of a parameter.
  *

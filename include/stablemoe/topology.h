@@ -5,9 +5,10 @@
  *  with the same place in their replicas hold the same experts, and add up these
  *  experts' gradients. With G = R there is one replica, which is plain expert parallelism.
  *
- *  Within a replica there are E places, and rank g has the places floor(g E / G) to
- *  floor((g + 1) E / G) - 1. Which expert stands at which place is a table (placement.h):
- *  at first expert e stands at place e. It decides where work is done, and never a result.
+ *  Within a replica a MoE layer has E places, and rank g has the places floor(g E / G) to
+ *  floor((g + 1) E / G) - 1. Which expert stands at which place is a table of each MoE layer
+ *  (placement.h), which has its own E: at first expert e stands at place e. It decides where
+ *  work is done, and never a result.
  */
 #ifndef STABLEMOE_TOPOLOGY_H
 #define STABLEMOE_TOPOLOGY_H
@@ -18,22 +19,20 @@ typedef struct smoe_topology {
   smoe_group world;    /**< all ranks */
   smoe_group experts;  /**< this rank's replica: G ranks; exchange happens here */
   smoe_group replicas; /**< ranks with this rank's experts, one per replica, in order */
-  int32_t *expert_at;  /**< [E] expert at each place, the same on all ranks; NULL: expert e at place e.
-                            Copies of a topology share it; within a rank the numbers ascend. */
   smoe_nodes nodes;    /**< of the ranks of experts; all zero where nobody asked for them */
 } smoe_topology;
 
 /** First place of a rank: floor(r E / R); for rank == n_ranks: E. Local. */
 int smoe_expert_first(int n_experts, int rank, int n_ranks);
 
-/** Expert at a place. Local. */
-int smoe_expert_at(const smoe_topology *topology, int place);
+/** Expert at a place. expert_at: [E], or NULL where expert e stands at place e. Local. */
+int smoe_expert_at(const int32_t *expert_at, int place);
 
-/** Split the ranks of world; expert e stands at place e.
+/** Split the ranks of world.
  *
  *  Collective over world.
  *
- *  n_experts     in  E; 0 for a dense model
+ *  n_experts     in  smallest E of the MoE layers; 0 for a dense model
  *  expert_ranks  in  G; 0: the largest divisor of R that is at most E
  *
  *  Errors:  SMOE_ERR_CONFIG, the same on all ranks, where G does not divide R or is above E.

@@ -67,7 +67,7 @@ size_t smoe_exchange_rows_between(const smoe_exchange *ex, smoe_direction direct
   int first, end;
   places_of(ex, experts, g, &first, &end);
   size_t n = 0;
-  for (int place = first; place < end; place++) n += (size_t)kept[smoe_expert_at(ex->topology, place)];
+  for (int place = first; place < end; place++) n += (size_t)kept[smoe_expert_at(ex->shape.expert_at, place)];
   return n;
 }
 

@@ -114,7 +114,7 @@ static void order_slots(smoe_exchange *ex, int32_t *expert) {
   for (int r = 0, place = 0; r < G; r++) {
     ex->send_offset[r] = n;
     for (; place < smoe_expert_first(E, r + 1, G); place++) {
-      const int e = smoe_expert_at(ex->topology, place);
+      const int e = smoe_expert_at(ex->shape.expert_at, place);
       next[e] = n;
       end[e] = n += kept[e];
     }
@@ -146,7 +146,7 @@ static void place_rows(smoe_exchange *ex) {
   int32_t *next = ex->cursor;
   ex->expert_offset[0] = 0;
   for (int j = 0; j < ex->n_local; j++) {
-    const size_t e = (size_t)smoe_expert_at(ex->topology, ex->place_first + j);
+    const size_t e = (size_t)smoe_expert_at(ex->shape.expert_at, ex->place_first + j);
     int64_t n = 0;
     for (int r = 0; r < G; r++) n += kept[(size_t)r * stride + e];
     next[j] = (int32_t)ex->expert_offset[j];
@@ -160,7 +160,7 @@ static void place_rows(smoe_exchange *ex) {
   for (int r = 0; r < G; r++) {
     ex->recv_offset[r] = arrived;
     for (int j = 0; j < ex->n_local; j++) {
-      const size_t e = (size_t)smoe_expert_at(ex->topology, ex->place_first + j);
+      const size_t e = (size_t)smoe_expert_at(ex->shape.expert_at, ex->place_first + j);
       for (int32_t i = 0; i < kept[(size_t)r * stride + e]; i++) ex->recv_place[arrived++] = next[j]++;
     }
     ex->recv_count[r] = arrived - ex->recv_offset[r];

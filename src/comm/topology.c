@@ -6,8 +6,8 @@ int smoe_expert_first(int n_experts, int rank, int n_ranks) {
   return (int)((int64_t)rank * n_experts / n_ranks);
 }
 
-int smoe_expert_at(const smoe_topology *topology, int place) {
-  return topology->expert_at ? topology->expert_at[place] : place;
+int smoe_expert_at(const int32_t *expert_at, int place) {
+  return expert_at ? expert_at[place] : place;
 }
 
 /* Largest divisor of n_ranks that is at most n_experts. */
@@ -44,8 +44,6 @@ smoe_status smoe_topology_create(smoe_topology *topology, const smoe_group *worl
   SMOE_CHECK(n_ranks % g == 0, SMOE_ERR_CONFIG,
              "comm.expert_ranks = %lld does not divide the %d ranks: start a multiple of it, or set it to 0",
              (long long)g, n_ranks);
-  topology->expert_at = smoe_alloc((size_t)n_experts * sizeof *topology->expert_at);
-  for (int e = 0; e < n_experts; e++) topology->expert_at[e] = e;
   if (g == n_ranks) return SMOE_OK;
   topology->experts = split(world, world->rank / (int)g, world->rank);
   topology->replicas = split(world, world->rank % (int)g, world->rank);
@@ -61,7 +59,6 @@ void smoe_topology_release(smoe_topology *topology) {
     free_comm(&topology->experts.comm);
     free_comm(&topology->replicas.comm);
   }
-  smoe_free(topology->expert_at);
   smoe_nodes_release(&topology->nodes);
   *topology = (smoe_topology){0};
 }

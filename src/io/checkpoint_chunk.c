@@ -7,7 +7,8 @@ const char *const smoe_set_folder[SMOE_SETS] = {"param", "adam/m", "adam/v"};
 const char *const smoe_set_checksum[SMOE_SETS] = {"checksum/param", "checksum/adam_m", "checksum/adam_v"};
 
 size_t smoe_chunk_slots(const smoe_params *params, int param) {
-  return params->param[param].sharding == SMOE_EXPERT ? (size_t)params->n_experts : 1;
+  return params->param[param].sharding == SMOE_EXPERT ? (size_t)smoe_params_slab(params, param)->n_experts
+                                                      : 1;
 }
 
 size_t smoe_chunk_slot(const smoe_params *params, int set, int param) {
@@ -19,51 +20,38 @@ size_t smoe_chunk_slot(const smoe_params *params, int set, int param) {
   return (size_t)set * all + before;
 }
 
-/** Start of this rank's slice of a set. */
-static smoe_real *set_values(const smoe_params *params, int set, smoe_sharding sharding) {
-  if (sharding == SMOE_EXPERT)
-    return set == 0   ? params->expert + params->expert_slice_first
-           : set == 1 ? params->expert_m
-                      : params->expert_v;
-  return set == 0 ? params->shared + params->slice_first : set == 1 ? params->shared_m : params->shared_v;
+bool smoe_chunk_in_set(const smoe_params *params, int set, int param) {
+  return set == 0 || smoe_params_slab(params, param)->learns;
 }
 
 static smoe_chunk *add_chunks(smoe_chunk *chunk, const smoe_params *params, int set, int p, size_t slot) {
-  const smoe_param *param = &params->param[p];
-  smoe_real *values = set_values(params, set, param->sharding);
-  if (param->sharding == SMOE_REPLICATED) {
-    size_t begin;
-    const size_t n = smoe_params_in_slice(params, p, &begin);
-    if (n) values += param->offset + begin - params->slice_first;
-    *chunk++ = (smoe_chunk){set, p, slot, (int64_t)begin, begin, n, values};
-    return chunk;
-  }
-  for (int j = 0; j < params->n_local; j++) {
-    const size_t expert = (size_t)smoe_params_expert_number(params, j);
-    size_t begin;
-    const size_t n = smoe_params_expert_in_slice(params, p, j, &begin);
-    const size_t at = (size_t)j * params->expert_count + param->offset + begin;
+  const smoe_slab *slab = smoe_params_slab(params, p);
+  smoe_real *slice = set == 0 ? slab->value + slab->slice_first : set == 1 ? slab->m : slab->v;
+  for (int j = 0; j < slab->n_local; j++) {
+    const size_t copy = (size_t)smoe_slab_expert_number(slab, j);
+    size_t begin, own;
+    const size_t n = smoe_params_in_slice(params, p, j, &begin, &own);
     *chunk++ = (smoe_chunk){.set = set,
                             .param = p,
-                            .slot = slot + expert,
-                            .first = (int64_t)(expert * param->count + begin),
+                            .slot = slot + copy,
+                            .first = (int64_t)(copy * params->param[p].count + begin),
                             .begin = begin,
                             .n = n,
-                            .values = n ? values + (at - params->expert_slice_first) : values};
+                            .values = slice + own};
   }
   return chunk;
 }
 
 smoe_chunk *smoe_chunks(const smoe_params *params, size_t *n, int *n_sets) {
-  *n_sets = params->shared_m ? SMOE_SETS : 1;
-  const size_t most = (size_t)*n_sets * (size_t)params->n_params * (size_t)(params->n_local + 1);
+  size_t most = 0;
+  *n_sets = params->training ? SMOE_SETS : 1;
+  for (int p = 0; p < params->n_params; p++)
+    most += (size_t)*n_sets * (size_t)smoe_params_slab(params, p)->n_local;
   smoe_chunk *chunks = smoe_alloc(most * sizeof *chunks), *end = chunks;
-  size_t slot = 0;
   for (int set = 0; set < *n_sets; set++)
-    for (int p = 0; p < params->n_params; p++) {
-      end = add_chunks(end, params, set, p, slot);
-      slot += smoe_chunk_slots(params, p);
-    }
+    for (int p = 0; p < params->n_params; p++)
+      if (smoe_chunk_in_set(params, set, p))
+        end = add_chunks(end, params, set, p, smoe_chunk_slot(params, set, p));
   *n = (size_t)(end - chunks);
   return chunks;
 }
@@ -81,7 +69,7 @@ const char *smoe_chunk_name(char *text, const char *folder, const smoe_param *pa
 int smoe_chunk_shape(const smoe_params *params, int p, int64_t shape[SMOE_H5_DIMS]) {
   const smoe_param *param = &params->param[p];
   int n = 0;
-  if (param->sharding == SMOE_EXPERT) shape[n++] = params->n_experts;
+  if (param->sharding == SMOE_EXPERT) shape[n++] = smoe_params_slab(params, p)->n_experts;
   for (int d = 0; d < param->n_dims; d++) shape[n++] = param->shape[d];
   return n;
 }

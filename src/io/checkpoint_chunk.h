@@ -31,10 +31,15 @@ typedef struct smoe_chunk {
  */
 smoe_chunk *smoe_chunks(const smoe_params *params, size_t *n, int *n_sets);
 
+/** Whether a set has a dataset of a parameter: those that never learn have no moments. Local. */
+bool smoe_chunk_in_set(const smoe_params *params, int set, int param);
+
 /** Checksums of a parameter: 1, or E of them. Local. */
 size_t smoe_chunk_slots(const smoe_params *params, int param);
 
-/** Place of a parameter's first checksum among those of all sets; (n_sets, 0): their number. Local. */
+/** Place of a parameter's first checksum among those of all sets, where each parameter has its own in
+ *  every set, used or not; (n_sets, 0): their number. Local.
+ */
 size_t smoe_chunk_slot(const smoe_params *params, int set, int param);
 
 /** Add each chunk's checksum to its slot of sums. Local. */

@@ -23,7 +23,9 @@ smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group,
   return SMOE_OK;
 }
 
-/** Check that the names of a set are those of the table, no more and no fewer. */
+/** Check that the names of a set are those of the table, no more and no fewer. Moments of parameters that
+ *  never learn may be there, as in files of earlier programs, and are passed over.
+ */
 static smoe_status check_names(hid_t file, const smoe_params *params, int set) {
   const char *folder = smoe_set_folder[set];
   char **names, path[SMOE_CHUNK_NAME];
@@ -35,7 +37,8 @@ static smoe_status check_names(hid_t file, const smoe_params *params, int set) {
                          smoe_h5_path(file), folder, *name);
   smoe_h5_list_free(names);
   for (int p = 0; p < params->n_params && status == SMOE_OK; p++)
-    if (!smoe_h5_exists(file, smoe_chunk_name(path, folder, &params->param[p])))
+    if (smoe_chunk_in_set(params, set, p) &&
+        !smoe_h5_exists(file, smoe_chunk_name(path, folder, &params->param[p])))
       status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' lacks '%s': it is damaged, or of another configuration",
                          smoe_h5_path(file), path);
   return status;
@@ -47,6 +50,7 @@ static smoe_status check_shapes(hid_t file, const smoe_params *params, int set) 
     int64_t shape[SMOE_H5_DIMS];
     const smoe_param *param = &params->param[p];
     const int n_dims = smoe_chunk_shape(params, p, shape);
+    if (!smoe_chunk_in_set(params, set, p)) continue;
     smoe_chunk_name(name, smoe_set_folder[set], param);
     SMOE_TRY(smoe_h5_expect(file, name, SMOE_H5_REAL_FILE, n_dims, shape));
     smoe_chunk_name(name, smoe_set_checksum[set], param);
@@ -81,6 +85,10 @@ static smoe_status check_sums(hid_t file, const smoe_params *params, int n_sets,
     for (int p = 0; p < params->n_params && status == SMOE_OK; p++) {
       const smoe_param *param = &params->param[p];
       const size_t n = smoe_chunk_slots(params, p);
+      if (!smoe_chunk_in_set(params, set, p)) {
+        sum += n;
+        continue;
+      }
       smoe_chunk_name(name, smoe_set_checksum[set], param);
       status = smoe_h5_read(file, name, H5T_NATIVE_UINT64, stored, 0, (int64_t)n);
       size_t e = 0;
@@ -119,7 +127,7 @@ smoe_status smoe_checkpoint_load(const char *path, smoe_params *params) {
     status = smoe_group_agree(group, group->rank == 0 ? check_sums(file, params, n_sets, sums) : SMOE_OK);
   }
   if (file >= 0) smoe_h5_close(file);
-  if (status == SMOE_OK) smoe_params_allgather(params);
+  if (status == SMOE_OK) smoe_params_allgather(params, true);
   smoe_free(chunk);
   smoe_free(sums);
   return status;

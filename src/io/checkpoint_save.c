@@ -67,6 +67,7 @@ static smoe_status make_kind(hid_t file, const save_plan *plan, bool checksums) 
     for (int p = 0; p < plan->params->n_params; p++) {
       const smoe_param *param = &plan->params->param[p];
       int64_t shape[SMOE_H5_DIMS];
+      if (!smoe_chunk_in_set(plan->params, set, p)) continue;
       const int n_dims = smoe_chunk_shape(plan->params, p, shape);
       smoe_chunk_name(name, (checksums ? smoe_set_checksum : smoe_set_folder)[set], param);
       if (checksums)
@@ -91,7 +92,8 @@ static smoe_status put_sums(const smoe_part_file *part, const save_plan *plan) {
     for (int p = 0; p < plan->params->n_params; p++) {
       const size_t n = smoe_chunk_slots(plan->params, p);
       smoe_chunk_name(name, smoe_set_checksum[set], &plan->params->param[p]);
-      SMOE_TRY(smoe_part_put_range(part, name, H5T_NATIVE_UINT64, sum, 0, (int64_t)n));
+      if (smoe_chunk_in_set(plan->params, set, p))
+        SMOE_TRY(smoe_part_put_range(part, name, H5T_NATIVE_UINT64, sum, 0, (int64_t)n));
       sum += n;
     }
   return SMOE_OK;

@@ -188,7 +188,7 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
   if (settings->comm.exchange == SMOE_EXCHANGE_TWO_LEVEL && n_experts > 0)
     smoe_nodes_find(&model->topology.nodes, &model->topology.experts, settings->comm.node_ranks);
-  smoe_params_begin(&model->params, group, &lanes, n_experts);
+  smoe_params_begin(&model->params, group, &lanes);
   smoe_params_set_topology(&model->params, &model->topology);
   const size_t context = shape->context ? shape->context : (size_t)settings->model.context;
   model->shape[SMOE_MAIN] = smoe_model_token_shape(model, shape->lane_sequences, context);
@@ -228,11 +228,7 @@ void smoe_model_destroy(smoe_model *model) {
 /* ---- the pass ---- */
 
 void smoe_model_begin_update(smoe_model *model) {
-  const smoe_params *params = &model->params;
-  memset(params->lane_grad, 0,
-         (size_t)params->lanes.count * params->shared_count * sizeof *params->lane_grad);
-  memset(params->expert_grad, 0,
-         (size_t)params->n_local * params->expert_count * sizeof *params->expert_grad);
+  smoe_params_clear_gradients(&model->params);
   smoe_model_begin_sums(model);
 }
 
@@ -400,6 +396,9 @@ smoe_status smoe_model_print_plan(const smoe_model *model) {
   smoe_group_max_f64(&params->group, bytes, 6);
   smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
             (long long)smoe_params_total(params, SMOE_EXPERT));
+  if (smoe_params_total_frozen(params) > 0)
+    smoe_note("of these frozen from the start, without gradients and moments: %lld",
+              (long long)smoe_params_total_frozen(params));
   smoe_note("memory per rank (largest of %d): %.1f MiB expected with balanced routing; at most %.1f MiB "
             "(model %.1f, tape %.1f, scratch %.1f)",
             params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,

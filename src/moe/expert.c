@@ -13,7 +13,8 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
                                       .inner = spec->inner,
                                       .norm = spec->expert_norm,
                                       .activation = spec->activation},
-                            .n_sublayers = spec->sublayers};
+                            .n_sublayers = spec->sublayers,
+                            .number = smoe_params_begin_experts(params, spec->experts)};
   const int64_t c = (int64_t)spec->width, f = (int64_t)spec->inner;
   const int64_t columns = (int64_t)smoe_ffn_columns(&experts->shape);
   /* As in the paper's code: PyTorch's default for W1 and the biases; with a norm of its own W2 = 0, so that an
@@ -126,7 +127,8 @@ void smoe_experts_forward_some(smoe_experts *experts, smoe_real *delta, const in
 }
 
 void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t *offset) {
-  smoe_experts_forward_some(experts, delta, offset, 0, experts->params->n_local);
+  const int n_local = smoe_params_experts(experts->params, experts->number)->n_local;
+  smoe_experts_forward_some(experts, delta, offset, 0, n_local);
 }
 
 /* What sublayer s's output has as gradient, on rows from `first` on. */
@@ -197,7 +199,8 @@ void smoe_experts_backward_weights(smoe_experts *experts, const smoe_real *ddelt
 
 void smoe_experts_backward(smoe_experts *experts, smoe_real *dx, const smoe_real *ddelta,
                            const int64_t *offset) {
-  for (int j = 0; j < experts->params->n_local; j++) {
+  const int n_local = smoe_params_experts(experts->params, experts->number)->n_local;
+  for (int j = 0; j < n_local; j++) {
     expert_backward_rows(experts, j, dx, ddelta, offset);
     expert_backward_weights(experts, j, ddelta, offset);
   }

@@ -68,7 +68,9 @@ static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings,
                                      .n_global_max = tokens->n_global,
                                      .capacity_factor = settings->moe.capacity_factor,
                                      .n_replica_max = tokens->n_replica,
-                                     .options = exchange_options(settings)};
+                                     .options = exchange_options(settings),
+                                     .expert_at =
+                                         smoe_params_experts(moe->params, moe->experts.number)->expert_at};
   smoe_exchange_declare(&moe->exchange, &moe->params->topology, &shape, fixed);
   moe->load = smoe_arena_take(fixed, (size_t)router->n_experts * sizeof *moe->load);
   const size_t table = router->ops->table_ints ? router->ops->table_ints(router) : 0;

@@ -13,31 +13,53 @@ static size_t round_to_unit(size_t n) {
   return (n + SMOE_UNIT - 1) / SMOE_UNIT * SMOE_UNIT;
 }
 
-static void find_slice(smoe_params *params) {
-  const smoe_group *group = &params->group;
-  params->slice_first = smoe_slice_first(params->shared_count, group->rank, group->n_ranks);
-  params->slice_count =
-      smoe_slice_first(params->shared_count, group->rank + 1, group->n_ranks) - params->slice_first;
-  const smoe_group *replicas = &params->topology.replicas;
-  const size_t experts = (size_t)params->n_local * params->expert_count;
-  params->expert_slice_first = smoe_slice_first(experts, replicas->rank, replicas->n_ranks);
-  params->expert_slice_count =
-      smoe_slice_first(experts, replicas->rank + 1, replicas->n_ranks) - params->expert_slice_first;
+static size_t slab_size(const smoe_slab *slab) {
+  return (size_t)slab->n_local * slab->count;
 }
 
-void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes, int n_experts) {
-  *params = (smoe_params){.group = *group, .lanes = *lanes, .n_experts = n_experts};
-  const smoe_topology whole = smoe_topology_whole(group);
-  smoe_params_set_topology(params, &whole);
+static void find_slice(smoe_slab *slab) {
+  const smoe_group *holders = &slab->holders;
+  slab->slice_first = smoe_slice_first(slab_size(slab), holders->rank, holders->n_ranks);
+  slab->slice_count =
+      smoe_slice_first(slab_size(slab), holders->rank + 1, holders->n_ranks) - slab->slice_first;
+}
+
+/* Add two slabs alike: one that learns and, beside it, one that never does. */
+static void add_slabs(smoe_params *params, smoe_slab slab) {
+  params->slab = smoe_realloc(params->slab, (size_t)(params->n_slabs + 2) * sizeof *params->slab);
+  slab.learns = true;
+  params->slab[params->n_slabs++] = slab;
+  slab.learns = false;
+  params->slab[params->n_slabs++] = slab;
+}
+
+void smoe_params_begin(smoe_params *params, const smoe_group *group, const smoe_lanes *lanes) {
+  *params = (smoe_params){.group = *group, .lanes = *lanes, .topology = smoe_topology_whole(group)};
+  add_slabs(params, (smoe_slab){.n_local = 1, .holders = *group, .lanes = *lanes});
 }
 
 void smoe_params_set_topology(smoe_params *params, const smoe_topology *topology) {
-  const smoe_group *experts = &topology->experts;
-  SMOE_ASSERT(params->n_params == 0);
+  SMOE_ASSERT(params->n_params == 0 && params->n_moe == 0);
   params->topology = *topology;
-  params->place_first = smoe_expert_first(params->n_experts, experts->rank, experts->n_ranks);
-  params->n_local =
-      smoe_expert_first(params->n_experts, experts->rank + 1, experts->n_ranks) - params->place_first;
+}
+
+int smoe_params_begin_experts(smoe_params *params, int n_experts) {
+  const smoe_group *experts = &params->topology.experts, *replicas = &params->topology.replicas;
+  SMOE_ASSERT(n_experts > 0 && !params->laid_out);
+  const int first = smoe_expert_first(n_experts, experts->rank, experts->n_ranks);
+  const int end = smoe_expert_first(n_experts, experts->rank + 1, experts->n_ranks);
+  int32_t *expert_at = smoe_alloc((size_t)n_experts * sizeof *expert_at);
+  for (int e = 0; e < n_experts; e++) expert_at[e] = e;
+  /* Each replica's sum over its tokens is one lane of a tree over the replicas. */
+  add_slabs(params,
+            (smoe_slab){.n_experts = n_experts,
+                        .place_first = first,
+                        .n_local = end - first,
+                        .expert_at = expert_at,
+                        .holders = *replicas,
+                        .lanes = smoe_lanes_of_rank(replicas->n_ranks, replicas->rank, replicas->n_ranks)});
+  if (n_experts > params->n_experts) params->n_experts = n_experts;
+  return params->n_moe++;
 }
 
 int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64_t *shape, smoe_init init,
@@ -56,16 +78,26 @@ int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64
     param.count *= (size_t)shape[param.n_dims];
   }
   if (param.n_dims == 0) SMOE_PANIC(SMOE_ERR_BUG, "parameter '%s' has no elements", param.name);
-  if (sharding == SMOE_EXPERT && params->n_experts == 0)
-    SMOE_PANIC(SMOE_ERR_BUG, "'%s' belongs to experts, and the model has none", param.name);
-
-  size_t *end = sharding == SMOE_EXPERT ? &params->expert_count : &params->shared_count;
-  param.offset = *end;
-  *end += round_to_unit(param.count);
+  if (sharding == SMOE_EXPERT && params->n_moe == 0)
+    SMOE_PANIC(SMOE_ERR_BUG, "'%s' belongs to experts, and no layer of experts was begun", param.name);
+  if (params->laid_out)
+    SMOE_PANIC(SMOE_ERR_BUG, "parameter '%s' is declared after the table was laid out", param.name);
+  param.slab = sharding == SMOE_EXPERT ? params->n_slabs - 2 : SMOE_SLAB_REPLICATED;
   params->param = smoe_realloc(params->param, (size_t)(params->n_params + 1) * sizeof *params->param);
   params->param[params->n_params] = param;
-  find_slice(params);
   return params->n_params++;
+}
+
+/* Give every parameter its place; those that are frozen by now go to the slabs that never learn. */
+static void place_params(smoe_params *params) {
+  for (int p = 0; p < params->n_params; p++) {
+    smoe_param *param = &params->param[p];
+    param->slab += param->frozen;
+    param->offset = params->slab[param->slab].count;
+    params->slab[param->slab].count += round_to_unit(param->count);
+  }
+  for (int s = 0; s < params->n_slabs; s++) find_slice(&params->slab[s]);
+  params->laid_out = true;
 }
 
 /** Take n reals, zero: what stands between parameters must never be anything else. */
@@ -75,29 +107,29 @@ static smoe_real *take_zero(smoe_arena *arena, size_t n) {
   return reals;
 }
 
+static void lay_out(smoe_slab *slab, smoe_arena *arena, bool training) {
+  slab->value = take_zero(arena, slab_size(slab));
+  slab->m = slab->v = slab->grad = slab->grad_own = NULL;
+  if (!training || !slab->learns) return;
+  slab->m = take_zero(arena, slab->slice_count);
+  slab->v = take_zero(arena, slab->slice_count);
+  slab->grad = take_zero(arena, (size_t)slab->lanes.count * slab_size(slab));
+  slab->grad_own = slab->lanes.n_lanes > 1 ? take_zero(arena, slab->slice_count) : slab->grad;
+}
+
 void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training) {
-  const size_t experts = (size_t)params->n_local * params->expert_count;
-  params->shared = take_zero(arena, params->shared_count);
-  params->expert = take_zero(arena, experts);
-  params->shared_m = params->shared_v = params->shared_grad = params->lane_grad = NULL;
-  params->expert_m = params->expert_v = params->expert_grad = params->expert_grad_own = NULL;
-  if (!training) return;
-  params->shared_m = take_zero(arena, params->slice_count);
-  params->shared_v = take_zero(arena, params->slice_count);
-  params->shared_grad = take_zero(arena, params->slice_count);
-  params->lane_grad = take_zero(arena, (size_t)params->lanes.count * params->shared_count);
-  params->expert_m = take_zero(arena, params->expert_slice_count);
-  params->expert_v = take_zero(arena, params->expert_slice_count);
-  params->expert_grad = take_zero(arena, experts);
-  params->expert_grad_own = params->topology.replicas.n_ranks > 1
-                                ? take_zero(arena, params->expert_slice_count)
-                                : params->expert_grad;
+  if (!params->laid_out) place_params(params);
+  params->training = training;
+  for (int s = 0; s < params->n_slabs; s++) lay_out(&params->slab[s], arena, training);
 }
 
 void smoe_params_end(smoe_params *params) {
+  for (int m = 0; m < params->n_moe; m++) smoe_free(smoe_params_experts(params, m)->expert_at);
+  smoe_free(params->slab);
   smoe_free(params->param);
+  params->slab = NULL;
   params->param = NULL;
-  params->n_params = 0;
+  params->n_slabs = params->n_params = params->n_moe = 0;
 }
 
 /** Value that the distribution alone gives to an element, by its global index. */
@@ -167,78 +199,105 @@ static void zero(smoe_real *values, size_t n) {
 }
 
 void smoe_params_initialise(smoe_params *params, uint64_t seed) {
-  const size_t experts = (size_t)params->n_local * params->expert_count;
-  zero(params->shared, params->shared_count);
-  zero(params->shared_m, params->slice_count);
-  zero(params->shared_v, params->slice_count);
-  zero(params->expert, experts);
-  zero(params->expert_m, params->expert_slice_count);
-  zero(params->expert_v, params->expert_slice_count);
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    zero(slab->value, slab_size(slab));
+    zero(slab->m, slab->slice_count);
+    zero(slab->v, slab->slice_count);
+  }
   for (int p = 0; p < params->n_params; p++) {
     const smoe_param *param = &params->param[p];
-    if (param->sharding == SMOE_REPLICATED)
-      fill(params->shared + param->offset, param, seed, 0);
-    else
-      for (int j = 0; j < params->n_local; j++)
-        fill(smoe_params_expert(params, p, j), param, seed, smoe_params_expert_number(params, j));
+    const smoe_slab *slab = smoe_params_slab(params, p);
+    for (int j = 0; j < slab->n_local; j++)
+      fill(slab->value + (size_t)j * slab->count + param->offset, param, seed,
+           smoe_slab_expert_number(slab, j));
   }
 }
 
-/* Each replica's sum over its tokens is one lane of a tree over the replicas. */
-static smoe_lanes replica_lane(const smoe_group *replicas) {
-  return smoe_lanes_of_rank(replicas->n_ranks, replicas->rank, replicas->n_ranks);
+void smoe_params_clear_gradients(smoe_params *params) {
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    zero(slab->grad, (size_t)slab->lanes.count * slab_size(slab));
+  }
+}
+
+void smoe_params_scale_experts(smoe_params *params, smoe_real factor) {
+  for (int m = 0; m < params->n_moe; m++) {
+    const smoe_slab *slab = smoe_params_experts(params, m);
+    for (size_t i = 0; i < slab->slice_count; i++) slab->grad_own[i] *= factor;
+  }
 }
 
 void smoe_params_reduce(smoe_params *params, smoe_real *scratch) {
-  smoe_reduce_lanes(&params->group, &params->lanes, params->shared_grad, params->lane_grad, scratch,
-                    params->shared_count);
-  const smoe_group *replicas = &params->topology.replicas;
-  if (replicas->n_ranks == 1) return;
-  const smoe_lanes own = replica_lane(replicas);
-  smoe_reduce_lanes(replicas, &own, params->expert_grad_own, params->expert_grad, scratch,
-                    (size_t)params->n_local * params->expert_count);
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    if (slab->learns && slab->count > 0 && slab->grad_own != slab->grad)
+      smoe_reduce_lanes(&slab->holders, &slab->lanes, slab->grad_own, slab->grad, scratch, slab_size(slab));
+  }
 }
 
 size_t smoe_params_reduce_scratch(const smoe_params *params) {
-  const smoe_group *replicas = &params->topology.replicas;
-  const smoe_lanes own = replica_lane(replicas);
-  const size_t shared = smoe_reduce_scratch(&params->group, &params->lanes, params->shared_count);
-  const size_t expert = smoe_reduce_scratch(replicas, &own, (size_t)params->n_local * params->expert_count);
-  return shared > expert ? shared : expert;
+  size_t most = 0;
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    if (!slab->learns) continue;
+    const size_t reals = smoe_reduce_scratch(&slab->holders, &slab->lanes, slab_size(slab));
+    if (reals > most) most = reals;
+  }
+  return most;
+}
+
+/* Copies of experts to their new places; moved is [n_local, count]. */
+static void move_copies(const smoe_params *params, const smoe_slab *slab, const int32_t *expert_at,
+                        smoe_real *moved, const smoe_real *present) {
+  smoe_placement_move(&params->topology.experts, slab->expert_at, expert_at, slab->n_experts, moved, present,
+                      slab->count);
+}
+
+static void move_values(const smoe_params *params, const smoe_slab *slab, const int32_t *expert_at,
+                        smoe_real *moved) {
+  move_copies(params, slab, expert_at, moved, slab->value);
+  memcpy(slab->value, moved, slab_size(slab) * sizeof *moved);
 }
 
 /* The moments of this replica's experts, of which the ranks of the other replicas have other slices,
- * go to their new places; whole and moved are [n_local, expert_count], and whole may be the moments. */
-static void place_moments(const smoe_params *params, const int32_t *expert_at, smoe_real *own,
-                          smoe_real *whole, smoe_real *moved) {
-  const smoe_group *replicas = &params->topology.replicas;
-  const size_t n = params->expert_slice_count;
+ * go to their new places; whole is [n_local, count], and may be the moments. */
+static void move_moments(const smoe_params *params, const smoe_slab *slab, const int32_t *expert_at,
+                         smoe_real *own, smoe_real *whole, smoe_real *moved) {
+  const size_t n = slab->slice_count;
   if (whole != own) {
-    if (n) memcpy(whole + params->expert_slice_first, own, n * sizeof *own);
-    smoe_share_slices(replicas, whole, (size_t)params->n_local * params->expert_count);
+    if (n) memcpy(whole + slab->slice_first, own, n * sizeof *own);
+    smoe_share_slices(&slab->holders, whole, slab_size(slab));
   }
-  smoe_placement_move(&params->topology, expert_at, params->n_experts, moved, whole, params->expert_count);
-  if (n) memcpy(own, moved + params->expert_slice_first, n * sizeof *own);
+  move_copies(params, slab, expert_at, moved, whole);
+  if (n) memcpy(own, moved + slab->slice_first, n * sizeof *own);
 }
 
-void smoe_params_move_experts(smoe_params *params, const int32_t *expert_at) {
-  const size_t experts = (size_t)params->n_local * params->expert_count;
-  const bool split = params->topology.replicas.n_ranks > 1;
-  smoe_real *moved = params->expert_grad;
-  smoe_real *whole = split ? smoe_alloc(experts * sizeof *whole) : NULL;
-  smoe_placement_move(&params->topology, expert_at, params->n_experts, moved, params->expert,
-                      params->expert_count);
-  if (experts) memcpy(params->expert, moved, experts * sizeof *moved);
-  place_moments(params, expert_at, params->expert_m, split ? whole : params->expert_m, moved);
-  place_moments(params, expert_at, params->expert_v, split ? whole : params->expert_v, moved);
-  smoe_free(whole);
-  memcpy(params->topology.expert_at, expert_at, (size_t)params->n_experts * sizeof *expert_at);
+void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *expert_at) {
+  smoe_slab *slab = smoe_params_experts(params, layer), *frozen = slab + 1;
+  SMOE_ASSERT(params->training);
+  if (slab_size(slab) > 0) {
+    const bool split = slab->holders.n_ranks > 1;
+    smoe_real *whole = split ? smoe_alloc(slab_size(slab) * sizeof *whole) : NULL;
+    move_values(params, slab, expert_at, slab->grad);
+    move_moments(params, slab, expert_at, slab->m, split ? whole : slab->m, slab->grad);
+    move_moments(params, slab, expert_at, slab->v, split ? whole : slab->v, slab->grad);
+    smoe_free(whole);
+  }
+  if (slab_size(frozen) > 0) {
+    smoe_real *moved = smoe_alloc(slab_size(frozen) * sizeof *moved);
+    move_values(params, frozen, expert_at, moved);
+    smoe_free(moved);
+  }
+  memcpy(slab->expert_at, expert_at, (size_t)slab->n_experts * sizeof *expert_at);
 }
 
-void smoe_params_allgather(smoe_params *params) {
-  smoe_share_slices(&params->group, params->shared, params->shared_count);
-  smoe_share_slices(&params->topology.replicas, params->expert,
-                    (size_t)params->n_local * params->expert_count);
+void smoe_params_allgather(smoe_params *params, bool all) {
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    if ((slab->learns || all) && slab->count > 0)
+      smoe_share_slices(&slab->holders, slab->value, slab_size(slab));
+  }
 }
 
 int smoe_params_find(const smoe_params *params, const char *name) {
@@ -247,70 +306,90 @@ int smoe_params_find(const smoe_params *params, const char *name) {
   return -1;
 }
 
-int smoe_params_expert_number(const smoe_params *params, int j) {
-  SMOE_ASSERT(j >= 0 && j < params->n_local);
-  return smoe_expert_at(&params->topology, params->place_first + j);
+smoe_slab *smoe_params_experts(const smoe_params *params, int layer) {
+  SMOE_ASSERT(layer >= 0 && layer < params->n_moe);
+  return &params->slab[SMOE_SLAB_EXPERTS + 2 * layer];
+}
+
+smoe_slab *smoe_params_slab(const smoe_params *params, int index) {
+  SMOE_ASSERT(index >= 0 && index < params->n_params);
+  return &params->slab[params->param[index].slab];
+}
+
+int smoe_slab_expert_number(const smoe_slab *slab, int j) {
+  SMOE_ASSERT(j >= 0 && j < slab->n_local);
+  return smoe_expert_at(slab->expert_at, slab->place_first + j);
 }
 
 smoe_real *smoe_params_shared(const smoe_params *params, int index) {
-  SMOE_ASSERT(params->param[index].sharding == SMOE_REPLICATED);
-  return params->shared + params->param[index].offset;
+  SMOE_ASSERT(params->laid_out && params->param[index].sharding == SMOE_REPLICATED);
+  return smoe_params_slab(params, index)->value + params->param[index].offset;
 }
 
 smoe_real *smoe_params_lane_grad(const smoe_params *params, int index, int lane) {
+  const smoe_slab *slab = smoe_params_slab(params, index);
   SMOE_ASSERT(params->param[index].sharding == SMOE_REPLICATED && lane >= 0 && lane < params->lanes.count);
-  return params->lane_grad + (size_t)lane * params->shared_count + params->param[index].offset;
+  return slab->grad ? slab->grad + (size_t)lane * slab->count + params->param[index].offset : NULL;
 }
 
 smoe_real *smoe_params_expert(const smoe_params *params, int index, int j) {
-  SMOE_ASSERT(params->param[index].sharding == SMOE_EXPERT && j >= 0 && j < params->n_local);
-  return params->expert + (size_t)j * params->expert_count + params->param[index].offset;
+  const smoe_slab *slab = smoe_params_slab(params, index);
+  SMOE_ASSERT(params->param[index].sharding == SMOE_EXPERT && j >= 0 && j < slab->n_local);
+  return slab->value + (size_t)j * slab->count + params->param[index].offset;
 }
 
 smoe_real *smoe_params_expert_grad(const smoe_params *params, int index, int j) {
-  SMOE_ASSERT(params->param[index].sharding == SMOE_EXPERT && j >= 0 && j < params->n_local);
-  return params->expert_grad + (size_t)j * params->expert_count + params->param[index].offset;
+  const smoe_slab *slab = smoe_params_slab(params, index);
+  SMOE_ASSERT(params->param[index].sharding == SMOE_EXPERT && j >= 0 && j < slab->n_local);
+  return slab->grad ? slab->grad + (size_t)j * slab->count + params->param[index].offset : NULL;
 }
 
 int smoe_params_freeze(smoe_params *params, const char *prefix, bool frozen) {
   int n = 0;
-  for (int p = 0; p < params->n_params; p++)
-    if (strncmp(params->param[p].name, prefix, strlen(prefix)) == 0) {
-      params->param[p].frozen = frozen;
-      n++;
-    }
+  for (int p = 0; p < params->n_params; p++) {
+    smoe_param *param = &params->param[p];
+    if (strncmp(param->name, prefix, strlen(prefix)) != 0) continue;
+    if (!frozen && params->laid_out && !smoe_params_slab(params, p)->learns)
+      SMOE_PANIC(SMOE_ERR_BUG, "'%s' was frozen when the table was laid out: it has no moments", param->name);
+    param->frozen = frozen;
+    n++;
+  }
   return n;
 }
 
-/** Elements that [begin, begin + count) has in common with a slice; *first counts from begin. */
-static size_t common(size_t begin, size_t count, size_t slice_first, size_t slice_count, size_t *first) {
-  const size_t end = begin + count, slice_end = slice_first + slice_count;
-  const size_t from = begin > slice_first ? begin : slice_first, to = end < slice_end ? end : slice_end;
-  *first = 0;
+size_t smoe_params_in_slice(const smoe_params *params, int index, int j, size_t *first, size_t *own) {
+  const smoe_param *param = &params->param[index];
+  const smoe_slab *slab = smoe_params_slab(params, index);
+  SMOE_ASSERT(params->laid_out && j >= 0 && j < slab->n_local);
+  const size_t begin = (size_t)j * slab->count + param->offset, end = begin + param->count;
+  const size_t slice_end = slab->slice_first + slab->slice_count;
+  const size_t from = begin > slab->slice_first ? begin : slab->slice_first;
+  const size_t to = end < slice_end ? end : slice_end;
+  *first = *own = 0;
   if (from >= to) return 0;
   *first = from - begin;
+  *own = from - slab->slice_first;
   return to - from;
 }
 
-size_t smoe_params_in_slice(const smoe_params *params, int index, size_t *first) {
-  const smoe_param *param = &params->param[index];
-  *first = 0;
-  if (param->sharding != SMOE_REPLICATED) return 0;
-  return common(param->offset, param->count, params->slice_first, params->slice_count, first);
-}
-
-size_t smoe_params_expert_in_slice(const smoe_params *params, int index, int j, size_t *first) {
-  const smoe_param *param = &params->param[index];
-  SMOE_ASSERT(param->sharding == SMOE_EXPERT && j >= 0 && j < params->n_local);
-  return common((size_t)j * params->expert_count + param->offset, param->count, params->expert_slice_first,
-                params->expert_slice_count, first);
+/* Elements of a parameter in the whole model. */
+static int64_t elements(const smoe_params *params, int index) {
+  const smoe_slab *slab = smoe_params_slab(params, index);
+  return (int64_t)params->param[index].count * (slab->n_experts > 0 ? slab->n_experts : 1);
 }
 
 int64_t smoe_params_total(const smoe_params *params, smoe_sharding sharding) {
   int64_t total = 0;
   for (int p = 0; p < params->n_params; p++)
-    if (params->param[p].sharding == sharding) total += (int64_t)params->param[p].count;
-  return sharding == SMOE_EXPERT ? total * params->n_experts : total;
+    if (params->param[p].sharding == sharding) total += elements(params, p);
+  return total;
+}
+
+int64_t smoe_params_total_frozen(const smoe_params *params) {
+  int64_t total = 0;
+  for (int p = 0; p < params->n_params; p++)
+    if (!smoe_params_slab(params, p)->learns) total += elements(params, p);
+  return total;
 }
 
 uint64_t smoe_checksum(const smoe_real *values, size_t first, size_t n) {

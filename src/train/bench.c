@@ -77,7 +77,7 @@ static double rank_imbalance(const smoe_model *model) {
   for (int r = 0; r < g; r++) {
     double rows = 0;
     for (int i = smoe_expert_first(e, r, g); i < smoe_expert_first(e, r + 1, g); i++)
-      rows += (double)moe->load[smoe_expert_at(&model->topology, i)];
+      rows += (double)moe->load[smoe_expert_at(moe->exchange.shape.expert_at, i)];
     max = fmax(max, rows);
     sum += rows;
   }

@@ -2,7 +2,6 @@
 
 #include <math.h>
 
-#include "stablemoe/exchange.h"
 #include "stablemoe/kernel.h"
 
 static const double pi = 3.14159265358979323846;
@@ -42,11 +41,6 @@ static void unit_squares(double *square, const smoe_real *grad, size_t n) {
     square[at / SMOE_UNIT] = smoe_sum_squares(grad + at, n - at < SMOE_UNIT ? n - at : SMOE_UNIT);
 }
 
-/* Place within the rank's expert slice of element `first` of a parameter of local expert j. */
-static size_t expert_place(const smoe_params *params, const smoe_param *param, int j, size_t first) {
-  return (size_t)j * params->expert_count + param->offset + first - params->expert_slice_first;
-}
-
 /* Gather a double per unit of a slab from the ranks that own its slices. */
 static void gather_slices(const smoe_group *group, double *all, const double *mine, size_t count) {
   int *units = smoe_alloc((size_t)group->n_ranks * sizeof *units);
@@ -58,74 +52,65 @@ static void gather_slices(const smoe_group *group, double *all, const double *mi
   smoe_free(units);
 }
 
-/* Squares of the own slice of the replicated gradient, a double per unit; frozen parameters count 0. */
-static void slice_squares(const smoe_params *params, double *square) {
+/* Squares of the own slice of a slab's gradient, a double per unit; frozen parameters count 0. */
+static void slice_squares(const smoe_params *params, const smoe_slab *slab, double *square) {
   for (int i = 0; i < params->n_params; i++) {
-    const smoe_param *param = &params->param[i];
-    if (param->sharding != SMOE_REPLICATED || param->frozen) continue;
-    size_t first;
-    const size_t n = smoe_params_in_slice(params, i, &first);
-    const size_t own = param->offset + first - params->slice_first;
-    if (n) unit_squares(square + own / SMOE_UNIT, params->shared_grad + own, n);
-  }
-}
-
-static double shared_square(const smoe_params *params) {
-  const size_t n_units = params->shared_count / SMOE_UNIT;
-  double *mine = smoe_alloc(params->slice_count / SMOE_UNIT * sizeof *mine);
-  double *all = smoe_alloc(n_units * sizeof *all);
-  slice_squares(params, mine);
-  gather_slices(&params->group, all, mine, params->shared_count);
-  double sum = 0;
-  for (size_t i = 0; i < n_units; i++) sum += all[i];
-  smoe_free(mine);
-  smoe_free(all);
-  return sum;
-}
-
-/* Squares of the own slice of the experts' gradients, a double per unit; frozen parameters count 0. */
-static void expert_slice_squares(const smoe_params *params, double *square) {
-  for (int i = 0; i < params->n_params; i++) {
-    const smoe_param *param = &params->param[i];
-    if (param->sharding != SMOE_EXPERT || param->frozen) continue;
-    for (int j = 0; j < params->n_local; j++) {
-      size_t first;
-      const size_t n = smoe_params_expert_in_slice(params, i, j, &first);
-      if (n == 0) continue;
-      const size_t own = expert_place(params, param, j, first);
-      unit_squares(square + own / SMOE_UNIT, params->expert_grad_own + own, n);
+    if (smoe_params_slab(params, i) != slab || params->param[i].frozen) continue;
+    for (int j = 0; j < slab->n_local; j++) {
+      size_t first, own;
+      const size_t n = smoe_params_in_slice(params, i, j, &first, &own);
+      if (n) unit_squares(square + own / SMOE_UNIT, slab->grad_own + own, n);
     }
   }
 }
 
-static double expert_square(const smoe_params *params) {
-  if (params->n_experts == 0) return 0;
-  const size_t slab = (size_t)params->n_local * params->expert_count, n_units = slab / SMOE_UNIT;
-  double *mine = smoe_alloc(params->expert_slice_count / SMOE_UNIT * sizeof *mine);
-  double *unit = smoe_alloc(n_units * sizeof *unit);
-  double *local = smoe_alloc((size_t)params->n_local * sizeof *local);
-  double *all = smoe_alloc((size_t)params->n_experts * sizeof *all);
-  expert_slice_squares(params, mine);
-  gather_slices(&params->topology.replicas, unit, mine, slab);
-  for (size_t i = 0; i < n_units; i++) local[i / (params->expert_count / SMOE_UNIT)] += unit[i];
-
-  const smoe_group *experts = &params->topology.experts;
-  int *count = smoe_alloc((size_t)experts->n_ranks * sizeof *count);
-  for (int r = 0; r < experts->n_ranks; r++)
-    count[r] = smoe_expert_first(params->n_experts, r + 1, experts->n_ranks) -
-               smoe_expert_first(params->n_experts, r, experts->n_ranks);
-  smoe_group_gather_f64(experts, all, local, count);
-  /* They came by place; the sum goes by number, wherever experts live. */
-  double *by_number = smoe_alloc((size_t)params->n_experts * sizeof *by_number);
-  for (int i = 0; i < params->n_experts; i++) by_number[smoe_expert_at(&params->topology, i)] = all[i];
-  double sum = 0;
-  for (int e = 0; e < params->n_experts; e++) sum += by_number[e];
-  smoe_free(by_number);
-  smoe_free(count);
+/* Add the squares of each copy of a slab to sum [n_local], unit by unit in their order. */
+static void add_squares(const smoe_params *params, const smoe_slab *slab, double *sum) {
+  const size_t n_units = slab->count / SMOE_UNIT, all_units = (size_t)slab->n_local * n_units;
+  double *mine = smoe_alloc(slab->slice_count / SMOE_UNIT * sizeof *mine);
+  double *unit = smoe_alloc(all_units * sizeof *unit);
+  slice_squares(params, slab, mine);
+  gather_slices(&slab->holders, unit, mine, (size_t)slab->n_local * slab->count);
+  for (size_t i = 0; i < all_units; i++) sum[i / n_units] += unit[i];
   smoe_free(mine);
   smoe_free(unit);
+}
+
+static double shared_square(const smoe_params *params) {
+  double sum = 0;
+  add_squares(params, &params->slab[SMOE_SLAB_REPLICATED], &sum);
+  return sum;
+}
+
+/* Go on with the sums [E] of the experts' squares over the units of one MoE layer's experts. They are
+ * added where the experts are, and come back by place; the sums go by number, wherever experts live. */
+static void add_layer(const smoe_params *params, int layer, double *by_number) {
+  const smoe_slab *slab = smoe_params_experts(params, layer);
+  const smoe_group *group = &params->topology.experts;
+  double *local = smoe_alloc((size_t)slab->n_local * sizeof *local);
+  double *by_place = smoe_alloc((size_t)slab->n_experts * sizeof *by_place);
+  int *count = smoe_alloc((size_t)group->n_ranks * sizeof *count);
+  for (int j = 0; j < slab->n_local; j++) local[j] = by_number[smoe_slab_expert_number(slab, j)];
+  add_squares(params, slab, local);
+  for (int r = 0; r < group->n_ranks; r++)
+    count[r] = smoe_expert_first(slab->n_experts, r + 1, group->n_ranks) -
+               smoe_expert_first(slab->n_experts, r, group->n_ranks);
+  smoe_group_gather_f64(group, by_place, local, count);
+  for (int i = 0; i < slab->n_experts; i++) by_number[smoe_expert_at(slab->expert_at, i)] = by_place[i];
   smoe_free(local);
-  smoe_free(all);
+  smoe_free(by_place);
+  smoe_free(count);
+}
+
+/* Experts of one number have one sum over all MoE layers: the order of the terms is that of the
+ * declarations, and no rank count or placement is in it. */
+static double expert_square(const smoe_params *params) {
+  if (params->n_experts == 0) return 0;
+  double *by_number = smoe_alloc((size_t)params->n_experts * sizeof *by_number);
+  double sum = 0;
+  for (int m = 0; m < params->n_moe; m++) add_layer(params, m, by_number);
+  for (int e = 0; e < params->n_experts; e++) sum += by_number[e];
+  smoe_free(by_number);
   return sum;
 }
 
@@ -145,24 +130,16 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
                     .scale = factor};
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
+    const smoe_slab *slab = smoe_params_slab(params, i);
     if (param->frozen) continue;
     adam.decay = param->decay ? settings->optimizer.decay : 0;
-    size_t first;
-    if (param->sharding == SMOE_REPLICATED) {
-      const size_t n = smoe_params_in_slice(params, i, &first), at = param->offset + first;
-      if (n == 0) continue;
-      const size_t own = at - params->slice_first;
-      smoe_adam_step(params->shared + at, params->shared_m + own, params->shared_v + own,
-                     params->shared_grad + own, n, &adam);
-    } else {
-      for (int j = 0; j < params->n_local; j++) {
-        const size_t n = smoe_params_expert_in_slice(params, i, j, &first);
-        if (n == 0) continue;
-        const size_t own = expert_place(params, param, j, first);
-        smoe_adam_step(smoe_params_expert(params, i, j) + first, params->expert_m + own,
-                       params->expert_v + own, params->expert_grad_own + own, n, &adam);
-      }
+    for (int j = 0; j < slab->n_local; j++) {
+      size_t first, own;
+      const size_t n = smoe_params_in_slice(params, i, j, &first, &own);
+      if (n)
+        smoe_adam_step(slab->value + slab->slice_first + own, slab->m + own, slab->v + own,
+                       slab->grad_own + own, n, &adam);
     }
   }
-  smoe_params_allgather(params);
+  smoe_params_allgather(params, false);
 }

@@ -117,8 +117,7 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   smoe_phase(SMOE_PHASE_REDUCTION);
   smoe_params_reduce(params, model->reduce_scratch);
   const smoe_real factor = (smoe_real)settings->optimizer.expert_gradient_factor;
-  if (factor != 1)
-    for (size_t i = 0; i < params->expert_slice_count; i++) params->expert_grad_own[i] *= factor;
+  if (factor != 1) smoe_params_scale_experts(params, factor);
   fill_result(step, result);
 }
 

@@ -30,7 +30,8 @@ static void begin(model *m) {
   const smoe_lanes lanes = smoe_lanes_of_rank(LANES, 0, 1);
   const smoe_init normal = {SMOE_INIT_NORMAL, 1.0, false};
   smoe_params *params = &m->params;
-  smoe_params_begin(params, &group, &lanes, EXPERTS);
+  smoe_params_begin(params, &group, &lanes);
+  smoe_params_begin_experts(params, EXPERTS);
   smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){40, 16, 0}, normal, true, "embedding/token");
   smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){3, 5, 7}, normal, true, "block0/cube");
   smoe_params_declare(params, SMOE_EXPERT, (int64_t[]){16, 24, 0}, normal, true, "moe0/expert/w1");
@@ -45,25 +46,26 @@ static void begin(model *m) {
 /** Values and moments of both models. */
 static bool equal(void) {
   const smoe_params *a = &saved.params, *b = &loaded.params;
-  const size_t shared = a->slice_count * sizeof *a->shared_m;
-  const size_t experts = (size_t)a->n_local * a->expert_count * sizeof *a->expert;
-  return memcmp(a->shared, b->shared, a->shared_count * sizeof *a->shared) == 0 &&
-         memcmp(a->shared_m, b->shared_m, shared) == 0 && memcmp(a->shared_v, b->shared_v, shared) == 0 &&
-         memcmp(a->expert, b->expert, experts) == 0 && memcmp(a->expert_m, b->expert_m, experts) == 0 &&
-         memcmp(a->expert_v, b->expert_v, experts) == 0;
+  bool same = true;
+  for (int s = 0; s < a->n_slabs; s++) {
+    const smoe_slab *x = &a->slab[s], *y = &b->slab[s];
+    const size_t bytes = (size_t)x->n_local * x->count * sizeof *x->value;
+    same = same && memcmp(x->value, y->value, bytes) == 0;
+    if (x->learns) same = same && memcmp(x->m, y->m, bytes) == 0 && memcmp(x->v, y->v, bytes) == 0;
+  }
+  return same;
 }
 
 /** Values, and moments that follow from them. */
 static void fill(void) {
   smoe_params *p = &saved.params;
   smoe_params_initialise(p, 3);
-  for (size_t i = 0; i < p->slice_count; i++) {
-    p->shared_m[i] = p->shared[i] * 2;
-    p->shared_v[i] = p->shared[i] * p->shared[i];
-  }
-  for (size_t i = 0; i < (size_t)p->n_local * p->expert_count; i++) {
-    p->expert_m[i] = p->expert[i] * 2;
-    p->expert_v[i] = p->expert[i] * p->expert[i];
+  for (int s = 0; s < p->n_slabs; s++) {
+    const smoe_slab *slab = &p->slab[s];
+    for (size_t i = 0; i < slab->slice_count && slab->learns; i++) {
+      slab->m[i] = slab->value[i] * 2;
+      slab->v[i] = slab->value[i] * slab->value[i];
+    }
   }
 }
 

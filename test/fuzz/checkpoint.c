@@ -13,7 +13,8 @@ static char *saved;
 static void layout(void) {
   const smoe_lanes lanes = smoe_lanes_of_rank(LANES, 0, 1);
   const smoe_init normal = {SMOE_INIT_NORMAL, 1.0, false};
-  smoe_params_begin(&params, &group, &lanes, EXPERTS);
+  smoe_params_begin(&params, &group, &lanes);
+  smoe_params_begin_experts(&params, EXPERTS);
   smoe_params_declare(&params, SMOE_REPLICATED, (int64_t[]){11, 8, 0}, normal, true, "embedding/token");
   smoe_params_declare(&params, SMOE_EXPERT, (int64_t[]){8, 6, 0}, normal, true, "moe0/expert/w1");
   smoe_params_declare(&params, SMOE_REPLICATED, (int64_t[]){8, 0, 0}, normal, false, "norm/gain");

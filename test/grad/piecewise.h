@@ -110,12 +110,12 @@ static inline double piecewise_check(piecewise *p, const char *what, smoe_real *
 static inline smoe_real *piecewise_gradient(const smoe_params *params, int index) {
   const smoe_param *param = &params->param[index];
   const bool expert = param->sharding == SMOE_EXPERT;
-  const int parts = expert ? params->n_local : params->lanes.count;
+  const int parts = expert ? smoe_params_slab(params, index)->n_local : params->lanes.count;
   smoe_real *gradient = smoe_alloc((size_t)(expert ? parts : 1) * param->count * sizeof *gradient);
   for (int j = 0; j < parts; j++) {
     const smoe_real *part =
         expert ? smoe_params_expert_grad(params, index, j) : smoe_params_lane_grad(params, index, j);
-    for (size_t k = 0; k < param->count; k++)
+    for (size_t k = 0; k < param->count && part; k++)
       gradient[(expert ? (size_t)j : 0) * param->count + k] += part[k];
   }
   return gradient;
@@ -128,7 +128,7 @@ static inline double piecewise_check_param(piecewise *p, const smoe_params *para
   if (param->sharding == SMOE_REPLICATED)
     return piecewise_check(p, param->name, smoe_params_shared(params, index), gradient, param->count);
   double largest = 0;
-  for (int j = 0; j < params->n_local; j++) {
+  for (int j = 0; j < smoe_params_slab(params, index)->n_local; j++) {
     char *name = smoe_sprintf("%s of expert %d", param->name, j);
     largest = fmax(largest, piecewise_check(p, name, smoe_params_expert(params, index, j),
                                             gradient + (size_t)j * param->count, param->count));
@@ -146,7 +146,7 @@ static inline void piecewise_check_params(piecewise *p, const smoe_params *param
   for (int i = 0; i < params->n_params; i++) gradient[i] = piecewise_gradient(params, i);
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
-    const size_t copies = param->sharding == SMOE_EXPERT ? (size_t)params->n_local : 1;
+    const size_t copies = (size_t)smoe_params_slab(params, i)->n_local;
     double frozen = 0;
     for (size_t k = 0; k < copies * param->count; k++) frozen = fmax(frozen, fabs((double)gradient[i][k]));
     if (param->frozen)

@@ -45,7 +45,7 @@ static void problem_begin(problem *p, int n_experts) {
                  .weight = values_uniform(N * C, 2),
                  .side = values_uniform(LANES * SEQUENCES * SIDE * C, 3),
                  .dside = values_zero(LANES * SEQUENCES * SIDE * C)};
-  smoe_params_begin(&p->params, &group, &lanes, n_experts);
+  smoe_params_begin(&p->params, &group, &lanes);
   fixture_tokens(p->token, NULL, 5, 0, N, 6);
   p->batch = (smoe_batch){.shape = {[SMOE_MAIN] = {.n_lanes = LANES,
                                                    .lane_sequences = SEQUENCES,
@@ -92,23 +92,26 @@ static smoe_layer_memory memory_of(problem *p) {
                              .training = true};
 }
 
+static size_t gradient_count(const smoe_slab *slab) {
+  return slab->grad ? (size_t)slab->lanes.count * (size_t)slab->n_local * slab->count : 0;
+}
+
 static void fill_gradients(smoe_params *params, smoe_real value) {
-  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
-    params->lane_grad[i] = value;
-  for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++) params->expert_grad[i] = value;
+  for (int s = 0; s < params->n_slabs; s++)
+    for (size_t i = 0; i < gradient_count(&params->slab[s]); i++) params->slab[s].grad[i] = value;
 }
 
 /** Take START away again; what stands between parameters must still be START. */
 static void take_start(smoe_params *params) {
-  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
-    params->lane_grad[i] -= START;
-  for (size_t i = 0; i < (size_t)params->n_local * params->expert_count; i++) params->expert_grad[i] -= START;
-  char *used = smoe_alloc(params->shared_count);
+  for (int s = 0; s < params->n_slabs; s++)
+    for (size_t i = 0; i < gradient_count(&params->slab[s]); i++) params->slab[s].grad[i] -= START;
+  const smoe_slab *slab = &params->slab[SMOE_SLAB_REPLICATED];
+  char *used = smoe_alloc(slab->count);
   for (int i = 0; i < params->n_params; i++)
-    if (params->param[i].sharding == SMOE_REPLICATED)
+    if (smoe_params_slab(params, i) == slab)
       memset(used + params->param[i].offset, 1, params->param[i].count);
-  for (size_t i = 0; i < (size_t)params->lanes.count * params->shared_count; i++)
-    CHECK(used[i % params->shared_count] || params->lane_grad[i] == 0, "written between parameters");
+  for (size_t i = 0; i < gradient_count(slab); i++)
+    CHECK(used[i % slab->count] || slab->grad[i] == 0, "written between parameters");
   smoe_free(used);
 }
 
@@ -310,10 +313,9 @@ static void test_expert_without_rows(void) {
   memcpy(p.moe->experts.z[0], p.x, N * C * sizeof *p.x);
   smoe_experts_forward(&p.moe->experts, p.y, offset);
   smoe_experts_backward(&p.moe->experts, p.dx, p.weight, offset);
-  const smoe_real *gradient = p.params.expert_grad;
+  const smoe_slab *slab = smoe_params_experts(&p.params, p.moe->experts.number);
   size_t changed[EXPERTS] = {0};
-  for (size_t i = 0; i < EXPERTS * p.params.expert_count; i++)
-    changed[i / p.params.expert_count] += gradient[i] != START;
+  for (size_t i = 0; i < EXPERTS * slab->count; i++) changed[i / slab->count] += slab->grad[i] != START;
   CHECK(changed[0] > 0 && changed[1] == 0 && changed[2] > 0, "gradients changed: %zu, %zu, %zu", changed[0],
         changed[1], changed[2]);
   problem_end(&p);

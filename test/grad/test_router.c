@@ -91,7 +91,7 @@ static double router_value(void *context, uint64_t *piece) {
 static void problem_begin(problem *p, const smoe_config *config, int stage) {
   const smoe_lanes lanes = {LANES, 0, LANES};
   const size_t n_experts = (size_t)smoe_config_settings(config)->moe.experts;
-  smoe_params_begin(&p->params, &group, &lanes, (int)n_experts);
+  smoe_params_begin(&p->params, &group, &lanes);
   fixture_router(&p->router, config, &p->params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);

@@ -200,7 +200,7 @@ static void test_gradient(void) {
                .weight = values_uniform(N * C, 2)};
   p.x[0] = values_uniform(N * C, 1);
   for (int m = 0; m < LAYERS; m++) p.x[m + 1] = values_zero(N * C);
-  smoe_params_begin(&p.params, &group, &lanes, EXPERTS);
+  smoe_params_begin(&p.params, &group, &lanes);
   fixture_tokens(p.token, NULL, 5, 0, N, 6);
   p.batch = (smoe_batch){.shape = {[SMOE_MAIN] = {.n_lanes = LANES,
                                                   .lane_sequences = SEQUENCES,

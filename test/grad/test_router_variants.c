@@ -51,7 +51,7 @@ static void problem_begin(problem *p, const char *method, const char *const *ove
   const smoe_lanes lanes = {LANES, 0, LANES};
   *p = (problem){.config = fixture_config(method, overrides)};
   p->context = (smoe_pass){.seed = 3, .update = 5, .stage = stage, .training = true, .n_targets = 5};
-  smoe_params_begin(&p->params, &group, &lanes, E);
+  smoe_params_begin(&p->params, &group, &lanes);
   fixture_router(&p->router, p->config, &p->params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);

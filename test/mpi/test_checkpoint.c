@@ -6,7 +6,8 @@
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/random.h"
 
-enum { EXPERTS = 4, LANES = 4, SEED = 5 };
+/* The two MoE layers have different numbers of experts. */
+enum { EXPERTS = 4, EXPERTS_OF_1 = 3, LANES = 4, SEED = 5 };
 
 static smoe_group world;
 static const smoe_group self = {MPI_COMM_SELF, 0, 1};
@@ -16,22 +17,41 @@ typedef struct model {
   smoe_arena arena;
 } model;
 
+/** How ranks share the experts of the models that follow; NULL: one replica. */
+static const smoe_topology *topology;
+
+/** What is frozen from the start is frozen after the layout only: as earlier programs had it. */
+static bool frozen_late;
+
+static void freeze(smoe_params *params) {
+  CHECK(smoe_params_freeze(params, "moe1/router/table", true) == 1);
+  CHECK(smoe_params_freeze(params, "moe1/expert/frozen", true) == 1);
+}
+
 /** Lay a small model out; extra: with one more parameter. */
 static void begin(model *m, const smoe_group *group, bool training, bool extra) {
   const smoe_lanes lanes = smoe_lanes_of_rank(LANES, group->rank, group->n_ranks);
   const smoe_init normal = {SMOE_INIT_NORMAL, 1.0, false};
   smoe_params *params = &m->params;
-  smoe_params_begin(params, group, &lanes, EXPERTS);
+  smoe_params_begin(params, group, &lanes);
+  if (topology && group == &world) smoe_params_set_topology(params, topology);
   smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){97, 33, 0}, normal, true, "embedding/token");
   smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){3, 5, 7}, normal, true, "block0/cube");
+  smoe_params_begin_experts(params, EXPERTS);
   smoe_params_declare(params, SMOE_EXPERT, (int64_t[]){33, 66, 0}, normal, true, "moe0/expert/w1");
   smoe_params_declare(params, SMOE_EXPERT, (int64_t[]){5, 0, 0}, normal, false, "moe0/expert/b1");
+  smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){1500, 0, 0}, normal, false, "moe1/router/table");
+  smoe_params_begin_experts(params, EXPERTS_OF_1);
+  smoe_params_declare(params, SMOE_EXPERT, (int64_t[]){20, 60, 0}, normal, true, "moe1/expert/w1");
+  smoe_params_declare(params, SMOE_EXPERT, (int64_t[]){1100, 0, 0}, normal, false, "moe1/expert/frozen");
   smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){33, 0, 0}, normal, false, "norm/gain");
   if (extra) smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){2, 0, 0}, normal, false, "norm/extra");
+  if (!frozen_late) freeze(params);
   smoe_arena_measure(&m->arena, "model");
   smoe_params_layout(params, &m->arena, training);
   CHECK_OK(smoe_arena_reserve(&m->arena));
   smoe_params_layout(params, &m->arena, training);
+  if (frozen_late) freeze(params);
 }
 
 static void end(model *m) {
@@ -47,21 +67,17 @@ static smoe_real moment(int which, size_t index) {
 static void fill(model *m) {
   smoe_params *params = &m->params;
   smoe_params_initialise(params, SEED);
-  for (int p = 0; p < params->n_params && params->shared_m; p++) {
-    const smoe_param *param = &params->param[p];
-    size_t first;
-    const size_t n = smoe_params_in_slice(params, p, &first);
-    for (size_t i = 0; i < n; i++) {
-      params->shared_m[param->offset + first + i - params->slice_first] = moment(2 * p, first + i);
-      params->shared_v[param->offset + first + i - params->slice_first] = moment(2 * p + 1, first + i);
-    }
-    for (int j = 0; j < params->n_local && param->sharding == SMOE_EXPERT; j++)
-      for (size_t i = 0; i < param->count; i++) {
-        const size_t at = (size_t)j * params->expert_count + param->offset + i;
-        const size_t index = (size_t)smoe_params_expert_number(params, j) * param->count + i;
-        params->expert_m[at] = moment(2 * p, index);
-        params->expert_v[at] = moment(2 * p + 1, index);
+  for (int p = 0; p < params->n_params; p++) {
+    const smoe_slab *slab = smoe_params_slab(params, p);
+    for (int j = 0; j < slab->n_local && slab->m; j++) {
+      size_t first, own;
+      const size_t n = smoe_params_in_slice(params, p, j, &first, &own);
+      const size_t index = (size_t)smoe_slab_expert_number(slab, j) * params->param[p].count + first;
+      for (size_t i = 0; i < n; i++) {
+        slab->m[own + i] = moment(2 * p, index + i);
+        slab->v[own + i] = moment(2 * p + 1, index + i);
       }
+    }
   }
 }
 
@@ -71,14 +87,13 @@ static void check_reals(const smoe_real *a, const smoe_real *b, size_t n, const 
 
 static void check_equal(const model *a, const model *b) {
   const smoe_params *p = &a->params, *q = &b->params;
-  const size_t experts = (size_t)p->n_local * p->expert_count;
-  check_reals(p->shared, q->shared, p->shared_count, "replicated values");
-  check_reals(p->expert, q->expert, experts, "experts");
-  if (!p->shared_m || !q->shared_m) return;
-  check_reals(p->shared_m, q->shared_m, p->slice_count, "first moments");
-  check_reals(p->shared_v, q->shared_v, p->slice_count, "second moments");
-  check_reals(p->expert_m, q->expert_m, experts, "experts' first moments");
-  check_reals(p->expert_v, q->expert_v, experts, "experts' second moments");
+  for (int i = 0; i < p->n_slabs; i++) {
+    const smoe_slab *x = &p->slab[i], *y = &q->slab[i];
+    check_reals(x->value, y->value, (size_t)x->n_local * x->count, "values");
+    if (!x->m || !y->m) continue;
+    check_reals(x->m, y->m, x->slice_count, "first moments");
+    check_reals(x->v, y->v, x->slice_count, "second moments");
+  }
 }
 
 /** Meta data of an update. */
@@ -125,7 +140,8 @@ static void test_any_ranks(const char *together, const char *alone) {
   char *path = smoe_sprintf("%s/latest", together), *other = smoe_sprintf("%s/step-000000012.h5", alone);
   if (world.rank == 0) {
     const int n = test_same_files(path, other);
-    CHECK(n == 5 * 6 + 1, "%d datasets", n);
+    /* Values, moments and their checksums; two parameters have values alone. */
+    CHECK(n == 6 * 6 + 2 * 2 + 1, "%d datasets", n);
     CHECK_OK(smoe_checkpoint_print(path));
     CHECK_OK(smoe_checkpoint_verify(path));
   }
@@ -135,6 +151,63 @@ static void test_any_ranks(const char *together, const char *alone) {
   check_load(&self, path, true);
   smoe_free(path);
   smoe_free(other);
+}
+
+/** Experts that each layer has in other places, and replicas that share out moments: still the same file. */
+static void test_placed(const char *path, const char *directory) {
+  smoe_topology replicas;
+  CHECK_OK(smoe_topology_create(&replicas, &world, EXPERTS_OF_1, world.n_ranks == 4 ? 2 : 0));
+  topology = &replicas;
+  const int n_ranks = replicas.experts.n_ranks;
+  const smoe_checkpoint_meta meta = meta_of(12);
+  char *other = smoe_sprintf("%s/step-000000012.h5", directory);
+  model m;
+  begin(&m, &world, true, false);
+  fill(&m);
+  /* In order within a rank, and another one in each layer where that makes a difference. */
+  if (n_ranks == 2) {
+    smoe_params_move_experts(&m.params, 0, (int32_t[]){1, 3, 0, 2});
+    smoe_params_move_experts(&m.params, 1, (int32_t[]){2, 0, 1});
+    const int n = smoe_params_experts(&m.params, 1)->n_local;
+    CHECK(smoe_slab_expert_number(smoe_params_experts(&m.params, 1), n - 1) == (n == 1 ? 2 : 1));
+  } else if (n_ranks == 3) {
+    smoe_params_move_experts(&m.params, 0, (int32_t[]){2, 0, 1, 3});
+    smoe_params_move_experts(&m.params, 1, (int32_t[]){1, 2, 0});
+  }
+  CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
+  if (world.rank == 0) CHECK(test_same_files(path, other) == 6 * 6 + 2 * 2 + 1);
+  smoe_group_barrier(&world);
+  /* What is read goes to the places that experts have. */
+  model placed;
+  begin(&placed, &world, true, false);
+  for (int layer = 0; layer < 2; layer++)
+    smoe_params_move_experts(&placed.params, layer, smoe_params_experts(&m.params, layer)->expert_at);
+  CHECK_OK(smoe_checkpoint_load(path, &placed.params));
+  check_equal(&placed, &m);
+  end(&placed);
+  end(&m);
+  check_load(&world, path, true);
+  topology = NULL;
+  smoe_topology_release(&replicas);
+  smoe_free(other);
+}
+
+/** A file of an earlier program, which kept moments of what never learns. */
+static void test_moments_of_frozen(const char *path, const char *directory) {
+  const smoe_checkpoint_meta meta = meta_of(12);
+  char *old = smoe_sprintf("%s/step-000000012.h5", directory);
+  model m;
+  frozen_late = true;
+  begin(&m, &world, true, false);
+  fill(&m);
+  CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
+  /* The other way round moments are missing. */
+  CHECK_REFUSED(smoe_checkpoint_load(path, &m.params), SMOE_ERR_FORMAT, "lacks 'adam/m/moe1/router/table'");
+  end(&m);
+  frozen_late = false;
+  check_load(&world, old, true);
+  check_load(&world, old, false);
+  smoe_free(old);
 }
 
 static void test_meta(const char *path) {
@@ -399,7 +472,10 @@ int main(int argc, char **argv) {
   test_directory_make(&world);
   char *together = test_path("together"), *alone = test_path("alone"), *others = test_path("others");
   char *path = smoe_sprintf("%s/step-000000012.h5", together);
+  char *placed = test_path("placed"), *earlier = test_path("earlier");
   test_any_ranks(together, alone);
+  test_placed(path, placed);
+  test_moments_of_frozen(path, earlier);
   test_meta(path);
   test_other_models(path, others);
   test_damage(path);
@@ -411,6 +487,8 @@ int main(int argc, char **argv) {
   smoe_free(together);
   smoe_free(alone);
   smoe_free(others);
+  smoe_free(placed);
+  smoe_free(earlier);
   smoe_free(path);
   smoe_group_end(&world);
   return test_verdict("checkpoint");

@@ -37,6 +37,7 @@ typedef struct {
 
 static smoe_group group;
 static smoe_topology topology;
+static int32_t *expert_at; /**< the experts' places; NULL: in order */
 static smoe_exchange_options options;
 static char label[400];
 
@@ -120,7 +121,7 @@ static void make_world(world *w, int n_experts, int n_slots, double factor, choi
   const int slot = w->first[first_rank()] * n_slots, slot_end = w->first[first_rank() + n_ranks] * n_slots;
   for (int place = first; place < end; place++) {
     for (int s = slot; s < slot_end; s++)
-      if (w->kept[s] == smoe_expert_at(&topology, place)) w->row_slot[w->n_rows++] = s;
+      if (w->kept[s] == smoe_expert_at(expert_at, place)) w->row_slot[w->n_rows++] = s;
     w->offset[place - first + 1] = w->n_rows;
   }
   snprintf(label, sizeof label,
@@ -338,7 +339,8 @@ static void test_case(smoe_exchange *ex, const world *w) {
 
 /* One exchange for all choices and layouts: a plan leaves nothing behind for the next. */
 static void test_shape(int n_experts, int n_slots, double factor) {
-  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH, TOKENS, TOKENS, factor, 0, options};
+  const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH,   TOKENS,   TOKENS,
+                                     factor,    0,       options, expert_at};
   smoe_arena arena;
   smoe_exchange ex;
   smoe_arena_measure(&arena, "exchange");
@@ -369,8 +371,8 @@ static void deal(int n_experts) {
     table[smoe_expert_first(n_experts, r + 1, n_ranks) - room[r]--] = e;
   }
   smoe_free(room);
-  smoe_free(topology.expert_at);
-  topology.expert_at = table;
+  smoe_free(expert_at);
+  expert_at = table;
 }
 
 /* A set of options on two shapes, which together with the other ways' are all. */
@@ -381,8 +383,8 @@ static void test_way(int number, int node_ranks) {
     const int shape = (i == 0 ? number : 3 * number + 5) % 8, n_experts = shape & 1 ? EXPERTS_MAX : 4;
     if (number % 3 == 0) deal(n_experts);
     test_shape(n_experts, shape & 2 ? 2 : 1, shape & 4 ? 0.5 : 0);
-    smoe_free(topology.expert_at);
-    topology.expert_at = NULL;
+    smoe_free(expert_at);
+    expert_at = NULL;
   }
   smoe_nodes_release(&topology.nodes);
 }

@@ -28,9 +28,10 @@ static void perturb(smoe_params *params, uint64_t seed) {
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
     const bool expert = param->sharding == SMOE_EXPERT;
-    for (int j = 0; j < (expert ? params->n_local : 1); j++) {
+    const smoe_slab *slab = smoe_params_slab(params, i);
+    for (int j = 0; j < slab->n_local; j++) {
       smoe_real *value = expert ? smoe_params_expert(params, i, j) : smoe_params_shared(params, i);
-      const uint64_t first = expert ? (uint64_t)smoe_params_expert_number(params, j) * param->count : 0;
+      const uint64_t first = (uint64_t)smoe_slab_expert_number(slab, j) * param->count;
       for (size_t k = 0; k < param->count; k++)
         value[k] += (smoe_real)(NOISE * smoe_random_normal(seed, SMOE_RANDOM_TEST,
                                                            smoe_hash_text(param->name), first + k));
@@ -40,30 +41,25 @@ static void perturb(smoe_params *params, uint64_t seed) {
 
 /* ---- writing ---- */
 
-/* A dataset of one parameter's shape, and this rank's part of its values: what it owns of a
- * replicated one (shared: the start of the slice or of the whole slab), all its experts.
- */
-static smoe_status write_tensor(const dump *d, const char *path, int index, const smoe_real *slice,
-                                const smoe_real *expert) {
+/* A dataset of one parameter's shape, and this rank's part of its values or gradient: what it owns. */
+static smoe_status write_tensor(const dump *d, const char *path, int index, bool gradient) {
   const smoe_params *params = &d->model->params;
   const smoe_param *param = &params->param[index];
   const int lead = param->sharding == SMOE_EXPERT;
-  int64_t shape[SMOE_DIMS_MAX + 1] = {params->n_experts};
+  const smoe_slab *slab = smoe_params_slab(params, index);
+  const smoe_real *slice = gradient ? slab->grad_own : slab->value + slab->slice_first;
+  int64_t shape[SMOE_DIMS_MAX + 1] = {slab->n_experts};
   memcpy(shape + lead, param->shape, (size_t)param->n_dims * sizeof *shape);
   SMOE_TRY_ALL(d->group, smoe_h5_dataset(d->file, path, SMOE_H5_REAL_FILE, param->n_dims + lead, shape));
-  if (!lead) {
-    size_t first;
-    const size_t n = smoe_params_in_slice(params, index, &first);
-    return smoe_group_agree(d->group, n ? smoe_h5_write(d->file, path, SMOE_H5_REAL,
-                                                        slice + (param->offset + first - params->slice_first),
-                                                        (int64_t)first, (int64_t)n)
-                                        : SMOE_OK);
-  }
   smoe_status status = SMOE_OK;
-  for (int j = 0; j < params->n_local && status == SMOE_OK; j++)
-    status = smoe_h5_write(
-        d->file, path, SMOE_H5_REAL, expert + (size_t)j * params->expert_count + param->offset,
-        (int64_t)smoe_params_expert_number(params, j) * (int64_t)param->count, (int64_t)param->count);
+  for (int j = 0; j < slab->n_local && status == SMOE_OK; j++) {
+    size_t first, own;
+    const size_t n = smoe_params_in_slice(params, index, j, &first, &own);
+    const int64_t copy = smoe_slab_expert_number(slab, j);
+    if (n)
+      status = smoe_h5_write(d->file, path, SMOE_H5_REAL, slice + own,
+                             copy * (int64_t)param->count + (int64_t)first, (int64_t)n);
+  }
   return smoe_group_agree(d->group, status);
 }
 
@@ -72,7 +68,7 @@ static smoe_status write_params(const dump *d, int64_t update) {
   for (int i = 0; i < params->n_params; i++) {
     char path[PATH];
     snprintf(path, sizeof path, "/update%lld/param/%s", (long long)update, params->param[i].name);
-    SMOE_TRY(write_tensor(d, path, i, params->shared + params->slice_first, params->expert));
+    SMOE_TRY(write_tensor(d, path, i, false));
   }
   return SMOE_OK;
 }
@@ -126,7 +122,7 @@ static smoe_status write_update(const dump *d, int64_t update, const smoe_step_r
     SMOE_TRY_ALL(d->group, smoe_h5_set_i64(d->file, path, "frozen", param->frozen));
     if (param->frozen) continue;
     snprintf(path, sizeof path, "/update%lld/grad/%s", (long long)update, param->name);
-    SMOE_TRY(write_tensor(d, path, i, params->shared_grad, params->expert_grad));
+    SMOE_TRY(write_tensor(d, path, i, true));
   }
   return SMOE_OK;
 }

@@ -28,7 +28,7 @@ static void problem_begin(problem *p, const char *method, int stage) {
   const smoe_lanes lanes = {1, 0, 1};
   *p = (problem){.config = fixture_config(method, (const char *const[]){"model.context=24", NULL})};
   p->context = (smoe_pass){.seed = 3, .stage = stage, .training = false, .n_targets = N};
-  smoe_params_begin(&p->params, &group, &lanes, 3);
+  smoe_params_begin(&p->params, &group, &lanes);
   fixture_router(&p->router, p->config, &p->params, 0, VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);

@@ -162,7 +162,7 @@ static void route(routed *r, const char *variant, smoe_params *params) {
   smoe_config *config = fixture_config("hash", overrides);
   smoe_router router;
   smoe_arena arena;
-  smoe_params_begin(params, &group, &lanes, 7);
+  smoe_params_begin(params, &group, &lanes);
   fixture_router(&router, config, params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&arena, "test");
   smoe_params_layout(params, &arena, false);

@@ -14,7 +14,7 @@ static void test_segments(const char *variant, bool by_token) {
   smoe_params params;
   smoe_router router;
   smoe_arena arena;
-  smoe_params_begin(&params, &group, &lanes, SEGMENTS * CHOICES);
+  smoe_params_begin(&params, &group, &lanes);
   fixture_router(&router, config, &params, 0, FIXTURE_VOCABULARY);
   CHECK(router.n_slots == SEGMENTS);
   smoe_arena_measure(&arena, "test");

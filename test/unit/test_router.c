@@ -95,7 +95,7 @@ static void problem_begin(problem *p, const char *method, int stage, bool traini
                  .config = fixture_config(method, (const char *const[]){"moe.capacity_factor=0",
                                                                         "train.batch_sequences=16", NULL})};
   p->context = (smoe_pass){.seed = 3, .update = 5, .stage = stage, .training = training, .n_targets = N};
-  smoe_params_begin(&p->params, &group, &lanes, EXPERTS);
+  smoe_params_begin(&p->params, &group, &lanes);
   smoe_params_declare(&p->params, SMOE_REPLICATED, (int64_t[]){C, 0},
                       (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false, "somebody/else");
   for (int m = 0; m < LAYERS; m++)
@@ -237,32 +237,33 @@ static void test_sums(problem *p) {
 
 /** Gradients go to the call's slab and to this layer's parameters that are not frozen; none comes from padding. */
 static void test_gradient(problem *p) {
-  const size_t slab = p->params.shared_count, bytes = slab * sizeof(smoe_real);
+  const size_t slab = p->params.slab[SMOE_SLAB_REPLICATED].count, bytes = slab * sizeof(smoe_real);
   smoe_real *first = smoe_alloc(bytes), *first_dx = smoe_alloc(N * C * sizeof *first_dx);
   for (int pass = 0; pass < 2; pass++) {
-    memset(p->params.lane_grad, 0, LANES * bytes);
+    memset(p->params.slab[SMOE_SLAB_REPLICATED].grad, 0, LANES * bytes);
     problem_call(p, SEQUENCES);
     route(p);
     losses_and_backward(p);
     if (pass == 0) {
-      memcpy(first, p->params.lane_grad + slab, bytes);
+      memcpy(first, p->params.slab[SMOE_SLAB_REPLICATED].grad + slab, bytes);
       memcpy(first_dx, p->dx, N * C * sizeof *first_dx);
       for (size_t i = 0; i < N * C; i++) p->x[i] = p->token[i / C] < 0 ? 50 * p->x[i] : p->x[i];
     }
   }
-  CHECK(memcmp(first, p->params.lane_grad + slab, bytes) == 0 &&
+  CHECK(memcmp(first, p->params.slab[SMOE_SLAB_REPLICATED].grad + slab, bytes) == 0 &&
             memcmp(first_dx, p->dx, N * C * sizeof *first_dx) == 0,
         "%s: the gradient depends on padding", p->name);
   for (size_t i = 0; i < N * C; i++)
     CHECK(isfinite(p->dx[i]) && (p->token[i / C] >= 0 || p->dx[i] == 0), "%s: row %zu has dx %g", p->name,
           i / C, (double)p->dx[i]);
   for (size_t i = 0; i < slab; i++)
-    CHECK(p->params.lane_grad[i] == 0, "%s: written to another lane", p->name);
+    CHECK(p->params.slab[SMOE_SLAB_REPLICATED].grad[i] == 0, "%s: written to another lane", p->name);
   for (int i = 0; i < p->params.n_params; i++) {
     const smoe_param *param = &p->params.param[i];
     const smoe_real *gradient = smoe_params_lane_grad(&p->params, i, 1);
     const bool none = param->frozen || strncmp(param->name, "moe1/", 5) != 0;
-    for (size_t k = 0; k < param->count; k++)
+    CHECK(gradient || param->frozen, "%s: %s has no gradient", p->name, param->name);
+    for (size_t k = 0; k < param->count && gradient; k++)
       CHECK(isfinite(gradient[k]) && (!none || gradient[k] == 0), "%s: %s has the gradient %g", p->name,
             param->name, (double)gradient[k]);
   }
@@ -271,15 +272,16 @@ static void test_gradient(problem *p) {
 }
 
 static void test_nothing(problem *p) {
-  memset(p->params.lane_grad, 0, LANES * p->params.shared_count * sizeof(smoe_real));
+  memset(p->params.slab[SMOE_SLAB_REPLICATED].grad, 0,
+         LANES * p->params.slab[SMOE_SLAB_REPLICATED].count * sizeof(smoe_real));
   problem_call(p, 0);
   route(p);
   losses_and_backward(p);
   const double *sum = (const double *)p->sums;
   for (size_t i = 0; i < smoe_route_sums_count(&p->router[1].terms); i++)
     CHECK(sum[i] == 0, "%s: sums of no token", p->name);
-  for (size_t i = 0; i < LANES * p->params.shared_count; i++)
-    CHECK(p->params.lane_grad[i] == 0, "%s: a gradient of no token", p->name);
+  for (size_t i = 0; i < LANES * p->params.slab[SMOE_SLAB_REPLICATED].count; i++)
+    CHECK(p->params.slab[SMOE_SLAB_REPLICATED].grad[i] == 0, "%s: a gradient of no token", p->name);
 }
 
 /** All padding is a lane too. */
@@ -323,7 +325,8 @@ static bool is_greedy(const problem *p) {
 }
 
 static void test_ties(problem *p) {
-  memset(p->params.shared, 0, p->params.shared_count * sizeof(smoe_real));
+  memset(p->params.slab[SMOE_SLAB_REPLICATED].value, 0,
+         p->params.slab[SMOE_SLAB_REPLICATED].count * sizeof(smoe_real));
   problem_call(p, SEQUENCES);
   route(p);
   check_choice(p, "ties");

@@ -27,7 +27,7 @@ static void begin(problem *p, const char *method, size_t sequences, size_t posit
   const size_t n = sequences * positions;
   *p = (problem){.config = fixture_config(method, overrides)};
   const int n_experts = (int)smoe_config_settings(p->config)->moe.experts;
-  smoe_params_begin(&p->params, &group, &lanes, n_experts);
+  smoe_params_begin(&p->params, &group, &lanes);
   fixture_router(&p->router, p->config, &p->params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
   smoe_params_layout(&p->params, &p->arena, true);
