@@ -63,11 +63,11 @@ double smoe_bench_flops(const smoe_model *model);
 
 /** Run and measure.
  *
- *  Collective over group. corpus may be synthetic. Errors: agreed on all ranks.
+ *  Collective over group. the task may be synthetic. Errors: agreed on all ranks.
  *  bench is to be given back by smoe_bench_release, also after an error.
  */
 smoe_status smoe_bench_run(smoe_bench *bench, const smoe_config *config, const smoe_group *group,
-                           const smoe_corpus *corpus, const smoe_bench_options *options);
+                           smoe_task *task, const smoe_bench_options *options);
 
 /** Give back what smoe_bench_run took. Local. */
 void smoe_bench_release(smoe_bench *bench);

@@ -93,6 +93,7 @@ typedef struct smoe_settings {
   struct {
     int64_t updates;
     int64_t batch_sequences; /**< per update, over all ranks */
+    int64_t batch_tokens;    /**< per update on either side, padding included; translation */
     int64_t micro_batches;
     int64_t lanes;
     bool recompute;             /**< activations of blocks again in the backward pass */

@@ -20,7 +20,7 @@ typedef struct smoe_evaluation {
  *
  *  Errors:  SMOE_ERR_CONFIG where the split has no target.
  */
-smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_split split, int64_t sequences,
+smoe_status smoe_evaluate(smoe_model *model, smoe_task *task, smoe_split split, int64_t sequences,
                           int64_t update, int stage, smoe_evaluation *result);
 
 /** What a pass of an evaluation says of each token, in order of the split. */
@@ -34,26 +34,26 @@ typedef struct smoe_evaluated {
   const int32_t *expert; /**< [M, stride, K]; -1: unused, -2 - e: dropped by expert e */
 } smoe_evaluated;
 
-/** smoe_evaluate, and show every token of it to `see`.
+/** smoe_evaluate, and show every token of it to `see`; of a language model.
  *
  *  Collective; see is called on rank 0 alone, pass by pass in order of the split, and stops the evaluation
  *  by a status that is not SMOE_OK.
  *  Errors:  as smoe_evaluate, and those of see; agreed.
  */
-smoe_status smoe_evaluate_each(smoe_model *model, const smoe_corpus *corpus, smoe_split split,
-                               int64_t sequences, int64_t update, int stage, smoe_evaluation *result,
+smoe_status smoe_evaluate_each(smoe_model *model, smoe_task *task, smoe_split split, int64_t sequences,
+                               int64_t update, int stage, smoe_evaluation *result,
                                smoe_status (*see)(void *context, const smoe_evaluated *tokens),
                                void *context);
 
-/** Tokens of the probe over all ranks: whole validation sequences, at most log.probe_sequences. Local. */
-int64_t smoe_probe_tokens(const smoe_corpus *corpus, const smoe_settings *settings);
+/** Tokens of the probe over all ranks: whole validation sequences, at most log.probe_sequences; 0 for other tasks
+ *  than language models. Local. */
+int64_t smoe_probe_tokens(const smoe_task *task);
 
 /** Route the probe tokens with the parameters as they are, and add the choices to the log.
  *
  *  Collective.
  *  step  in  updates done
  */
-void smoe_probe(smoe_model *model, const smoe_corpus *corpus, const smoe_settings *settings,
-                smoe_routing_log *log, int64_t step, int stage);
+void smoe_probe(smoe_model *model, smoe_task *task, smoe_routing_log *log, int64_t step, int stage);
 
 #endif

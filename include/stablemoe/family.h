@@ -17,6 +17,7 @@ typedef struct smoe_layer_list {
 typedef struct smoe_family {
   const char *name;          /**< as in model.family */
   const char *title;         /**< one line for --help */
+  const char *task;          /**< what it learns (task.h) */
   const smoe_keyset *keyset; /**< its own keys; NULL: none */
 
   /** Check the family's keys against the others; NULL: nothing to check. */
@@ -38,6 +39,9 @@ const smoe_family *smoe_family_of(const smoe_config *config);
 /** MoE layers of a configured model; 0: dense. Local. */
 int smoe_family_n_moe(const smoe_config *config);
 
+/** Rows of the main stream in an update over all ranks, at most. Local. */
+int64_t smoe_family_batch_tokens(const smoe_config *config);
+
 /** Key sets of the trainer, of all routing methods and of all families, for smoe_config_create. Local.
  *  Returns their number; sets may be NULL to only count.
  */
@@ -45,6 +49,14 @@ size_t smoe_model_keysets(const smoe_keyset **sets);
 
 /** Check model.family, router.method and their own keys. Local. Errors: SMOE_ERR_CONFIG. */
 smoe_status smoe_model_check(const smoe_config *config);
+
+/** Values of the keys model.translation.*. */
+typedef struct smoe_translation_options {
+  double dropout, label_smoothing, temperature;
+} smoe_translation_options;
+
+/** Those of a configuration. Local. */
+const smoe_translation_options *smoe_translation_settings(const smoe_config *config);
 
 /** Append a layer; returns its spec, to be changed before the next call. Local. */
 smoe_layer_spec *smoe_layer_list_add(smoe_layer_list *list, const smoe_layer_spec *spec);

@@ -16,7 +16,7 @@
 #include "stablemoe/sublayer.h"
 
 /** Streams of rows. */
-enum { SMOE_MAIN, SMOE_SOURCE, SMOE_STREAMS };
+enum { SMOE_MAIN, SMOE_ENCODER, SMOE_STREAMS };
 
 /** Rows of one stream in a micro-batch on this rank: lanes, one after another, all of one shape. */
 typedef struct smoe_token_shape {
@@ -61,7 +61,7 @@ enum { SMOE_LAYER_NAME = 48 };
 typedef struct smoe_layer_spec {
   const smoe_layer_ops *ops;
   char name[SMOE_LAYER_NAME]; /**< "block0/attention": prefix of its parameters' names */
-  int stream;                 /**< SMOE_MAIN or SMOE_SOURCE */
+  int stream;                 /**< SMOE_MAIN or SMOE_ENCODER */
   int block;                  /**< consecutive layers of one block run lane by lane together; -1: alone */
   size_t width;               /**< C */
   smoe_norm_kind norm;        /**< before the layer; of the head and a final norm: of the stream */
@@ -137,19 +137,23 @@ typedef struct smoe_layer_call {
   double *sums;                    /**< head: the lane's sums, smoe_lane_sums first; += */
 } smoe_layer_call;
 
-/** New rows of decoding: n rows of each of n_sequences sequences, at places first .. first + n - 1. */
+/** New rows of decoding in each lane: n rows of each of n_sequences sequences, at places first .. first + n - 1.
+ *  Layers that work lane by lane get one lane's pointers; MoE layers get those of the rank's first lane, and the
+ *  others follow.
+ */
 typedef struct smoe_extend_call {
-  const smoe_pass *pass; /**< its batch has the shape [n_sequences, n] of the rows this rank has */
-  bool has_rows;         /**< this rank has the rows; the others take part in exchanges alone */
+  const smoe_pass
+      *pass; /**< its batch has the shape [n_sequences, n] in each of the lanes that this rank has */
   size_t n_sequences, first, n;
   size_t length_max;    /**< T of the layer's state */
   const int32_t *token; /**< [n_sequences, length_max] all tokens so far, -1 beyond */
   const smoe_real *x;   /**< [n_sequences n, C] */
   smoe_real *y;
-  smoe_real *state; /**< of the layer; as state_reals says */
+  smoe_real *state;  /**< of the layer and lane; as state_reals says */
+  size_t lane_state; /**< reals from one lane's state to the next */
   size_t side_context;
-  const int32_t *side_length;
-  const smoe_real *side; /**< [n_sequences side_context, C] */
+  const int32_t *side_length; /**< [n_sequences]; NULL: side_context */
+  const smoe_real *side;      /**< [n_sequences side_context, C] */
 } smoe_extend_call;
 
 /** Memory of a layer. */
@@ -265,8 +269,10 @@ void smoe_work_linear(smoe_work *work, size_t n, size_t c, size_t o, double coun
 /** Add causal or full attention, forward and backward: S sequences, T rows against Tk, H heads of D. Local. */
 void smoe_work_attention(smoe_work *work, double s, double t, double tk, double h, double d, bool causal);
 
-/** Logits [V] of one row x [C] of the head's input. decoding: as smoe_linear_rows makes them. Local. */
-void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_real *x, bool decoding);
+/** Logits [n, V] of rows x [n, C] of the head's input; n is at most a lane's rows. decoding: as smoe_linear_rows
+ *  makes them. Local. */
+void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_real *x, size_t n,
+                            bool decoding);
 
 /** Rows of a slice of the head; may be set to fewer. Local. */
 size_t *smoe_layer_head_rows(smoe_layer *layer);

@@ -94,6 +94,9 @@ void smoe_model_begin_sums(smoe_model *model);
  */
 void smoe_model_forward(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass);
 
+/** Forward of the encoder alone: its rows [N, C] of this rank, valid until the next pass. Collective. */
+const smoe_real *smoe_model_encode(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass);
+
 /** Backward of the micro-batch that went forward last. Collective. Writes: all gradients +=. */
 void smoe_model_backward(smoe_model *model);
 

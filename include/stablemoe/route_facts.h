@@ -2,19 +2,18 @@
 #ifndef STABLEMOE_ROUTE_FACTS_H
 #define STABLEMOE_ROUTE_FACTS_H
 
-#include "stablemoe/corpus.h"
-#include "stablemoe/model.h"
+#include "stablemoe/task.h"
 
 /** Prepare the routers of a new run: once, after smoe_params_initialise and before the first update.
  *
  *  Collective over the model's group; reads only what the method asks for.
  *  Errors:  agreed; SMOE_ERR_CONFIG where the model whose embeddings are wanted has another vocabulary.
  */
-smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus);
+smoe_status smoe_routers_prepare(smoe_model *model, const smoe_task *task);
 
 /** Look whether smoe_routers_prepare will find the model that the method asks for. Collective. Errors: agreed, as
  *  there.
  */
-smoe_status smoe_routers_check(const smoe_model *model, const smoe_corpus *corpus);
+smoe_status smoe_routers_check(const smoe_model *model, const smoe_task *task);
 
 #endif

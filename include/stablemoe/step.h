@@ -2,10 +2,9 @@
 #ifndef STABLEMOE_STEP_H
 #define STABLEMOE_STEP_H
 
-#include "stablemoe/corpus.h"
-#include "stablemoe/model.h"
 #include "stablemoe/optimizer.h"
 #include "stablemoe/routing_log.h"
+#include "stablemoe/task.h"
 
 /** What an update gave; the same bits on all ranks and on any number of ranks. */
 typedef struct smoe_step_result {
@@ -22,25 +21,18 @@ typedef struct smoe_step_result {
 
 typedef struct smoe_step {
   smoe_model *model;
-  const smoe_corpus *corpus;
+  smoe_task *task;
   const smoe_settings *settings;
   smoe_routing_log *tokens_log; /**< where this update's tokens are recorded; NULL: nowhere */
-  int64_t n_sequences;          /**< of the training split */
-  int64_t data_offset;      /**< zero-based update u begins at sequence data_offset + u * batch_sequences: not
-                                     0 after a resume with another batch */
-  int32_t *input, *target;  /**< [N] of one micro-batch */
-  double *total;            /**< [model->n_sums] */
-  smoe_routing_load *layer; /**< [M] */
-  int64_t *load;            /**< [M, E] of the update; evaluations leave it alone */
-  const int32_t *recorded;  /**< of the update to come, for a method that replays; NULL: nothing is */
-  bool placed;              /**< experts stand where they will stay */
+  double *total;                /**< [model->n_sums] */
+  smoe_routing_load *layer;     /**< [M] */
+  int64_t *load;                /**< [M, E] of the update; evaluations leave it alone */
+  const int32_t *recorded;      /**< of the update to come, for a method that replays; NULL: nothing is */
+  bool placed;                  /**< experts stand where they will stay */
 } smoe_step;
 
-/** Set up; model is one built for training. Local.
- *  Errors:  SMOE_ERR_CONFIG where the corpus has no whole training sequence.
- */
-smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corpus *corpus,
-                             const smoe_settings *settings);
+/** Set up; model is one built for training, in the task's shape. Local. */
+smoe_status smoe_step_create(smoe_step *step, smoe_model *model, smoe_task *task);
 
 /** Give it back (not the model). Local. */
 void smoe_step_destroy(smoe_step *step);
@@ -54,7 +46,7 @@ int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t u
  */
 void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *result);
 
-/** Read one micro-batch of the zero-based update into step->input and step->target. Local. */
+/** Read one micro-batch of the zero-based update; its arrays are the task's. Local. */
 smoe_batch smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch);
 
 /** Move experts to places where all ranks have alike, once the choice of experts follows from the token

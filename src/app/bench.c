@@ -46,20 +46,20 @@ static void warn(void) {
 
 static smoe_status bench(const smoe_group *group, const options *o, const smoe_config *config) {
   const smoe_settings *settings = smoe_config_settings(config);
-  smoe_corpus corpus;
+  smoe_task task;
   if (settings->data.corpus[0])
-    SMOE_TRY(smoe_corpus_open(&corpus, group, settings->data.corpus));
+    SMOE_TRY(smoe_task_open(&task, config, group, settings->data.corpus));
   else
-    smoe_corpus_synthetic(&corpus, (int)o->vocabulary, INT64_C(1) << 32);
+    smoe_task_synthetic(&task, config, group, (int)o->vocabulary);
   smoe_bench result;
   const smoe_bench_options wanted = {.warmup = (int)o->warmup, .updates = (int)o->updates, .trace = o->trace};
-  const smoe_status status = smoe_bench_run(&result, config, group, &corpus, &wanted);
+  const smoe_status status = smoe_bench_run(&result, config, group, &task, &wanted);
   if (status == SMOE_OK && group->rank == 0) {
     smoe_bench_print(&result, settings, group->n_ranks, o->json, stdout);
     warn();
   }
   smoe_bench_release(&result);
-  smoe_corpus_close(&corpus);
+  smoe_task_close(&task);
   return status;
 }
 

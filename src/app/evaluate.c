@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "evaluate_pairs.h"
 #include "evaluate_print.h"
 #include "open_model.h"
 #include "stablemoe/plain_file.h"
@@ -48,7 +49,7 @@ typedef struct viewer {
 } viewer;
 
 static smoe_status open_viewer(viewer *v, const options *o, const smoe_app_model *m) {
-  SMOE_TRY(smoe_breakdown_begin(&v->breakdown, &m->corpus, (smoe_split)o->split, m->model->n_moe,
+  SMOE_TRY(smoe_breakdown_begin(&v->breakdown, &m->task.corpus, (smoe_split)o->split, m->model->n_moe,
                                 m->model->params.n_experts, o->documents));
   if (!o->tokens) return SMOE_OK;
   SMOE_TRY(smoe_plain_create(&v->file, o->tokens, 0));
@@ -134,12 +135,12 @@ static smoe_status finish(const options *o, const smoe_app_model *m, viewer *v, 
     SMOE_TRY(smoe_plain_finish(&v->file));
     SMOE_TRY(smoe_plain_publish(&v->file));
   }
-  v->beginning = beginnings_of(&m->corpus, &v->breakdown);
+  v->beginning = beginnings_of(&m->task.corpus, &v->breakdown);
   const smoe_evaluation_report report = {.split = SPLITS[o->split],
                                          .update = m->meta.update,
                                          .stage = m->meta.stage,
                                          .bits_per_byte =
-                                             bits_per_byte(&m->corpus, (smoe_split)o->split, e->loss),
+                                             bits_per_byte(&m->task.corpus, (smoe_split)o->split, e->loss),
                                          .result = e,
                                          .breakdown = &v->breakdown,
                                          .beginning = v->beginning,
@@ -148,10 +149,10 @@ static smoe_status finish(const options *o, const smoe_app_model *m, viewer *v, 
   return smoe_output_flush(stdout);
 }
 
-static smoe_status evaluate(const smoe_group *group, const options *o, const smoe_app_model *m, viewer *v) {
+static smoe_status evaluate(const smoe_group *group, const options *o, smoe_app_model *m, viewer *v) {
   smoe_evaluation e;
   SMOE_TRY_ALL(group, group->rank == 0 ? open_viewer(v, o, m) : SMOE_OK);
-  SMOE_TRY(smoe_evaluate_each(m->model, &m->corpus, (smoe_split)o->split, o->sequences, m->meta.update,
+  SMOE_TRY(smoe_evaluate_each(m->model, &m->task, (smoe_split)o->split, o->sequences, m->meta.update,
                               m->meta.stage, &e, see, v));
   return smoe_group_agree(group, group->rank == 0 ? finish(o, m, v, &e) : SMOE_OK);
 }
@@ -160,7 +161,14 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   const options *o = values;
   smoe_app_model m;
   viewer v = {0};
-  smoe_status status = smoe_app_model_open(&m, group, arguments->word[0], o->corpus, false);
+  smoe_status status = smoe_app_task_open(&m, group, arguments->word[0], o->corpus, false);
+  if (status == SMOE_OK && !smoe_task_is_language(&m.task)) {
+    status = smoe_evaluate_pairs(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json);
+    smoe_app_model_close(&m);
+    return status;
+  }
+  smoe_app_model_close(&m);
+  status = smoe_app_model_open(&m, group, arguments->word[0], o->corpus, false);
   if (status == SMOE_OK) status = evaluate(group, o, &m, &v);
   for (int64_t i = 0; v.beginning && i < v.breakdown.n_worst; i++) smoe_free(v.beginning[i]);
   smoe_free(v.beginning);
@@ -174,8 +182,10 @@ const smoe_command smoe_command_evaluate = {
     .name = "evaluate",
     .arguments = "CHECKPOINT|RUN",
     .title = "perplexity on a split, and of which tokens",
-    .text = "Perplexity of a trained model: per token and byte, by document, by how frequent tokens are in "
-            "training, by expert. Tokens are routed as in deployment (the frozen or distilled router).",
+    .text =
+        "Perplexity of a trained language model: per token and byte, by document, by how frequent tokens are "
+        "in training, by expert. Of a translation model: loss, BLEU and chrF of each direction. Tokens are "
+        "routed as in deployment (the frozen or distilled router).",
     .example = "mpirun -n 2 stablemoe evaluate runs/stable --split valid --documents 5",
     .usage = "one CHECKPOINT or run directory",
     .min_args = 1,

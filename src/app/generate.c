@@ -106,7 +106,7 @@ static void begin_sample(session *s, int64_t sample) {
 static smoe_status choose(session *s, int64_t sample, int32_t *token) {
   const int root = smoe_decoder_rank(s->decoder);
   if (s->group->rank == root)
-    *token = smoe_sample(s->logits, s->m->corpus.vocabulary, &s->o->sampling, sample, (int64_t)s->n);
+    *token = smoe_sample(s->logits, s->m->task.corpus.vocabulary, &s->o->sampling, sample, (int64_t)s->n);
   smoe_group_broadcast(s->group, token, sizeof *token, root);
   SMOE_CHECK(*token >= 0, SMOE_ERR_NUMERIC,
              "the model's predictions are not numbers: its training has gone wrong before update %lld",
@@ -207,7 +207,7 @@ static smoe_status write_all(session *s, const smoe_prompts *prompts) {
 }
 
 static smoe_status open_tokenizer(session *s) {
-  const smoe_corpus *corpus = &s->m->corpus;
+  const smoe_corpus *corpus = &s->m->task.corpus;
   SMOE_CHECK(corpus->model, SMOE_ERR_CONFIG,
              "'%s' holds no tokenizer (it was made from token shards): give a corpus of the same vocabulary "
              "that has one with --corpus",

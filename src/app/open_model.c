@@ -31,32 +31,46 @@ static smoe_status configure(smoe_app_model *m, const char *path, bool single) {
   return smoe_app_config_finish(m->config);
 }
 
+smoe_status smoe_app_task_open(smoe_app_model *m, const smoe_group *group, const char *path,
+                               const char *corpus, bool single) {
+  *m = (smoe_app_model){.group = group};
+  smoe_app_checkpoint_path(m->file, sizeof m->file, path);
+  SMOE_TRY(smoe_checkpoint_read_meta(m->file, group, &m->meta));
+  SMOE_TRY_ALL(group, configure(m, m->file, single));
+  SMOE_TRY(smoe_task_open(&m->task, m->config, group, corpus ? corpus : smoe_app_corpus_path(&m->meta)));
+  return smoe_group_agree(
+      group, smoe_corpus_check_tokenizer(&m->task.corpus, m->meta.tokenizer, m->meta.fingerprint, m->file));
+}
+
+smoe_status smoe_app_model_build(smoe_app_model *m, const smoe_model_shape *shape) {
+  smoe_model_destroy(m->model);
+  m->model = NULL;
+  SMOE_TRY(smoe_model_create(&m->model, m->config, m->group, shape, false));
+  SMOE_TRY(smoe_checkpoint_load(m->file, &m->model->params));
+  if (m->meta.stage == 2) smoe_model_freeze(m->model);
+  return SMOE_OK;
+}
+
 smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, const char *path,
                                 const char *corpus, bool single) {
-  *m = (smoe_app_model){0};
-  char file[4096];
-  smoe_app_checkpoint_path(file, sizeof file, path);
-  SMOE_TRY(smoe_checkpoint_read_meta(file, group, &m->meta));
-  SMOE_TRY_ALL(group, configure(m, file, single));
-  const smoe_settings *settings = smoe_config_settings(m->config);
-  SMOE_TRY(smoe_corpus_open(&m->corpus, group, corpus ? corpus : smoe_app_corpus_path(&m->meta)));
-  SMOE_TRY_ALL(group, smoe_corpus_check_tokenizer(&m->corpus, m->meta.tokenizer, m->meta.fingerprint, file));
-  const int64_t parts = settings->train.lanes * settings->train.micro_batches;
-  const smoe_model_shape shape = {.vocabulary = m->corpus.vocabulary,
-                                  .n_lanes = single ? 1 : (int)settings->train.lanes,
-                                  .lane_sequences =
-                                      single ? 1 : (size_t)(settings->train.batch_sequences / parts),
-                                  .training = false};
-  SMOE_TRY(smoe_model_create(&m->model, m->config, group, &shape, false));
-  SMOE_TRY(smoe_checkpoint_load(file, &m->model->params));
-  if (m->meta.stage == 2) smoe_model_freeze(m->model);
-  smoe_note("'%s': %lld updates, stage %d", file, (long long)m->meta.update, m->meta.stage);
+  SMOE_TRY(smoe_app_task_open(m, group, path, corpus, single));
+  SMOE_CHECK(smoe_task_is_language(&m->task), SMOE_ERR_CONFIG,
+             "'%s' is a translation model; use `stablemoe translate`, or `stablemoe evaluate` for its BLEU",
+             m->file);
+  smoe_model_shape shape = {0};
+  SMOE_TRY_ALL(group, m->task.ops->shape(&m->task, &shape, false));
+  if (single) {
+    shape.n_lanes = 1;
+    shape.lane_sequences = 1;
+  }
+  SMOE_TRY(smoe_app_model_build(m, &shape));
+  smoe_note("'%s': %lld updates, stage %d", m->file, (long long)m->meta.update, m->meta.stage);
   return SMOE_OK;
 }
 
 void smoe_app_model_close(smoe_app_model *m) {
   smoe_model_destroy(m->model);
-  smoe_corpus_close(&m->corpus);
+  smoe_task_close(&m->task);
   smoe_free(m->meta.configuration);
   if (m->config) smoe_config_destroy(m->config);
   *m = (smoe_app_model){0};

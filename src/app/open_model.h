@@ -4,20 +4,22 @@
 
 #include "app.h"
 #include "stablemoe/checkpoint.h"
-#include "stablemoe/corpus.h"
 #include "stablemoe/model.h"
+#include "stablemoe/task.h"
 
 typedef struct smoe_app_model {
+  const smoe_group *group;
+  char file[4096]; /**< the checkpoint */
   smoe_config *config;
   smoe_checkpoint_meta meta;
-  smoe_corpus corpus;
+  smoe_task task;
   smoe_model *model;
 } smoe_app_model;
 
 /** The checkpoint that a path means: itself, or a run directory's latest one. Local. */
 void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path);
 
-/** Open a checkpoint with its configuration and corpus.
+/** Open a checkpoint of a language model with its configuration and corpus.
  *
  *  Collective over group.
  *
@@ -28,6 +30,13 @@ void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path);
  */
 smoe_status smoe_app_model_open(smoe_app_model *out, const smoe_group *group, const char *path,
                                 const char *corpus, bool single);
+
+/** The first part of it, for any task: checkpoint, configuration and corpus. Collective. Errors: agreed. */
+smoe_status smoe_app_task_open(smoe_app_model *out, const smoe_group *group, const char *path,
+                               const char *corpus, bool single);
+
+/** The second: the model in a shape, in place of one that is there. Collective. Errors: agreed. */
+smoe_status smoe_app_model_build(smoe_app_model *model, const smoe_model_shape *shape);
 
 /** Path of the corpus that a checkpoint was trained on: absolute where that is there, else as it was given. Local. */
 const char *smoe_app_corpus_path(const smoe_checkpoint_meta *meta);

@@ -237,12 +237,12 @@ static smoe_status route(routing *r, const char *text, size_t bytes, bool json) 
 
 static smoe_status with_model(const smoe_app_model *m, const options *o, const char *text, size_t bytes) {
   SMOE_CHECK(m->model->n_moe > 0, SMOE_ERR_CONFIG, "this model is dense: it has no experts to route to");
-  SMOE_CHECK(m->corpus.model, SMOE_ERR_CONFIG,
+  SMOE_CHECK(m->task.corpus.model, SMOE_ERR_CONFIG,
              "'%s' holds no tokenizer (it was made from token shards): give a corpus of the same vocabulary "
              "that has one with --corpus",
-             m->corpus.path);
+             m->task.corpus.path);
   routing r = {.m = m};
-  SMOE_TRY(smoe_tokenizer_open(&r.tokenizer, m->corpus.model, m->corpus.model_bytes));
+  SMOE_TRY(smoe_tokenizer_open(&r.tokenizer, m->task.corpus.model, m->task.corpus.model_bytes));
   const smoe_status status = route(&r, text, bytes, o->json);
   smoe_tokenizer_close(r.tokenizer);
   return status;

@@ -84,6 +84,10 @@ static const smoe_key keys[] = {
     INT(train.updates, "1000", 1, MANY, "updates", "Length of the training: steps of the optimizer."),
     INT(train.batch_sequences, "32", 1, 16777216, "sequences",
         "Sequences of each update over all ranks; a multiple of train.lanes times train.micro_batches."),
+    INT(train.batch_tokens, "8192", 1, INFINITY, "tokens",
+        "Translation: rows of an update on the source and on the target side, padding included; pairs of "
+        "like "
+        "length are put together until they fill them. Other tasks count train.batch_sequences."),
     INT(train.micro_batches, "1", 1, 1048576, "",
         "Parts in which an update's batch is computed, one after the other; more parts need less memory."),
     INT(train.lanes, "8", 1, 65536, "",

@@ -63,7 +63,7 @@ static void layout_positions(smoe_layer *layer, const smoe_layer_memory *memory)
 static void layout_tape(smoe_layer *layer, const smoe_layer_memory *memory) {
   attention *a = layer->state;
   const size_t lanes = (size_t)memory->tape_lanes, n = lanes * memory->shape[layer->spec.stream].lane_tokens;
-  const size_t side = lanes * memory->shape[SMOE_SOURCE].lane_tokens, head = a->shape.head;
+  const size_t side = lanes * memory->shape[SMOE_ENCODER].lane_tokens, head = a->shape.head;
   a->kept = memory->tape_lanes > 1;
   a->tape =
       (smoe_attention_tape){.mean = smoe_arena_reals(memory->tape, n),
@@ -76,7 +76,7 @@ static void layout_tape(smoe_layer *layer, const smoe_layer_memory *memory) {
 
 static void layout_attention(smoe_layer *layer, const smoe_layer_memory *memory) {
   attention *a = layer->state;
-  const smoe_token_shape *shape = &memory->shape[layer->spec.stream], *source = &memory->shape[SMOE_SOURCE];
+  const smoe_token_shape *shape = &memory->shape[layer->spec.stream], *source = &memory->shape[SMOE_ENCODER];
   const size_t lane = shape->lane_tokens, c = a->shape.width, wide = a->shape.heads * a->shape.head;
   layout_positions(layer, memory);
   layout_tape(layer, memory);
@@ -245,7 +245,7 @@ static void reorder_attention(const smoe_layer *layer, smoe_real *state, const i
 
 static void work_attention(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work) {
   const attention *a = layer->state;
-  const smoe_token_shape *s = &shape[layer->spec.stream], *source = &shape[SMOE_SOURCE];
+  const smoe_token_shape *s = &shape[layer->spec.stream], *source = &shape[SMOE_ENCODER];
   const size_t c = a->shape.width, wide = a->shape.heads * a->shape.head;
   smoe_work_linear(work, s->lane_tokens, c, smoe_attention_columns(&a->shape), s->n_lanes);
   if (a->shape.cross)

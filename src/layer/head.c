@@ -104,13 +104,14 @@ static void forward_head(smoe_layer *layer, const smoe_layer_call *call) {
                           h->mean + first, h->rstd + first, n, c);
 }
 
-void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_real *x, bool decoding) {
+void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_real *x, size_t n,
+                            bool decoding) {
   const head *h = layer->state;
   const size_t c = layer->spec.width;
   smoe_norm_rows(layer->spec.norm, h->normed, h->mean, h->rstd, x, smoe_layer_value(layer, h->gamma),
-                 smoe_layer_value(layer, h->beta), 1, c);
+                 smoe_layer_value(layer, h->beta), n, c);
   (decoding ? smoe_linear_rows : smoe_linear_forward)(logits, h->normed, smoe_layer_value(layer, h->weight),
-                                                      NULL, 1, c, layer->spec.vocabulary);
+                                                      NULL, n, c, layer->spec.vocabulary);
 }
 
 size_t *smoe_layer_head_rows(smoe_layer *layer) {

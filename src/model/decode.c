@@ -92,7 +92,6 @@ static void read_cached(smoe_decoder *d, size_t first, size_t n, const smoe_pass
   smoe_pass own = *pass;
   own.batch = &batch;
   smoe_extend_call call = {.pass = &own,
-                           .has_rows = rows,
                            .n_sequences = 1,
                            .first = first,
                            .n = n,
@@ -108,7 +107,7 @@ static void read_cached(smoe_decoder *d, size_t first, size_t n, const smoe_pass
     layer->spec.ops->extend(layer, &call);
     at = !at;
   }
-  if (rows) smoe_layer_head_logits(model->head, logits, d->x[at] + (n - 1) * model->width, true);
+  if (rows) smoe_layer_head_logits(model->head, logits, d->x[at] + (n - 1) * model->width, 1, true);
 }
 
 void smoe_decoder_read(smoe_decoder *d, const int32_t *token, size_t first, size_t n, const smoe_pass *pass,

@@ -6,8 +6,10 @@
 
 extern const smoe_family smoe_family_stablemoe;
 extern const smoe_family smoe_family_decoder;
+extern const smoe_family smoe_family_translation;
 
-const smoe_family *const smoe_families[] = {&smoe_family_stablemoe, &smoe_family_decoder, NULL};
+const smoe_family *const smoe_families[] = {&smoe_family_stablemoe, &smoe_family_decoder,
+                                            &smoe_family_translation, NULL};
 
 const smoe_family *smoe_family_of(const smoe_config *config) {
   const char *name = smoe_config_settings(config)->model.family;
@@ -19,6 +21,13 @@ const smoe_family *smoe_family_of(const smoe_config *config) {
 int smoe_family_n_moe(const smoe_config *config) {
   const smoe_family *family = smoe_family_of(config);
   return family ? family->n_moe(config) : 0;
+}
+
+int64_t smoe_family_batch_tokens(const smoe_config *config) {
+  const smoe_settings *settings = smoe_config_settings(config);
+  const bool translation = strcmp(smoe_family_of(config)->task, "translation") == 0;
+  return translation ? settings->train.batch_tokens
+                     : settings->train.batch_sequences * settings->model.context;
 }
 
 size_t smoe_model_keysets(const smoe_keyset **sets) {

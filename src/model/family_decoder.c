@@ -139,6 +139,7 @@ static void describe_decoder(const smoe_config *config, int vocabulary, smoe_lay
 const smoe_family smoe_family_decoder = {
     .name = "decoder",
     .title = "blocks of attention and experts in place of feed-forward layers (Mixtral, OLMoE and others)",
+    .task = "language",
     .keyset = &keyset_decoder,
     .check = check_decoder,
     .n_moe = n_moe_decoder,

@@ -86,6 +86,7 @@ static void describe_stablemoe(const smoe_config *config, int vocabulary, smoe_l
 const smoe_family smoe_family_stablemoe = {
     .name = "stablemoe",
     .title = "blocks of attention and feed-forward layer, with MoE layers between them (the StableMoE paper)",
+    .task = "language",
     .n_moe = n_moe_stablemoe,
     .describe = describe_stablemoe,
 };

@@ -39,10 +39,31 @@ static bool keeps_tape(const smoe_model *model) {
   return model->training && !model->recompute;
 }
 
+/* One lane's rows between the layers of a block: a place for each, since the backward pass that computes them again
+ * needs them all. Blocks share them. */
+enum { INNER = 4 };
+typedef struct inner_rows {
+  smoe_real *rows[INNER];
+  bool taken[INNER];
+} inner_rows;
+
+static smoe_hidden inner_hidden(smoe_model *model, inner_rows *inner, int i) {
+  const int s = model->layer[i].spec.stream;
+  int place = 0;
+  while (i - place > 0 && joined(model, i - place - 1)) place++;
+  SMOE_ASSERT(place < INNER);
+  if (!inner->taken[place])
+    inner->rows[place] =
+        smoe_arena_reals(&model->tape, model->shape[s].lane_tokens * model->layer[i].spec.width);
+  inner->taken[place] = true;
+  return (smoe_hidden){inner->rows[place], true};
+}
+
 /* Where layers leave their outputs. Evaluation needs only a layer's input and output at a time. */
 static void layout_hidden(smoe_model *model) {
-  smoe_real *turn[SMOE_STREAMS][2] = {{NULL}}, *lane[SMOE_STREAMS] = {NULL};
-  bool taken[SMOE_STREAMS][2] = {{false}}, lane_taken[SMOE_STREAMS] = {false};
+  smoe_real *turn[SMOE_STREAMS][2] = {{NULL}};
+  bool taken[SMOE_STREAMS][2] = {{false}};
+  inner_rows inner[SMOE_STREAMS] = {0};
   int count[SMOE_STREAMS] = {0};
   for (int i = 0; i < model->n_layers; i++) {
     const int s = model->layer[i].spec.stream, before = previous_in_stream(model, i);
@@ -51,9 +72,7 @@ static void layout_hidden(smoe_model *model) {
     model->out[i] = (smoe_hidden){0};
     if (&model->layer[i] == model->head) continue;
     if (joined(model, i) && !keeps_tape(model)) {
-      if (!lane_taken[s]) lane[s] = smoe_arena_reals(&model->tape, model->shape[s].lane_tokens * c);
-      lane_taken[s] = true;
-      model->out[i] = (smoe_hidden){lane[s], true};
+      model->out[i] = inner_hidden(model, &inner[s], i);
     } else if (model->training) {
       model->out[i].rows = smoe_arena_reals(&model->tape, n * c);
     } else {
@@ -152,7 +171,7 @@ static void make_layers(smoe_model *model) {
     smoe_layer_create(&model->layer[i], &list.spec[i], model->config, &model->params);
     model->layer[i].number = i;
     if (list.spec[i].moe >= 0) model->moe[list.spec[i].moe] = model->layer[i].state;
-    if (list.spec[i].stream == SMOE_SOURCE) model->source_last = i;
+    if (list.spec[i].stream == SMOE_ENCODER) model->source_last = i;
   }
   model->head = &model->layer[list.n - 1];
   smoe_free(list.spec);
@@ -193,7 +212,7 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   const size_t context = shape->context ? shape->context : (size_t)settings->model.context;
   model->shape[SMOE_MAIN] = smoe_model_token_shape(model, shape->lane_sequences, context);
   if (shape->source_context)
-    model->shape[SMOE_SOURCE] = smoe_model_token_shape(model, shape->lane_sequences, shape->source_context);
+    model->shape[SMOE_ENCODER] = smoe_model_token_shape(model, shape->lane_sequences, shape->source_context);
   make_layers(model);
   declare(model);
   link_moe(model);
@@ -251,7 +270,7 @@ static smoe_real *rows_of(const smoe_hidden *hidden, const smoe_token_shape *sha
 static smoe_layer_call call_of(const smoe_model *model, int i, int lane) {
   const smoe_batch *batch = &model->batch;
   const int s = model->layer[i].spec.stream;
-  const smoe_token_shape *shape = &batch->shape[s], *source = &batch->shape[SMOE_SOURCE];
+  const smoe_token_shape *shape = &batch->shape[s], *source = &batch->shape[SMOE_ENCODER];
   const size_t l = (size_t)lane, c = model->layer[i].spec.width, first = l * shape->lane_tokens;
   smoe_layer_call call = {
       .pass = &model->pass,
@@ -269,9 +288,9 @@ static smoe_layer_call call_of(const smoe_model *model, int i, int lane) {
   if (s == SMOE_MAIN && model->source_last >= 0) {
     call.side_context = source->context;
     call.side_length =
-        batch->length[SMOE_SOURCE] ? batch->length[SMOE_SOURCE] + l * source->lane_sequences : NULL;
+        batch->length[SMOE_ENCODER] ? batch->length[SMOE_ENCODER] + l * source->lane_sequences : NULL;
     call.side = rows_of(&model->out[model->source_last], source, lane, c);
-    call.dside = model->dx[SMOE_SOURCE] ? model->dx[SMOE_SOURCE] + l * source->lane_tokens * c : NULL;
+    call.dside = model->dx[SMOE_ENCODER] ? model->dx[SMOE_ENCODER] + l * source->lane_tokens * c : NULL;
   }
   if (&model->layer[i] == model->head) {
     call.target = batch->target + first;
@@ -313,18 +332,25 @@ static void backward_lanes(smoe_model *model, int first, int last) {
   }
 }
 
-void smoe_model_forward(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass) {
+static void begin_pass(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass) {
   smoe_arena_forget(&model->tape);
   smoe_arena_forget(&model->scratch);
   model->batch = *batch;
   model->pass = *pass;
   model->pass.batch = &model->batch;
-  for (int i = 0; i < model->n_layers; i++)
-    if (model->layer[i].spec.ops->plan_all)
-      model->layer[i].spec.ops->plan_all(&model->layer[i], &model->pass);
+}
+
+/* Layers of one stream, or of all (-1). */
+static void forward_stream(smoe_model *model, int stream) {
   for (int i = 0; i < model->n_layers; i++) {
     const smoe_layer_spec *spec = &model->layer[i].spec;
-    if (&model->layer[i] == model->head && !batch->target) continue;
+    if ((stream < 0 || spec->stream == stream) && spec->ops->plan_all)
+      spec->ops->plan_all(&model->layer[i], &model->pass);
+  }
+  for (int i = 0; i < model->n_layers; i++) {
+    const smoe_layer_spec *spec = &model->layer[i].spec;
+    if (stream >= 0 && spec->stream != stream) continue;
+    if (&model->layer[i] == model->head && !model->batch.target) continue;
     if (spec->moe >= 0) {
       spec->ops->forward_all(&model->layer[i], &model->pass, model->out[i].rows, model->in[i].rows,
                              model->sums + smoe_model_route_sums(model, spec->moe), (size_t)model->n_sums);
@@ -336,10 +362,21 @@ void smoe_model_forward(smoe_model *model, const smoe_batch *batch, const smoe_p
   }
 }
 
+void smoe_model_forward(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass) {
+  begin_pass(model, batch, pass);
+  forward_stream(model, -1);
+}
+
+const smoe_real *smoe_model_encode(smoe_model *model, const smoe_batch *batch, const smoe_pass *pass) {
+  begin_pass(model, batch, pass);
+  forward_stream(model, SMOE_ENCODER);
+  return model->out[model->source_last].rows;
+}
+
 void smoe_model_backward(smoe_model *model) {
   if (model->source_last >= 0)
-    memset(model->dx[SMOE_SOURCE], 0,
-           model->batch.shape[SMOE_SOURCE].n_tokens * model->width * sizeof *model->dx[SMOE_SOURCE]);
+    memset(model->dx[SMOE_ENCODER], 0,
+           model->batch.shape[SMOE_ENCODER].n_tokens * model->width * sizeof *model->dx[SMOE_ENCODER]);
   for (int i = model->n_layers - 1; i >= 0; i--) {
     const smoe_layer_spec *spec = &model->layer[i].spec;
     if (spec->moe >= 0) {
@@ -353,7 +390,7 @@ void smoe_model_backward(smoe_model *model) {
 }
 
 void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits) {
-  smoe_layer_head_logits(model->head, logits, model->in[model->n_layers - 1].rows + row * model->width,
+  smoe_layer_head_logits(model->head, logits, model->in[model->n_layers - 1].rows + row * model->width, 1,
                          false);
 }
 

@@ -380,45 +380,51 @@ static size_t state_reals_moe(const smoe_layer *layer, size_t n_sequences, size_
   return scope_of(&moe->router) == SMOE_SCOPE_PREFIX ? n_sequences * length_max * (moe->width + 2 * k) : 0;
 }
 
-/* Choices and gates of the new rows alone. What a router hands on over depth stands on the tape for the rows that
- * it was called with: the new ones, or all.
- */
-static void route_new(smoe_moe_layer *moe, const smoe_extend_call *call, const smoe_real *x) {
-  const smoe_pass *pass = call->pass;
-  smoe_route_call route = call_of_lane(moe, 0, x, pass);
+/* The whole sequences of a lane so far in the shape of a whole pass; padding beyond. */
+static void route_history(smoe_moe_layer *moe, const smoe_extend_call *call, int lane,
+                          const smoe_route_call *new) {
   const size_t k = (size_t)moe->router.n_slots, c = moe->width, t = call->length_max, n = call->n;
-  route.learned = route.distilled = NULL; /* not compared here */
-  if (scope_of(&moe->router) == SMOE_SCOPE_TOKEN) {
-    smoe_router_route(&moe->router, &route);
-    return;
-  }
-  /* The whole sequences so far in the shape of a whole pass; padding beyond. */
-  smoe_real *history = call->state, *gate = history + call->n_sequences * t * c;
+  smoe_real *history = call->state + (size_t)lane * call->lane_state,
+            *gate = history + call->n_sequences * t * c;
   int32_t *expert = (int32_t *)(gate + call->n_sequences * t * k);
   for (size_t s = 0; s < call->n_sequences; s++) {
     smoe_real *own = history + s * t * c;
-    memcpy(own + call->first * c, x + s * n * c, n * c * sizeof *own);
+    memcpy(own + call->first * c, new->x + s *n *c, n * c * sizeof *own);
     memset(own + (call->first + n) * c, 0, (t - call->first - n) * c * sizeof *own);
   }
-  smoe_route_call whole = route;
+  smoe_route_call whole = *new;
   whole.n_tokens = call->n_sequences * t;
   whole.n_context = t;
-  whole.token = call->token;
+  whole.token = call->token + (size_t)lane * call->n_sequences * t;
   whole.x = history;
   whole.expert = expert;
   whole.gate = gate;
   smoe_router_route(&moe->router, &whole);
   for (size_t s = 0; s < call->n_sequences; s++) {
     const size_t from = (s * t + call->first) * k, to = s * n * k;
-    memcpy(route.expert + to, expert + from, n * k * sizeof *expert);
-    memcpy(route.gate + to, gate + from, n * k * sizeof *gate);
+    memcpy(new->expert + to, expert + from, n * k * sizeof *expert);
+    memcpy(new->gate + to, gate + from, n * k * sizeof *gate);
+  }
+}
+
+/* Choices and gates of the new rows alone. What a router hands on over depth is on the tape for the rows that
+ * it was called with: the new ones, or all. */
+static void route_new(smoe_moe_layer *moe, const smoe_extend_call *call, const smoe_real *x) {
+  const bool prefix = scope_of(&moe->router) == SMOE_SCOPE_PREFIX;
+  for (int lane = 0; lane < shape_of(moe, call->pass)->n_lanes; lane++) {
+    smoe_route_call new = call_of_lane(moe, lane, x, call->pass);
+    new.learned = new.distilled = NULL; /* not compared here */
+    if (prefix)
+      route_history(moe, call, lane, &new);
+    else
+      smoe_router_route(&moe->router, &new);
   }
 }
 
 /* Collective: the rows travel to their experts, whatever rank has them. */
 static void extend_moe(smoe_layer *layer, const smoe_extend_call *call) {
   smoe_moe_layer *moe = layer->state;
-  const size_t n = call->has_rows ? call->n_sequences * call->n : 0, c = moe->width;
+  const size_t n = shape_of(moe, call->pass)->n_tokens, c = moe->width;
   const smoe_real *x = normed_input(moe, call->x, n);
   if (n) route_new(moe, call, x);
   smoe_exchange_plan(&moe->exchange, moe->expert, n);
@@ -428,10 +434,15 @@ static void extend_moe(smoe_layer *layer, const smoe_extend_call *call) {
   if (!n) return;
   memcpy(call->y, call->x, n * c * sizeof *call->y);
   add_slots(moe, call->y, n);
-  if (!moe->shared.state) return;
-  const smoe_layer_call shared = {
-      .pass = call->pass, .n = n, .n_sequences = call->n_sequences, .context = call->n, .x = x};
-  smoe_layer_ffn_add(&moe->shared, &shared, call->y);
+  const size_t lane_rows = shape_of(moe, call->pass)->lane_tokens;
+  for (size_t first = 0; first < n && moe->shared.state; first += lane_rows) {
+    const smoe_layer_call shared = {.pass = call->pass,
+                                    .n = lane_rows,
+                                    .n_sequences = call->n_sequences,
+                                    .context = call->n,
+                                    .x = x + first * c};
+    smoe_layer_ffn_add(&moe->shared, &shared, call->y + first * c);
+  }
 }
 
 static void reorder_moe(const smoe_layer *layer, smoe_real *state, const int32_t *from, size_t n_sequences,

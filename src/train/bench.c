@@ -205,16 +205,16 @@ static void measure_core(smoe_bench *bench, const smoe_group *group, const smoe_
     bench->stage[s].peak_fraction = bench->flops / bench->stage[s].seconds / cores / bench->core_peak;
 }
 
-static smoe_status run(smoe_bench *bench, smoe_model *model, const smoe_corpus *corpus,
+static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
                        const smoe_bench_options *options) {
   const smoe_settings *settings = smoe_config_settings(model->config);
   const smoe_group *group = &model->params.group;
   smoe_step step;
   describe(bench, model, options);
-  SMOE_TRY(smoe_step_create(&step, model, corpus, settings));
+  SMOE_TRY(smoe_step_create(&step, model, task));
   smoe_params_initialise(&model->params, (uint64_t)settings->run.seed);
   bench->n_stages = model->n_moe && model->moe[0]->router.ops->two_stages ? 2 : 1;
-  smoe_status status = smoe_routers_prepare(model, corpus);
+  smoe_status status = smoe_routers_prepare(model, task);
   for (int s = 0; s < bench->n_stages && status == SMOE_OK; s++)
     status = measure(&step, options, s == 0 ? 0 : settings->router.stage1_updates, &bench->stage[s]);
   smoe_step_destroy(&step);
@@ -233,19 +233,15 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, const smoe_corpus *
 }
 
 smoe_status smoe_bench_run(smoe_bench *bench, const smoe_config *config, const smoe_group *group,
-                           const smoe_corpus *corpus, const smoe_bench_options *options) {
-  const smoe_settings *settings = smoe_config_settings(config);
+                           smoe_task *task, const smoe_bench_options *options) {
   *bench = (smoe_bench){0};
-  const int64_t parts = settings->train.lanes * settings->train.micro_batches;
-  const smoe_model_shape shape = {.vocabulary = corpus->vocabulary,
-                                  .n_lanes = (int)settings->train.lanes,
-                                  .lane_sequences = (size_t)(settings->train.batch_sequences / parts),
-                                  .training = true};
+  smoe_model_shape shape = {.training = true};
+  SMOE_TRY(smoe_group_agree(group, task->ops->shape(task, &shape, true)));
   smoe_model *model = NULL;
   smoe_status status = smoe_model_create(&model, config, group, &shape, false);
   if (status == SMOE_OK && options->trace)
     status = smoe_group_agree(group, smoe_phase_trace_begin(options->trace, group->rank));
-  if (status == SMOE_OK) status = run(bench, model, corpus, options);
+  if (status == SMOE_OK) status = run(bench, model, task, options);
   if (status == SMOE_OK && options->trace) status = smoe_group_agree(group, smoe_phase_trace_end());
   smoe_model_destroy(model);
   return status;

@@ -3,47 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-/* One pass over consecutive sequences of a split, micro-batch by micro-batch. */
-typedef struct pass {
-  smoe_model *model;
-  const smoe_corpus *corpus;
-  smoe_split split;
-  int64_t n_sequences; /* beyond it everything is padding */
-  int32_t *input, *target;
-} pass;
-
-static void pass_begin(pass *p) {
-  const size_t n = p->model->shape[SMOE_MAIN].n_tokens;
-  p->input = smoe_alloc(n * sizeof *p->input);
-  p->target = smoe_alloc(n * sizeof *p->target);
-}
-
-static void pass_end(pass *p) {
-  smoe_free(p->input);
-  smoe_free(p->target);
-}
-
-static int64_t pass_batches(const pass *p) {
-  const int64_t batch = p->model->shape[SMOE_MAIN].n_global / (int64_t)p->model->shape[SMOE_MAIN].context;
-  return (p->n_sequences + batch - 1) / batch;
-}
-
-static void pass_forward(pass *p, int64_t number, const smoe_pass *context) {
-  const smoe_token_shape *tokens = &p->model->shape[SMOE_MAIN];
-  const int64_t t = (int64_t)tokens->context;
-  const int64_t first = (number * tokens->n_global + tokens->first_token) / t;
-  for (int64_t i = 0; i < (int64_t)tokens->n_tokens / t; i++) {
-    if (first + i < p->n_sequences) {
-      smoe_corpus_sequence(p->corpus, p->split, first + i, t, p->input + i * t, p->target + i * t);
-    } else {
-      memset(p->input + i * t, 0xff, (size_t)t * sizeof *p->input);
-      memset(p->target + i * t, 0xff, (size_t)t * sizeof *p->target);
-    }
-  }
-  const smoe_batch batch = smoe_model_batch(p->model, p->input, p->target);
-  smoe_model_forward(p->model, &batch, context);
-}
-
 static smoe_pass context_of(int64_t update, int stage, const smoe_model *model) {
   return (smoe_pass){.seed = (uint64_t)smoe_config_settings(model->config)->run.seed,
                      .update = update,
@@ -52,15 +11,20 @@ static smoe_pass context_of(int64_t update, int stage, const smoe_model *model) 
                      .n_targets = 1};
 }
 
-/* Sequences of a split that an evaluation goes through. */
-static smoe_status pass_open(pass *p, int64_t sequences) {
-  const int64_t t = (int64_t)p->model->shape[SMOE_MAIN].context, n = p->corpus->n_tokens[p->split];
-  p->n_sequences = (n - 1 + t - 1) / t;
-  SMOE_CHECK(n > 1, SMOE_ERR_CONFIG, "the split of '%s' to evaluate is empty", p->corpus->path);
-  if (sequences > 0 && sequences < p->n_sequences) p->n_sequences = sequences;
-  pass_begin(p);
-  smoe_model_begin_sums(p->model);
+/* Micro-batches of a split that an evaluation goes through. */
+static smoe_status open_split(smoe_model *model, smoe_task *task, smoe_split split, int64_t sequences,
+                              int64_t *n) {
+  smoe_task_take(task, model);
+  SMOE_TRY(task->ops->open_split(task, model, split, sequences, n));
+  smoe_model_begin_sums(model);
   return SMOE_OK;
+}
+
+static smoe_batch forward(smoe_model *model, smoe_task *task, int64_t number, const smoe_pass *pass) {
+  smoe_batch batch;
+  task->ops->read_split(task, model, number, &batch);
+  smoe_model_forward(model, &batch, pass);
+  return batch;
 }
 
 /* What all passes gave. */
@@ -81,13 +45,12 @@ static smoe_evaluation result_of(const smoe_model *model) {
   return result;
 }
 
-smoe_status smoe_evaluate(smoe_model *model, const smoe_corpus *corpus, smoe_split split, int64_t sequences,
+smoe_status smoe_evaluate(smoe_model *model, smoe_task *task, smoe_split split, int64_t sequences,
                           int64_t update, int stage, smoe_evaluation *result) {
-  pass p = {.model = model, .corpus = corpus, .split = split};
-  SMOE_TRY(pass_open(&p, sequences));
-  const smoe_pass context = context_of(update, stage, model);
-  for (int64_t i = 0; i < pass_batches(&p); i++) pass_forward(&p, i, &context);
-  pass_end(&p);
+  int64_t n;
+  SMOE_TRY(open_split(model, task, split, sequences, &n));
+  const smoe_pass pass = context_of(update, stage, model);
+  for (int64_t i = 0; i < n; i++) forward(model, task, i, &pass);
   *result = result_of(model);
   return SMOE_OK;
 }
@@ -136,15 +99,15 @@ static void shown_end(shown *s, smoe_model *model) {
 }
 
 /* Gather pass `number`; without the padding behind the last sequence. */
-static smoe_evaluated shown_gather(shown *s, const pass *p, int64_t number) {
+static smoe_evaluated shown_gather(shown *s, const smoe_task *task, const smoe_batch *batch, int64_t number) {
   const smoe_model *model = s->model;
   const smoe_group *group = &model->params.group;
   const size_t all = (size_t)model->shape[SMOE_MAIN].n_global * s->n_slots;
   const int64_t first = number * model->shape[SMOE_MAIN].n_global;
-  const int64_t left = p->n_sequences * (int64_t)model->shape[SMOE_MAIN].context - first;
+  const int64_t left = task->split_sequences * (int64_t)model->shape[SMOE_MAIN].context - first;
   for (size_t i = 0; i < model->shape[SMOE_MAIN].n_tokens; i++) s->mine[i] = (double)model->token_loss[i];
   smoe_group_gather_f64(group, s->loss, s->mine, s->tokens);
-  smoe_group_gather_i32(group, s->target, p->target, s->tokens);
+  smoe_group_gather_i32(group, s->target, batch->target, s->tokens);
   for (int m = 0; m < model->n_moe; m++)
     smoe_group_gather_i32(group, s->expert + (size_t)m * all, model->moe[m]->expert, s->slots);
   return (smoe_evaluated){.first = first,
@@ -158,30 +121,32 @@ static smoe_evaluated shown_gather(shown *s, const pass *p, int64_t number) {
                           .expert = s->expert};
 }
 
-smoe_status smoe_evaluate_each(smoe_model *model, const smoe_corpus *corpus, smoe_split split,
-                               int64_t sequences, int64_t update, int stage, smoe_evaluation *result,
+smoe_status smoe_evaluate_each(smoe_model *model, smoe_task *task, smoe_split split, int64_t sequences,
+                               int64_t update, int stage, smoe_evaluation *result,
                                smoe_status (*see)(void *context, const smoe_evaluated *tokens),
                                void *context) {
   const smoe_group *group = &model->params.group;
-  const smoe_pass route = context_of(update, stage, model);
-  pass p = {.model = model, .corpus = corpus, .split = split};
+  const smoe_pass pass = context_of(update, stage, model);
+  int64_t n;
   shown s;
-  SMOE_TRY(pass_open(&p, sequences));
+  SMOE_ASSERT(smoe_task_is_language(task));
+  SMOE_TRY(open_split(model, task, split, sequences, &n));
   shown_begin(&s, model);
   smoe_status status = SMOE_OK;
-  for (int64_t i = 0; i < pass_batches(&p) && status == SMOE_OK; i++) {
-    pass_forward(&p, i, &route);
-    const smoe_evaluated tokens = shown_gather(&s, &p, i);
+  for (int64_t i = 0; i < n && status == SMOE_OK; i++) {
+    const smoe_batch batch = forward(model, task, i, &pass);
+    const smoe_evaluated tokens = shown_gather(&s, task, &batch, i);
     status = smoe_group_agree(group, group->rank == 0 ? see(context, &tokens) : SMOE_OK);
   }
   shown_end(&s, model);
-  pass_end(&p);
   if (status == SMOE_OK) *result = result_of(model);
   return status;
 }
 
-int64_t smoe_probe_tokens(const smoe_corpus *corpus, const smoe_settings *settings) {
-  const int64_t whole = smoe_corpus_sequences(corpus, SMOE_VALID, settings->model.context);
+int64_t smoe_probe_tokens(const smoe_task *task) {
+  const smoe_settings *settings = task->settings;
+  if (!smoe_task_is_language(task)) return 0;
+  const int64_t whole = smoe_corpus_sequences(&task->corpus, SMOE_VALID, settings->model.context);
   const int64_t requested = settings->log.probe_every > 0 ? settings->log.probe_sequences : 0;
   return (requested < whole ? requested : whole) * settings->model.context;
 }
@@ -215,25 +180,21 @@ static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe,
   }
 }
 
-void smoe_probe(smoe_model *model, const smoe_corpus *corpus, const smoe_settings *settings,
-                smoe_routing_log *log, int64_t step, int stage) {
-  const int64_t n_probe = smoe_probe_tokens(corpus, settings);
+void smoe_probe(smoe_model *model, smoe_task *task, smoe_routing_log *log, int64_t step, int stage) {
+  const int64_t n_probe = smoe_probe_tokens(task);
+  int64_t n = 0;
   const size_t block = (size_t)model->n_moe * (size_t)n_probe;
   int32_t *all = smoe_alloc(KINDS * block * sizeof *all);
   int32_t *batch = smoe_alloc((size_t)model->shape[SMOE_MAIN].n_global * sizeof *batch);
   int *count = tokens_of_ranks(model);
-  pass p = {.model = model,
-            .corpus = corpus,
-            .split = SMOE_VALID,
-            .n_sequences = n_probe / settings->model.context};
   const smoe_pass context = context_of(step, stage, model);
-  pass_begin(&p);
-  smoe_model_begin_sums(model);
-  for (int64_t i = 0; i < pass_batches(&p); i++) {
-    pass_forward(&p, i, &context);
+  const int64_t sequences = n_probe / task->settings->model.context;
+  if (open_split(model, task, SMOE_VALID, sequences, &n) != SMOE_OK)
+    SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_last_error());
+  for (int64_t i = 0; i < n; i++) {
+    forward(model, task, i, &context);
     gather_batch(model, all, n_probe, i * model->shape[SMOE_MAIN].n_global, count, batch);
   }
-  pass_end(&p);
   /* What training uses: in stage 1 the learned choice, where the method has one. */
   int32_t *expert = all + EXPERT * block, *learned = all + LEARNED * block;
   if (stage == 1)

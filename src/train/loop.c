@@ -23,7 +23,7 @@ typedef struct run {
   smoe_config *config;
   const smoe_settings *settings; /* of config */
   const smoe_group *group;
-  smoe_corpus corpus;
+  smoe_task task;
   smoe_model *model;
   smoe_step step;
   smoe_replay replay;
@@ -39,22 +39,13 @@ typedef struct run {
 
 /* ---- setting up ---- */
 
-static smoe_model_shape shape_of(const run *r) {
-  const smoe_settings *settings = r->settings;
-  const int64_t parts = settings->train.lanes * settings->train.micro_batches;
-  return (smoe_model_shape){.vocabulary = r->corpus.vocabulary,
-                            .n_lanes = (int)settings->train.lanes,
-                            .lane_sequences = (size_t)(settings->train.batch_sequences / parts),
-                            .training = true};
-}
-
-static smoe_status check_ranks(const smoe_settings *settings, const smoe_group *group) {
+static smoe_status check_ranks(const smoe_config *config, const smoe_group *group) {
+  const smoe_settings *settings = smoe_config_settings(config);
   SMOE_CHECK(group->n_ranks <= settings->train.lanes, SMOE_ERR_CONFIG,
              "%d ranks for train.lanes = %lld: every rank needs a lane; set train.lanes to a multiple of the "
              "ranks (which changes the order of sums, so do it for a new run)",
              group->n_ranks, (long long)settings->train.lanes);
-  const double tokens = (double)(settings->train.batch_sequences / settings->train.micro_batches) *
-                        (double)settings->model.context;
+  const double tokens = (double)(smoe_family_batch_tokens(config) / settings->train.micro_batches);
   const double factor = settings->moe.capacity_factor;
   SMOE_CHECK(factor == 0 || factor * tokens >= (double)settings->moe.experts, SMOE_ERR_CONFIG,
              "moe.capacity_factor = %g leaves an expert no token of a micro-batch of %.0f: raise it, or use "
@@ -68,20 +59,16 @@ static void print_work(const run *r) {
   const smoe_settings *settings = r->settings;
   smoe_note("run directory: %s", settings->run.directory);
   smoe_note("work: %lld updates of %lld tokens in %lld lanes, %.4g GFLOP each",
-            (long long)settings->train.updates,
-            (long long)(settings->train.batch_sequences * settings->model.context),
+            (long long)settings->train.updates, (long long)smoe_family_batch_tokens(r->config),
             (long long)settings->train.lanes, smoe_bench_flops(r->model) / 1e9);
 }
 
 /* Text repeated up to four times trains almost like new text, more often less and less (arXiv 2305.16264). */
-static void print_passes(const run *r) {
+static void print_passes(run *r) {
   enum { MANY = 4 };
-  const smoe_settings *settings = r->settings;
-  const double passes =
-      (double)settings->train.updates * (double)settings->train.batch_sequences / (double)r->step.n_sequences;
-  smoe_note("data: %.3g passes over the training split, %lld sequences of %lld tokens", passes,
-            (long long)r->step.n_sequences, (long long)settings->model.context);
-  if (passes > MANY)
+  const double passes = r->task.ops->passes(&r->task, r->settings->train.updates);
+  smoe_note("data: %.3g passes over the training split", passes);
+  if (passes > MANY && smoe_task_is_language(&r->task))
     smoe_warn(
         "%.3g passes over the training split are many: from about %d on, repeated text teaches less and "
         "less; use more text, or fewer updates, and watch the validation loss",
@@ -90,21 +77,22 @@ static void print_passes(const run *r) {
 
 static smoe_status build(run *r, bool plan_only) {
   const smoe_settings *settings = r->settings;
-  SMOE_TRY(check_ranks(settings, r->group));
-  SMOE_TRY(smoe_corpus_open(&r->corpus, r->group, settings->data.corpus));
-  SMOE_TRY(smoe_corpus_check(&r->corpus, r->group));
-  const smoe_model_shape shape = shape_of(r);
+  SMOE_TRY(check_ranks(r->config, r->group));
+  SMOE_TRY(smoe_task_open(&r->task, r->config, r->group, settings->data.corpus));
+  SMOE_TRY(r->task.ops->check(&r->task));
+  smoe_model_shape shape = {.training = true};
+  SMOE_TRY_ALL(r->group, r->task.ops->shape(&r->task, &shape, true));
   SMOE_TRY(smoe_model_create(&r->model, r->config, r->group, &shape, plan_only));
   if (plan_only) print_work(r);
   SMOE_TRY_ALL(r->group, smoe_model_print_plan(r->model));
-  SMOE_TRY(smoe_step_create(&r->step, r->model, &r->corpus, settings));
+  SMOE_TRY(smoe_step_create(&r->step, r->model, &r->task));
   print_passes(r);
   return smoe_replay_open(&r->replay, &r->step);
 }
 
 static smoe_routing_shape log_shape(const run *r) {
   const smoe_settings *settings = r->settings;
-  const int64_t n_probe = smoe_probe_tokens(&r->corpus, settings);
+  const int64_t n_probe = smoe_probe_tokens(&r->task);
   /* The probe is small: rank 0 writes all of it. */
   return (smoe_routing_shape){.terms = r->model->terms,
                               .n_layers = r->model->n_moe,
@@ -125,7 +113,7 @@ static void open_log(run *r) {
   const int64_t context = r->settings->model.context;
   int32_t *token = smoe_alloc((size_t)shape.n_probe * sizeof *token);
   for (int64_t s = 0; s < shape.n_probe / context; s++)
-    smoe_corpus_read(&r->corpus, SMOE_VALID, s * context, (size_t)context, token + s * context);
+    smoe_corpus_read(&r->task.corpus, SMOE_VALID, s * context, (size_t)context, token + s * context);
   smoe_routing_log_probe_tokens(r->log, token);
   smoe_free(token);
 }
@@ -133,19 +121,19 @@ static void open_log(run *r) {
 /* ---- resuming ---- */
 
 static smoe_status check_meta(const run *r, const char *path, const smoe_checkpoint_meta *meta) {
-  const bool same = meta->fingerprint == r->corpus.fingerprint;
-  const bool other = meta->absolute[0] && strcmp(meta->absolute, r->corpus.absolute) != 0;
+  const bool same = meta->fingerprint == r->task.fingerprint;
+  const bool other = meta->absolute[0] && strcmp(meta->absolute, r->task.absolute) != 0;
   SMOE_CHECK(same || !other, SMOE_ERR_CONFIG,
              "'%s' was trained on another corpus ('%s') than data.corpus = '%s': resume with that one", path,
              meta->absolute, r->settings->data.corpus);
   SMOE_CHECK(same, SMOE_ERR_CONFIG,
              "the corpus '%s' is not what it was when '%s' was saved: %s (fingerprint %016llx, not %016llx). "
              "Restore that corpus, or begin a new run",
-             r->corpus.path, path,
-             meta->tokenizer && meta->tokenizer != r->corpus.tokenizer
+             r->settings->data.corpus, path,
+             meta->tokenizer && meta->tokenizer != r->task.tokenizer
                  ? "it was prepared again with another tokenizer"
                  : "it has other tokens",
-             (unsigned long long)r->corpus.fingerprint, (unsigned long long)meta->fingerprint);
+             (unsigned long long)r->task.fingerprint, (unsigned long long)meta->fingerprint);
   SMOE_CHECK(meta->seed == (uint64_t)r->settings->run.seed, SMOE_ERR_CONFIG,
              "'%s' was trained with run.seed = %llu: resume with that seed", path,
              (unsigned long long)meta->seed);
@@ -163,7 +151,7 @@ static smoe_status load(run *r, const char *path, int64_t *update) {
     smoe_resume_settle(r->config, path, &meta);
     r->n_sequences = meta.n_sequences_seen;
     r->n_tokens = meta.n_tokens_seen;
-    r->step.data_offset = r->n_sequences - meta.update * r->settings->train.batch_sequences;
+    r->task.data_offset = r->n_sequences - meta.update * r->task.ops->n_units(&r->task);
   }
   smoe_free(meta.configuration);
   return status;
@@ -217,13 +205,13 @@ static smoe_status resume(run *r, int64_t *update) {
 /* The parameters as they are before the first update. */
 static smoe_status start_anew(run *r) {
   smoe_params_initialise(&r->model->params, (uint64_t)r->settings->run.seed);
-  return smoe_routers_prepare(r->model, &r->corpus);
+  return smoe_routers_prepare(r->model, &r->task);
 }
 
 /* The corpus may be prepared again later; its tokenizer is what the model's ids mean. */
 static smoe_status keep_tokenizer(const run *r) {
   char *path = smoe_sprintf("%s/tokenizer.model", r->settings->run.directory);
-  const smoe_status status = smoe_corpus_write_tokenizer(&r->corpus, path);
+  const smoe_status status = smoe_corpus_write_tokenizer(smoe_task_tokenizer(&r->task), path);
   smoe_free(path);
   return status;
 }
@@ -255,12 +243,12 @@ static smoe_status save(run *r, int64_t done) {
       .seed = (uint64_t)settings->run.seed,
       .n_tokens_seen = r->n_tokens,
       .n_sequences_seen = r->n_sequences,
-      .fingerprint = r->corpus.fingerprint,
-      .tokenizer = r->corpus.tokenizer,
+      .fingerprint = r->task.fingerprint,
+      .tokenizer = r->task.tokenizer,
       .configuration = smoe_config_text(r->config, false),
   };
   snprintf(meta.corpus, sizeof meta.corpus, "%s", settings->data.corpus);
-  snprintf(meta.absolute, sizeof meta.absolute, "%s", r->corpus.absolute);
+  snprintf(meta.absolute, sizeof meta.absolute, "%s", r->task.absolute);
   SMOE_TRY_ALL(r->group, smoe_run_lock_check(r->lock, true));
   /* The log first: a checkpoint without its log would leave a hole after a resume. */
   smoe_status status = r->log ? smoe_routing_log_write(r->log, r->routing, done) : SMOE_OK;
@@ -285,15 +273,18 @@ static void record(run *r, int64_t done, const smoe_step_result *result) {
   const smoe_settings *settings = r->settings;
   if (!r->log) return;
   if (due(settings->log.load_every, done)) smoe_routing_log_load(r->log, done, result->stage, result->layer);
-  if (due(settings->log.probe_every, done) && smoe_probe_tokens(&r->corpus, settings) > 0)
-    smoe_probe(r->model, &r->corpus, settings, r->log, done, smoe_stage(r->model, settings, done));
+  if (due(settings->log.probe_every, done) && smoe_probe_tokens(&r->task) > 0)
+    smoe_probe(r->model, &r->task, r->log, done, smoe_stage(r->model, settings, done));
 }
 
 static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid) {
-  SMOE_TRY(smoe_evaluate(r->model, &r->corpus, SMOE_VALID, r->settings->train.evaluate_sequences, done,
+  SMOE_TRY(smoe_evaluate(r->model, &r->task, SMOE_VALID, r->settings->train.evaluate_sequences, done,
                          smoe_stage(r->model, r->settings, done), valid));
-  smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens (corpus bigram: %.4f)",
-            (long long)done, valid->loss, valid->perplexity, valid->n_targets, r->corpus.bigram);
+  char bigram[64] = "";
+  if (smoe_task_is_language(&r->task))
+    snprintf(bigram, sizeof bigram, " (corpus bigram: %.4f)", r->task.corpus.bigram);
+  smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens%s", (long long)done,
+            valid->loss, valid->perplexity, valid->n_targets, bigram);
   return SMOE_OK;
 }
 
@@ -319,11 +310,11 @@ static smoe_status one_update(run *r, int64_t update) {
 
   smoe_evaluation valid;
   const bool evaluated =
-      r->corpus.n_tokens[SMOE_VALID] > 1 && (due(settings->train.evaluate_every, done) || last);
+      smoe_task_has_split(&r->task, SMOE_VALID) && (due(settings->train.evaluate_every, done) || last);
   if (evaluated) SMOE_TRY(validate(r, done, &valid));
   SMOE_TRY_ALL(r->group, smoe_run_lock_check(r->lock, false));
-  r->n_sequences += settings->train.batch_sequences;
-  r->n_tokens += settings->train.batch_sequences * settings->model.context;
+  r->n_sequences += r->task.ops->n_units(&r->task);
+  r->n_tokens += r->task.ops->n_targets(&r->task, update);
   SMOE_TRY_ALL(r->group, smoe_metrics_write(&r->metrics, done, r->n_tokens, &result,
                                             evaluated ? &valid : NULL, seconds, phase));
 
@@ -365,7 +356,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   if (options->resume && !options->start && !options->dry_run) SMOE_TRY(check_resumable(r));
   SMOE_TRY(build(r, options->dry_run));
   if (options->dry_run) {
-    SMOE_TRY(smoe_routers_check(r->model, &r->corpus));
+    SMOE_TRY(smoe_routers_check(r->model, &r->task));
     smoe_note("dry run: configuration, corpus and memory are fine; nothing was started");
     return SMOE_OK;
   }
@@ -410,7 +401,7 @@ smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_
   smoe_run_lock_release(r.lock);
   smoe_step_destroy(&r.step);
   smoe_model_destroy(r.model);
-  smoe_corpus_close(&r.corpus);
+  smoe_task_close(&r.task);
   smoe_run_report_error(status, settings, r.done, r.saved);
   smoe_log_file(NULL);
   smoe_free(r.checkpoints);

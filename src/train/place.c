@@ -6,9 +6,9 @@
 /* Tokens whose choices are counted: the share of a rank among eight is then known to half a percent. */
 enum { TOKENS = 1 << 18, UPDATES_MAX = 256 };
 
-static int64_t counted_until(const smoe_settings *settings, int64_t update) {
-  const int64_t total = settings->train.updates;
-  int64_t n = TOKENS / (settings->train.batch_sequences * settings->model.context);
+static int64_t counted_until(const smoe_step *step, int64_t update) {
+  const int64_t total = step->settings->train.updates;
+  int64_t n = TOKENS / smoe_family_batch_tokens(step->model->config);
   n = n < 1 ? 1 : n > UPDATES_MAX ? UPDATES_MAX : n;
   return update < total && update + n > total ? total : update + n;
 }
@@ -32,7 +32,7 @@ static bool known_ahead(const smoe_step *step, int64_t update) {
 /* load = choices for the tokens of the coming updates, [E] of each MoE layer one after the other. */
 static void count_loads(smoe_step *step, int64_t update, int64_t *load, int n) {
   smoe_model *model = step->model;
-  for (int64_t u = update; u < counted_until(step->settings, update); u++)
+  for (int64_t u = update; u < counted_until(step, update); u++)
     for (int64_t b = 0; b < step->settings->train.micro_batches; b++) {
       smoe_pass context = context_of(step, u, b);
       const smoe_batch batch = smoe_step_read(step, u, b);

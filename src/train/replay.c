@@ -24,9 +24,9 @@ static smoe_status check_tokens(const smoe_replay *replay, smoe_step *step, int6
   const smoe_token_shape *tokens = &step->model->shape[SMOE_MAIN];
   for (int64_t micro_batch = 0; micro_batch < step->settings->train.micro_batches; micro_batch++) {
     const int32_t *id = replay->id + micro_batch * tokens->n_global + tokens->first_token;
-    smoe_step_read(step, update, micro_batch);
+    const smoe_batch batch = smoe_step_read(step, update, micro_batch);
     for (size_t i = 0; i < tokens->n_tokens; i++)
-      SMOE_CHECK(step->input[i] == id[i], SMOE_ERR_CONFIG,
+      SMOE_CHECK(batch.token[SMOE_MAIN][i] == id[i], SMOE_ERR_CONFIG,
                  "update %lld has other tokens here than in router.replay.log: data.corpus, run.seed, "
                  "model.context and train.batch_sequences must be those of the recorded run",
                  (long long)update + 1);

@@ -33,7 +33,8 @@ static smoe_status read_recorded(const smoe_model *model, int vocabulary, int32_
   return status;
 }
 
-smoe_status smoe_routers_check(const smoe_model *model, const smoe_corpus *corpus) {
+smoe_status smoe_routers_check(const smoe_model *model, const smoe_task *task) {
+  const smoe_corpus *corpus = &task->corpus;
   const smoe_router *first = model->n_moe ? &model->moe[0]->router : NULL;
   const char *path = first && first->ops->embedding_of ? first->ops->embedding_of(first) : NULL;
   if (!path) return SMOE_OK;
@@ -44,24 +45,25 @@ smoe_status smoe_routers_check(const smoe_model *model, const smoe_corpus *corpu
   return status;
 }
 
-smoe_status smoe_routers_prepare(smoe_model *model, const smoe_corpus *corpus) {
+smoe_status smoe_routers_prepare(smoe_model *model, const smoe_task *task) {
   const smoe_group *group = &model->params.group;
   smoe_router *first = model->n_moe ? &model->moe[0]->router : NULL;
   if (!first || !first->ops->prepare) return SMOE_OK;
   smoe_real *embedding = NULL;
   smoe_route_facts facts = {0};
-  int64_t *count = smoe_alloc((size_t)corpus->vocabulary * sizeof *count);
-  smoe_status status = smoe_group_agree(group, smoe_corpus_counts(corpus, count));
+  int64_t *count = smoe_alloc((size_t)task->vocabulary * sizeof *count);
+  smoe_status status = SMOE_OK;
   const char *path = first->ops->embedding_of ? first->ops->embedding_of(first) : NULL;
-  if (status == SMOE_OK && path)
-    status = read_embedding(path, group, corpus, &embedding, &facts.embedding_width);
+  if (path) status = read_embedding(path, group, &task->corpus, &embedding, &facts.embedding_width);
   int32_t *recorded = NULL;
-  if (status == SMOE_OK) status = read_recorded(model, corpus->vocabulary, &recorded);
+  if (status == SMOE_OK) status = read_recorded(model, task->vocabulary, &recorded);
   facts.recorded = recorded;
   facts.count = count;
   facts.embedding = embedding;
-  for (int m = 0; m < model->n_moe && status == SMOE_OK; m++)
-    first->ops->prepare(&model->moe[m]->router, &model->params, &facts);
+  for (int m = 0; m < model->n_moe && status == SMOE_OK; m++) {
+    status = smoe_group_agree(group, task->ops->counts(task, model->moe[m]->stream, count));
+    if (status == SMOE_OK) first->ops->prepare(&model->moe[m]->router, &model->params, &facts);
+  }
   smoe_free(count);
   smoe_free(recorded);
   smoe_free(embedding);

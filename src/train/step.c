@@ -5,17 +5,9 @@
 
 #include "stablemoe/phase.h"
 
-smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corpus *corpus,
-                             const smoe_settings *settings) {
-  const size_t n = model->shape[SMOE_MAIN].n_tokens;
-  *step = (smoe_step){.model = model, .corpus = corpus, .settings = settings};
-  step->n_sequences = smoe_corpus_sequences(corpus, SMOE_TRAIN, settings->model.context);
-  SMOE_CHECK(step->n_sequences > 0, SMOE_ERR_CONFIG,
-             "the training split of '%s' has %lld tokens, too few for one sequence of model.context = %lld: "
-             "use more text or a shorter context",
-             corpus->path, (long long)corpus->n_tokens[SMOE_TRAIN], (long long)settings->model.context);
-  step->input = smoe_alloc(n * sizeof *step->input);
-  step->target = smoe_alloc(n * sizeof *step->target);
+smoe_status smoe_step_create(smoe_step *step, smoe_model *model, smoe_task *task) {
+  *step = (smoe_step){.model = model, .task = task, .settings = task->settings};
+  smoe_task_take(task, model);
   step->total = smoe_alloc((size_t)model->n_sums * sizeof *step->total);
   step->layer = smoe_alloc((size_t)model->n_moe * sizeof *step->layer);
   step->load = smoe_alloc((size_t)model->n_moe * (size_t)model->params.n_experts * sizeof *step->load);
@@ -23,8 +15,6 @@ smoe_status smoe_step_create(smoe_step *step, smoe_model *model, const smoe_corp
 }
 
 void smoe_step_destroy(smoe_step *step) {
-  smoe_free(step->input);
-  smoe_free(step->target);
   smoe_free(step->total);
   smoe_free(step->layer);
   smoe_free(step->load);
@@ -36,30 +26,18 @@ int smoe_stage(const smoe_model *model, const smoe_settings *settings, int64_t u
   return ops && ops->two_stages && update >= settings->router.stage1_updates ? 2 : 1;
 }
 
-/* Place j of the update's batch is in micro-batch j / (lanes S), lane j / S % lanes. */
 smoe_batch smoe_step_read(smoe_step *step, int64_t update, int64_t micro_batch) {
-  const smoe_settings *settings = step->settings;
-  const smoe_token_shape *tokens = &step->model->shape[SMOE_MAIN];
-  const int64_t context = settings->model.context;
-  const int64_t first = (micro_batch * tokens->n_global + tokens->first_token) / context;
-  const int64_t n = (int64_t)tokens->n_tokens / context;
-  const int64_t position = step->data_offset + update * settings->train.batch_sequences + first;
-  for (int64_t i = 0; i < n; i++) {
-    const int64_t s = smoe_sampler_sequence((uint64_t)settings->run.seed, step->n_sequences, position + i);
-    smoe_corpus_sequence(step->corpus, SMOE_TRAIN, s, context, step->input + i * context,
-                         step->target + i * context);
-  }
-  smoe_batch batch = smoe_model_batch(step->model, step->input, step->target);
-  batch.before[SMOE_MAIN] = micro_batch * tokens->n_global;
+  smoe_batch batch;
+  step->task->ops->read(step->task, step->model, update, micro_batch, &batch);
   return batch;
 }
 
-static void record_tokens(smoe_step *step, int64_t micro_batch) {
+static void record_tokens(smoe_step *step, const smoe_batch *batch) {
   const smoe_model *model = step->model;
-  const int64_t first = micro_batch * model->shape[SMOE_MAIN].n_global + model->shape[SMOE_MAIN].first_token;
+  const int64_t first = batch->before[SMOE_MAIN] + batch->shape[SMOE_MAIN].first_token;
   for (int m = 0; m < model->n_moe; m++)
-    smoe_routing_log_tokens_add(step->tokens_log, m, first, model->shape[SMOE_MAIN].n_tokens, step->input,
-                                model->moe[m]->expert, model->moe[m]->gate);
+    smoe_routing_log_tokens_add(step->tokens_log, m, first, batch->shape[SMOE_MAIN].n_tokens,
+                                batch->token[SMOE_MAIN], model->moe[m]->expert, model->moe[m]->gate);
 }
 
 static void fill_result(smoe_step *step, smoe_step_result *result) {
@@ -100,8 +78,7 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
       .stage = smoe_stage(model, settings, update),
       .training = true,
       .recorded = step->recorded,
-      /* Training sequences are whole, so every token has a target. */
-      .n_targets = settings->train.batch_sequences * settings->model.context,
+      .n_targets = step->task->ops->n_targets(step->task, update),
   };
   result->stage = context.stage;
   smoe_phase(SMOE_PHASE_REDUCTION); /* setting gradients to zero belongs to adding them up */
@@ -111,7 +88,7 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
     smoe_phase(SMOE_PHASE_DATA);
     const smoe_batch batch = smoe_step_read(step, update, micro_batch);
     smoe_model_forward(model, &batch, &context);
-    if (step->tokens_log) record_tokens(step, micro_batch);
+    if (step->tokens_log) record_tokens(step, &batch);
     smoe_model_backward(model);
   }
   smoe_phase(SMOE_PHASE_REDUCTION);

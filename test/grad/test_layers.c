@@ -54,10 +54,10 @@ static void problem_begin(problem *p, int n_experts) {
                                                    .n_tokens = N,
                                                    .n_global = N}},
                           .token = {[SMOE_MAIN] = p->token}};
-  p->batch.shape[SMOE_SOURCE] = p->batch.shape[SMOE_MAIN];
-  p->batch.shape[SMOE_SOURCE].context = SIDE;
-  p->batch.shape[SMOE_SOURCE].lane_tokens = SEQUENCES * SIDE;
-  p->batch.shape[SMOE_SOURCE].n_tokens = LANES * SEQUENCES * SIDE;
+  p->batch.shape[SMOE_ENCODER] = p->batch.shape[SMOE_MAIN];
+  p->batch.shape[SMOE_ENCODER].context = SIDE;
+  p->batch.shape[SMOE_ENCODER].lane_tokens = SEQUENCES * SIDE;
+  p->batch.shape[SMOE_ENCODER].n_tokens = LANES * SEQUENCES * SIDE;
 }
 
 static void problem_end(problem *p) {

@@ -103,8 +103,9 @@ ROOMS = {
     "model": {"moe", "layer", "params", "config", "comm", "kernel", "base"},
     "io": {"params", "comm", "base"},
     "data": {"io", "comm", "base"},
-    "train": {"model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
-    "app": {"train", "model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
+    "task": {"model", "data", "layer", "moe", "params", "config", "comm", "kernel", "base"},
+    "train": {"task", "model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
+    "app": {"train", "task", "model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
 }
 # Headers without a source file of their name, and files that are a room of their own in a folder.
 ROOM_OF_HEADER = {"real": "base", "kernel": "kernel", "checkpoint": "io", "train": "train",

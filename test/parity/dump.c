@@ -17,7 +17,7 @@ typedef struct dump {
   smoe_config *config;
   const smoe_settings *settings;
   const smoe_group *group;
-  smoe_corpus corpus;
+  smoe_task task;
   smoe_model *model;
   smoe_step step;
   hid_t file;
@@ -79,9 +79,9 @@ static smoe_status write_micro_batch(const dump *d, int64_t update, int64_t micr
   const int64_t n = batch / d->settings->train.micro_batches, shape[] = {n, context};
   int32_t *tokens = smoe_alloc((size_t)(2 * n * context) * sizeof *tokens), *targets = tokens + n * context;
   for (int64_t s = 0; s < n; s++) {
-    const int64_t sequence = smoe_sampler_sequence((uint64_t)d->settings->run.seed, d->step.n_sequences,
+    const int64_t sequence = smoe_sampler_sequence((uint64_t)d->settings->run.seed, d->task.n_sequences,
                                                    update * batch + micro_batch * n + s);
-    smoe_corpus_sequence(&d->corpus, SMOE_TRAIN, sequence, context, tokens + s * context,
+    smoe_corpus_sequence(&d->task.corpus, SMOE_TRAIN, sequence, context, tokens + s * context,
                          targets + s * context);
   }
   smoe_status status = SMOE_OK;
@@ -155,19 +155,14 @@ static smoe_status run(dump *d, const char *config_path, const char *output) {
   SMOE_TRY_ALL(d->group, smoe_model_check(d->config));
   SMOE_TRY_ALL(d->group, smoe_config_resolve(d->config));
   d->settings = smoe_config_settings(d->config);
-  SMOE_TRY(smoe_corpus_open(&d->corpus, d->group, d->settings->data.corpus));
-  const int64_t parts = d->settings->train.lanes * d->settings->train.micro_batches;
-  const smoe_model_shape shape = {
-      .vocabulary = d->corpus.vocabulary,
-      .n_lanes = (int)d->settings->train.lanes,
-      .lane_sequences = (size_t)(d->settings->train.batch_sequences / parts),
-      .training = true,
-  };
+  SMOE_TRY(smoe_task_open(&d->task, d->config, d->group, d->settings->data.corpus));
+  smoe_model_shape shape = {.training = true};
+  SMOE_TRY_ALL(d->group, d->task.ops->shape(&d->task, &shape, true));
   SMOE_TRY(smoe_model_create(&d->model, d->config, d->group, &shape, false));
-  SMOE_TRY_ALL(d->group, smoe_step_create(&d->step, d->model, &d->corpus, d->settings));
+  SMOE_TRY_ALL(d->group, smoe_step_create(&d->step, d->model, &d->task));
   smoe_params_initialise(&d->model->params, (uint64_t)d->settings->run.seed);
   perturb(&d->model->params, (uint64_t)d->settings->run.seed);
-  SMOE_TRY(smoe_routers_prepare(d->model, &d->corpus)); /* after the noise: tables hold experts */
+  SMOE_TRY(smoe_routers_prepare(d->model, &d->task)); /* after the noise: tables hold experts */
   SMOE_TRY_ALL(d->group, smoe_h5_create(&d->file, output, d->group));
   const smoe_status status = updates(d);
   const smoe_status closed = smoe_group_agree(d->group, smoe_h5_close(d->file));
@@ -189,7 +184,7 @@ int main(int argc, char **argv) {
   if (status != SMOE_OK && group.rank == 0) fprintf(stderr, "dump: %s\n", smoe_last_error());
   smoe_step_destroy(&d.step);
   smoe_model_destroy(d.model);
-  smoe_corpus_close(&d.corpus);
+  smoe_task_close(&d.task);
   smoe_config_destroy(d.config);
   smoe_free(sets);
   smoe_group_end(&group);

@@ -1,0 +1,143 @@
+#include "evaluate_pairs.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "stablemoe/bleu.h"
+#include "stablemoe/chrf.h"
+#include "stablemoe/evaluate.h"
+#include "stablemoe/log.h"
+#include "text_stream.h"
+#include "translate_lines.h"
+
+/* Scores of one direction. */
+typedef struct scores {
+  int64_t n;
+  smoe_bleu bleu, lower; /* 13a with case; lowercased, 13a */
+  smoe_chrf chrf;
+} scores;
+
+/* The sources of a split, as the corpus has them. */
+typedef struct sources {
+  int64_t n;
+  int32_t **ids, *length;
+} sources;
+
+static void read_sources(sources *s, const smoe_pairs *pairs, smoe_split split, int64_t sequences) {
+  const int64_t all = pairs->split[split].n_pairs;
+  s->n = sequences > 0 && sequences < all ? sequences : all;
+  s->ids = smoe_alloc((size_t)(s->n + 1) * sizeof *s->ids);
+  s->length = smoe_alloc((size_t)(s->n + 1) * sizeof *s->length);
+  for (int64_t i = 0; i < s->n; i++) {
+    s->length[i] = smoe_pairs_length(pairs, split, SMOE_SIDE_SOURCE, i);
+    s->ids[i] = smoe_alloc((size_t)s->length[i] * sizeof **s->ids);
+    smoe_pairs_read(pairs, split, SMOE_SIDE_SOURCE, i, s->ids[i]);
+  }
+}
+
+static void release_sources(sources *s) {
+  for (int64_t i = 0; s->ids && i < s->n; i++) smoe_free(s->ids[i]);
+  smoe_free(s->ids);
+  smoe_free(s->length);
+}
+
+/* The reference of pair i as text. */
+static smoe_status reference_of(const smoe_pairs *pairs, const smoe_tokenizer *tokenizer, smoe_split split,
+                                int64_t i, char **text) {
+  const size_t n = (size_t)smoe_pairs_target_length(pairs, split, i);
+  int32_t *ids = smoe_alloc((n + 1) * sizeof *ids);
+  smoe_pairs_read(pairs, split, SMOE_SIDE_TARGET, i, ids);
+  const smoe_status status = smoe_tokenizer_decode(tokenizer, ids, n - 1, text); /* without end */
+  smoe_free(ids);
+  return status;
+}
+
+static smoe_status score(scores *s, const smoe_pairs *pairs, const smoe_tokenizer *tokenizer,
+                         smoe_split split, int64_t n, const smoe_line_translation *out) {
+  for (int d = 0; d < pairs->n_directions; d++) {
+    SMOE_TRY(smoe_bleu_open(&s[d].bleu, SMOE_BLEU_13A, false));
+    SMOE_TRY(smoe_bleu_open(&s[d].lower, SMOE_BLEU_13A, true));
+  }
+  for (int64_t i = 0; i < n; i++) {
+    scores *own = &s[pairs->split[split].direction[i]];
+    const char *hypothesis = out[i].n_best ? out[i].text[0] : "";
+    char *reference = NULL;
+    SMOE_TRY(reference_of(pairs, tokenizer, split, i, &reference));
+    smoe_bleu_add(&own->bleu, reference, strlen(reference), hypothesis, strlen(hypothesis));
+    smoe_bleu_add(&own->lower, reference, strlen(reference), hypothesis, strlen(hypothesis));
+    smoe_chrf_add(&own->chrf, reference, strlen(reference), hypothesis, strlen(hypothesis));
+    own->n++;
+    smoe_free(reference);
+  }
+  return SMOE_OK;
+}
+
+static void print_text(const smoe_pairs *pairs, const scores *s, const smoe_evaluation *e, const char *name) {
+  char direction[2 * SMOE_LANGUAGE_BYTES], signature[SMOE_SIGNATURE_BYTES], chrf[SMOE_SIGNATURE_BYTES];
+  double bleu = 0, lower = 0, f = 0;
+  int n = 0;
+  printf("%s: loss %.4f nats per target token, perplexity %.3f, over %.0f tokens\n", name, e->loss,
+         e->perplexity, e->n_targets);
+  printf("  direction      pairs    BLEU  BLEU lc   chrF2\n");
+  for (int d = 0; d < pairs->n_directions; d++) {
+    if (s[d].n == 0) continue;
+    smoe_pairs_direction_name(pairs, d, direction);
+    const double a = smoe_bleu_score(&s[d].bleu, NULL, NULL), b = smoe_bleu_score(&s[d].lower, NULL, NULL);
+    const double c = smoe_chrf_score(&s[d].chrf);
+    printf("  %-12s %7lld  %6.2f   %6.2f  %6.2f\n", direction, (long long)s[d].n, a, b, c);
+    bleu += a, lower += b, f += c, n++;
+  }
+  if (n > 1) printf("  %-12s %7s  %6.2f   %6.2f  %6.2f\n", "mean", "", bleu / n, lower / n, f / n);
+  smoe_bleu_signature(&s[0].bleu, signature);
+  smoe_chrf_signature(chrf);
+  printf("  BLEU %s; BLEU lc: of lowercased text; chrF2 %s\n", signature, chrf);
+}
+
+static void print_json(const smoe_pairs *pairs, const scores *s, const smoe_evaluation *e, const char *name) {
+  char direction[2 * SMOE_LANGUAGE_BYTES], signature[SMOE_SIGNATURE_BYTES];
+  printf("{\"split\": \"%s\", \"loss\": %.9g, \"perplexity\": %.9g, \"targets\": %.0f, \"directions\": {",
+         name, e->loss, e->perplexity, e->n_targets);
+  bool first = true;
+  for (int d = 0; d < pairs->n_directions; d++) {
+    if (s[d].n == 0) continue;
+    smoe_pairs_direction_name(pairs, d, direction);
+    printf("%s\"%s\": {\"pairs\": %lld, \"bleu\": %.6g, \"bleu_lowercased\": %.6g, \"chrf2\": %.6g}",
+           first ? "" : ", ", direction, (long long)s[d].n, smoe_bleu_score(&s[d].bleu, NULL, NULL),
+           smoe_bleu_score(&s[d].lower, NULL, NULL), smoe_chrf_score(&s[d].chrf));
+    first = false;
+  }
+  smoe_bleu_signature(&s[0].bleu, signature);
+  printf("}, \"signature\": \"%s\"}\n", signature);
+}
+
+static smoe_status loss_of(smoe_app_model *m, smoe_split split, int64_t sequences, smoe_evaluation *e) {
+  smoe_model_shape shape = {0};
+  SMOE_TRY_ALL(m->group, m->task.ops->shape(&m->task, &shape, false));
+  SMOE_TRY(smoe_app_model_build(m, &shape));
+  return smoe_evaluate(m->model, &m->task, split, sequences, m->meta.update, m->meta.stage, e);
+}
+
+smoe_status smoe_evaluate_pairs(smoe_app_model *m, smoe_split split, const char *name, int64_t sequences,
+                                bool json) {
+  const smoe_pairs *pairs = &m->task.pairs;
+  smoe_evaluation e;
+  smoe_tokenizer *tokenizer = NULL;
+  sources s = {0};
+  SMOE_TRY(loss_of(m, split, sequences, &e));
+  SMOE_TRY_ALL(m->group, smoe_tokenizer_open(&tokenizer, pairs->model, pairs->model_bytes));
+  read_sources(&s, pairs, split, sequences);
+  smoe_line_translation *out = smoe_alloc((size_t)(s.n + 1) * sizeof *out);
+  scores *result = smoe_alloc((size_t)pairs->n_directions * sizeof *result);
+  smoe_status status = smoe_translate_ids(m, tokenizer, (const int32_t *const *)s.ids, s.length, (size_t)s.n,
+                                          &smoe_translate_defaults, out);
+  if (status == SMOE_OK)
+    status = smoe_group_agree(m->group, score(result, pairs, tokenizer, split, s.n, out));
+  if (status == SMOE_OK && m->group->rank == 0) (json ? print_json : print_text)(pairs, result, &e, name);
+  if (status == SMOE_OK)
+    status = smoe_group_agree(m->group, m->group->rank == 0 ? smoe_output_flush(stdout) : SMOE_OK);
+  smoe_line_translations_release(out, (size_t)s.n);
+  smoe_free(result);
+  release_sources(&s);
+  smoe_tokenizer_close(tokenizer);
+  return status;
+}

@@ -1,0 +1,61 @@
+#include "stablemoe/task.h"
+
+#include <string.h>
+
+extern const smoe_task_ops smoe_task_language;
+extern const smoe_task_ops smoe_task_translation;
+
+static const smoe_task_ops *const tasks[] = {&smoe_task_language, &smoe_task_translation, NULL};
+
+static void begin(smoe_task *task, const smoe_config *config, const smoe_group *group, const char *name) {
+  *task = (smoe_task){.config = config, .settings = smoe_config_settings(config), .group = group};
+  for (size_t i = 0; tasks[i]; i++)
+    if (strcmp(tasks[i]->name, name) == 0) task->ops = tasks[i];
+  SMOE_ASSERT(task->ops);
+}
+
+smoe_status smoe_task_open(smoe_task *task, const smoe_config *config, const smoe_group *group,
+                           const char *path) {
+  begin(task, config, group, smoe_family_of(config)->task);
+  return task->ops->open(task, path);
+}
+
+void smoe_task_synthetic(smoe_task *task, const smoe_config *config, const smoe_group *group,
+                         int vocabulary) {
+  begin(task, config, group, "language");
+  smoe_corpus_synthetic(&task->corpus, vocabulary, INT64_C(1) << 32);
+  task->vocabulary = vocabulary;
+}
+
+void smoe_task_close(smoe_task *task) {
+  if (task->ops) task->ops->close(task);
+  for (int s = 0; s < SMOE_STREAMS; s++) {
+    smoe_free(task->token[s]);
+    smoe_free(task->length[s]);
+  }
+  smoe_free(task->target);
+  *task = (smoe_task){0};
+}
+
+bool smoe_task_is_language(const smoe_task *task) {
+  return task->ops == &smoe_task_language;
+}
+
+bool smoe_task_has_split(const smoe_task *task, smoe_split split) {
+  return smoe_task_is_language(task) ? task->corpus.n_tokens[split] > 1 : task->pairs.split[split].n_pairs > 0;
+}
+
+const smoe_corpus *smoe_task_tokenizer(const smoe_task *task) {
+  return &task->corpus;
+}
+
+void smoe_task_take(smoe_task *task, const smoe_model *model) {
+  if (task->target) return;
+  for (int s = 0; s < SMOE_STREAMS; s++) {
+    const smoe_token_shape *shape = &model->shape[s];
+    task->token[s] = smoe_alloc((shape->n_tokens + 1) * sizeof *task->token[s]);
+    /* With sequences of one row there are as many sequences as rows. */
+    task->length[s] = smoe_alloc((shape->n_tokens + 1) * sizeof *task->length[s]);
+  }
+  task->target = smoe_alloc((model->shape[SMOE_MAIN].n_tokens + 1) * sizeof *task->target);
+}

@@ -1,0 +1,180 @@
+/* Translation: pairs of sentences, sorted into micro-batches of like length; the source goes through the encoder,
+ * the target through the decoder, and each target token is predicted from those before it and the source. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "stablemoe/kernel.h"
+#include "stablemoe/task.h"
+
+/* ---- objective: cross entropy with label smoothing, and beside it the plain one ---- */
+
+static void smoothed_rows(const smoe_objective *self, const smoe_objective_call *call) {
+  smoe_real *nll = smoe_alloc(call->rows * sizeof *nll);
+  smoe_cross_entropy_smoothed(call->loss, nll, call->logits, call->target, 1,
+                              (smoe_real)self->label_smoothing, call->scale, call->gradient, call->rows,
+                              call->vocabulary);
+  for (size_t r = 0; r < call->rows; r++) {
+    call->sums[0] += (double)nll[r];
+    /* An evaluation is of the model, not of the objective. */
+    if (!call->gradient) call->loss[r] = nll[r];
+  }
+  smoe_free(nll);
+}
+
+static const char *const sum_names[] = {"nll"};
+
+/* ---- the corpus ---- */
+
+static smoe_status open_translation(smoe_task *task, const char *path) {
+  SMOE_TRY(smoe_pairs_open(&task->pairs, task->group, path));
+  task->vocabulary = task->pairs.vocabulary;
+  task->fingerprint = task->pairs.fingerprint;
+  task->tokenizer = task->pairs.tokenizer;
+  if (!realpath(path, task->absolute)) task->absolute[0] = '\0';
+  task->corpus = (smoe_corpus){.vocabulary = task->pairs.vocabulary,
+                               .fingerprint = task->pairs.fingerprint,
+                               .tokenizer = task->pairs.tokenizer,
+                               .model = task->pairs.model,
+                               .model_bytes = task->pairs.model_bytes};
+  snprintf(task->corpus.path, sizeof task->corpus.path, "%s", path);
+  task->objective =
+      (smoe_objective){.rows = smoothed_rows,
+                       .label_smoothing = smoe_translation_settings(task->config)->label_smoothing,
+                       .n_sums = 1,
+                       .sum_names = sum_names};
+  return SMOE_OK;
+}
+
+static void close_translation(smoe_task *task) {
+  smoe_pair_sampler_close(&task->train);
+  smoe_pair_sampler_close(&task->split);
+  smoe_pairs_close(&task->pairs);
+}
+
+static smoe_status check_translation(const smoe_task *task) {
+  return smoe_pairs_check(&task->pairs, task->group);
+}
+
+static smoe_pair_sampling sampling_of(const smoe_task *task, bool in_order) {
+  const smoe_settings *settings = task->settings;
+  return (smoe_pair_sampling){.lanes = (int)settings->train.lanes,
+                              .micro_batches = (int)settings->train.micro_batches,
+                              .tokens = settings->train.batch_tokens / settings->train.micro_batches,
+                              .temperature = smoe_translation_settings(task->config)->temperature,
+                              .seed = (uint64_t)settings->run.seed,
+                              .direction = -1,
+                              .in_order = in_order};
+}
+
+static smoe_status shape_translation(smoe_task *task, smoe_model_shape *shape, bool for_training) {
+  const smoe_settings *settings = task->settings;
+  const smoe_pair_sampling sampling = sampling_of(task, false);
+  shape->vocabulary = task->vocabulary;
+  shape->n_lanes = (int)settings->train.lanes;
+  shape->objective = &task->objective;
+  if (for_training) SMOE_TRY(smoe_pair_sampler_open(&task->train, &task->pairs, SMOE_TRAIN, &sampling));
+  for (int s = 0; s < SMOE_SPLITS; s++)
+    for (int64_t i = 0; i < task->pairs.split[s].n_pairs; i++)
+      for (int side = 0; side < SMOE_SIDES; side++)
+        SMOE_CHECK(
+            task->pairs.split[s].length[side][i] <= settings->model.context, SMOE_ERR_CONFIG,
+            "'%s' has a pair of %d tokens, and model.context is %lld: raise it, or prepare the corpus with a "
+            "lower limit",
+            task->pairs.path, task->pairs.split[s].length[side][i], (long long)settings->model.context);
+  /* Rows of a lane on either side, however they are cut into sequences. */
+  shape->lane_sequences = 1;
+  shape->context = shape->source_context = (size_t)(sampling.tokens / sampling.lanes);
+  return SMOE_OK;
+}
+
+/* ---- batches ---- */
+
+static void fill(smoe_task *task, const smoe_model *model, smoe_split split, const smoe_pair_batch *pairs,
+                 smoe_batch *batch) {
+  const size_t s = (size_t)pairs->sequences;
+  const size_t ts = (size_t)pairs->source_length, tt = (size_t)pairs->target_length;
+  *batch = (smoe_batch){.target = task->target};
+  batch->shape[SMOE_MAIN] = smoe_model_token_shape(model, s, tt);
+  batch->shape[SMOE_ENCODER] = smoe_model_token_shape(model, s, ts);
+  const smoe_lanes *lanes = &model->params.lanes;
+  for (int lane = 0; lane < lanes->count; lane++) {
+    const size_t l = (size_t)lane;
+    smoe_pair_batch_read(&task->pairs, split, pairs, lanes->first + lane,
+                         task->token[SMOE_ENCODER] + l * s * ts, task->token[SMOE_MAIN] + l * s * tt,
+                         task->target + l * s * tt);
+    for (size_t i = 0; i < s; i++) {
+      const int64_t pair = pairs->pair[(size_t)(lanes->first + lane) * s + i];
+      task->length[SMOE_ENCODER][l * s + i] =
+          pair < 0 ? 0 : smoe_pairs_length(&task->pairs, split, SMOE_SIDE_SOURCE, pair);
+      task->length[SMOE_MAIN][l * s + i] = pair < 0 ? 0 : smoe_pairs_target_length(&task->pairs, split, pair);
+    }
+  }
+  for (int stream = 0; stream < SMOE_STREAMS; stream++) {
+    batch->token[stream] = task->token[stream];
+    batch->length[stream] = task->length[stream];
+  }
+}
+
+static int64_t n_targets_translation(smoe_task *task, int64_t update) {
+  return smoe_pair_sampler_targets(&task->train, task->data_offset + update);
+}
+
+static double passes_translation(smoe_task *task, int64_t updates) {
+  return (double)updates * (double)task->settings->train.micro_batches /
+         (double)smoe_pair_sampler_micro_batches(&task->train, 1);
+}
+
+static int64_t n_units_translation(const smoe_task *task) {
+  return 1;
+}
+
+static void read_translation(smoe_task *task, const smoe_model *model, int64_t update, int64_t micro_batch,
+                             smoe_batch *batch) {
+  const smoe_pair_batch pairs =
+      smoe_pair_sampler_batch(&task->train, task->data_offset + update, (int)micro_batch);
+  fill(task, model, SMOE_TRAIN, &pairs, batch);
+  /* Counters of random numbers: room for the largest micro-batch in each. */
+  for (int s = 0; s < SMOE_STREAMS; s++) batch->before[s] = micro_batch * model->shape[s].n_global;
+}
+
+static smoe_status open_split_translation(smoe_task *task, const smoe_model *model, smoe_split split,
+                                          int64_t limit, int64_t *n) {
+  const smoe_pair_sampling sampling = sampling_of(task, true);
+  smoe_pair_sampler_close(&task->split);
+  SMOE_CHECK(task->pairs.split[split].n_pairs > 0, SMOE_ERR_CONFIG, "the split of '%s' to evaluate is empty",
+             task->pairs.path);
+  SMOE_TRY(smoe_pair_sampler_open(&task->split, &task->pairs, split, &sampling));
+  task->split_kind = split;
+  *n = smoe_pair_sampler_micro_batches(&task->split, 1);
+  const int64_t most =
+      limit > 0 ? (limit * *n + task->pairs.split[split].n_pairs - 1) / task->pairs.split[split].n_pairs : *n;
+  if (most < *n) *n = most;
+  return SMOE_OK;
+}
+
+static void read_split_translation(smoe_task *task, const smoe_model *model, int64_t number,
+                                   smoe_batch *batch) {
+  const int m = (int)task->settings->train.micro_batches;
+  const smoe_pair_batch pairs = smoe_pair_sampler_batch(&task->split, number / m, (int)(number % m));
+  fill(task, model, task->split_kind, &pairs, batch);
+}
+
+static smoe_status counts_translation(const smoe_task *task, int stream, int64_t *count) {
+  return smoe_pairs_counts(&task->pairs, stream == SMOE_ENCODER ? SMOE_SIDE_SOURCE : SMOE_SIDE_TARGET, count);
+}
+
+const smoe_task_ops smoe_task_translation = {
+    .name = "translation",
+    .open = open_translation,
+    .close = close_translation,
+    .check = check_translation,
+    .shape = shape_translation,
+    .n_targets = n_targets_translation,
+    .passes = passes_translation,
+    .n_units = n_units_translation,
+    .read = read_translation,
+    .open_split = open_split_translation,
+    .read_split = read_split_translation,
+    .counts = counts_translation,
+};

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Translation, end to end: pairs to a corpus, training, BLEU, translations. The same bits on any number of ranks,
+after a resume, with recomputation; the same text on any number of ranks and in batches of any size."""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import program as p  # noqa: E402
+
+# A language of numbers and one of letters: the translation is a map of words, and their order turned round.
+WORDS = {"eins": "one", "zwei": "two", "drei": "three", "vier": "four", "rot": "red", "blau": "blue"}
+
+
+def sentence(number):
+    words = sorted(WORDS)
+    picked = []
+    for _ in range(2 + number % 5):
+        number = (number * 1103515245 + 12345) % (1 << 31)
+        picked.append(words[number >> 16 & 0xffff and (number >> 16) % len(words)])
+    return picked
+
+
+CONFIG = """
+run: {log_every: 1}
+model: {family: translation, width: 32, blocks: 2, heads: 4, inner: 48, context: 32}
+moe: {experts: 4, sublayers: 1, inner: 32}
+router: {stage1_updates: 3}
+train: {updates: 6, batch_tokens: 512, lanes: 4, micro_batches: 2, evaluate_every: 3, checkpoint_every: 3, keep_last: 0}
+schedule: {warmup: 2}
+optimizer: {lr: 0.01}
+log: {load_every: 1}
+"""
+
+
+class Translation(p.ProgramTest):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.source, cls.target = cls.path("text.de"), cls.path("text.en")
+        with open(cls.source, "w", encoding="utf-8") as de, open(cls.target, "w", encoding="utf-8") as en:
+            for i in range(400):
+                words = sentence(i)
+                de.write(" ".join(words) + "\n")
+                en.write(" ".join(WORDS[w] for w in reversed(words)) + "\n")
+        cls.corpus, cls.config = cls.path("pairs.h5"), cls.path("translation.yml")
+        with open(cls.config, "w", encoding="utf-8") as out:
+            out.write(CONFIG)
+
+    def prepared(self):
+        if not os.path.exists(self.corpus):
+            self.assertFine(self.program.run("prepare", "--pair", "de-en", self.source, self.target, "-o", self.corpus,
+                                             "--vocab", "300"))
+        return self.corpus
+
+    def trained(self, name, *settings, ranks=1, resume=False):
+        run = self.path(name)
+        if os.path.exists(run) and not resume:
+            return run
+        keys = [f"data.corpus={self.prepared()}", f"run.directory={run}", *settings]
+        words = ["train", self.config, *(w for key in keys for w in ("-P", key)), *(["--resume"] if resume else [])]
+        self.assertFine(self.program.run(*words, ranks=ranks))
+        return run
+
+    def test_same_bits(self):
+        one = self.trained("one")
+        for name, settings, ranks in (("two", [], 2), ("four", [], 4), ("three", ["train.recompute=true"], 3)):
+            with self.subTest(name):
+                self.assertSameRun(self.trained(name, *settings, ranks=ranks), one, (3, 6))
+        self.assertEqual(p.column(one, "stage"), [1.0] * 3 + [2.0] * 3)
+        self.assertTrue(all(x > 0 for x in p.column(one, "moe0_max_over_mean") + p.column(one, "moe1_max_over_mean")))
+
+    def test_resume(self):
+        one, parts = self.trained("one"), self.trained("parts", "train.updates=3", "router.stage1_updates=3", ranks=2)
+        self.trained("parts", "train.updates=6", ranks=4, resume=True)
+        last = "checkpoints/step-000000006.h5"
+        with p.h5py.File(os.path.join(one, last)) as a, p.h5py.File(os.path.join(parts, last)) as b:
+            names = []
+            a["param"].visititems(lambda name, item: names.append(name) if isinstance(item, p.h5py.Dataset) else None)
+            self.assertGreater(len(names), 20)
+            # The schedule differs: it ends at train.updates. Names and shapes are those of the same model.
+            for name in names:
+                self.assertEqual(a["param"][name].shape, b["param"][name].shape, name)
+
+    def learned(self):
+        """A model that has learned the map."""
+        return self.trained("learned", "train.updates=400", "train.batch_tokens=1024", "train.micro_batches=1",
+                            "router.stage1_updates=50", "schedule.warmup=40", "train.evaluate_every=0",
+                            "train.checkpoint_every=400", "model.translation.dropout=0")
+
+    def translate(self, run, *options, ranks=1, lines=None):
+        lines = lines or [" ".join(sentence(i)) for i in range(1000, 1030)]
+        path = self.path("input.de")
+        with open(path, "w", encoding="utf-8") as out:
+            out.write("\n".join(lines) + "\n")
+        result = self.program.run("translate", run, path, *options, ranks=ranks)
+        self.assertFine(result)
+        return result.out
+
+    def test_translations(self):
+        run = self.learned()
+        lines = [" ".join(sentence(i)) for i in range(1000, 1030)]
+        right = [" ".join(WORDS[w] for w in reversed(line.split())) for line in lines]
+        text = self.translate(run, lines=lines)
+        good = sum(a == b for a, b in zip(text.splitlines(), right))
+        self.assertGreaterEqual(good, 15, text)
+        for ranks in (2, 3, 4):
+            self.assertEqual(self.translate(run, ranks=ranks, lines=lines), text, f"{ranks} ranks")
+        for batch in ("1", "3", "40"):
+            self.assertEqual(self.translate(run, "--batch", batch, lines=lines), text, f"--batch {batch}")
+        # An empty line stays in its place.
+        holes = self.translate(run, lines=[lines[0], "", lines[1]])
+        self.assertEqual(holes.splitlines(), [text.splitlines()[0], "", text.splitlines()[1]])
+
+    def test_scores(self):
+        """The score of an n-best list is that of the same text, forced."""
+        run = self.learned()
+        line = " ".join(sentence(1003))
+        out = json.loads(self.translate(run, "--json", "--n-best", "3", "--beam", "4", lines=[line]))
+        best = out["translations"]
+        self.assertEqual(len(best), 3)
+        self.assertEqual([t["score"] for t in best], sorted((t["score"] for t in best), reverse=True))
+        compared = 0
+        for t in best:
+            if not t["text"]:
+                continue
+            source, target, corpus = self.path("forced.de"), self.path("forced.en"), self.path("forced.h5")
+            with open(source, "w", encoding="utf-8") as de, open(target, "w", encoding="utf-8") as en:
+                de.write(line + "\n"), en.write(t["text"] + "\n")
+            self.assertFine(self.program.run("prepare", "--pair", "de-en", self.source, self.target, "--test-pair",
+                                             "de-en", source, target, "-o", corpus, "--model", self.tokenizer(run)))
+            with p.h5py.File(corpus) as file:
+                forced = file["test/target/tokens"][()].tolist()
+            if forced[:-1] != t["tokens"]:
+                continue  # the text can be cut into pieces in another way, which has its own probability
+            result = self.program.run("evaluate", run, "--corpus", corpus, "--json")
+            self.assertFine(result)
+            figures = json.loads(result.out)
+            log_p = -figures["loss"] * figures["targets"]
+            self.assertTrue(abs(log_p - t["log_p"]) <= 2e-4 * (1 + abs(log_p)), f"{log_p}, {t}")
+            compared += 1
+        self.assertGreater(compared, 0, best)
+
+    def tokenizer(self, run):
+        found = [name for name in os.listdir(run) if name.startswith("tokenizer")]
+        self.assertEqual(len(found), 1, os.listdir(run))
+        return os.path.join(run, found[0])
+
+    def test_evaluate(self):
+        run = self.learned()
+        result = self.program.run("evaluate", run, "--json", ranks=2)
+        self.assertFine(result)
+        figures = json.loads(result.out)
+        self.assertGreater(figures["directions"]["de-en"]["bleu"], 30)
+        self.assertEqual(figures["signature"], "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
+        self.assertEqual(self.program.run("evaluate", run, "--json").out, result.out)
+
+    def test_bad_input(self):
+        run = self.trained("one")
+        for words, expected in (
+                (("translate", run, "--to", "fr", self.source), "does not translate to 'fr'; --to may be: en"),
+                (("translate", run, self.path("missing.de")), "cannot read"),
+                (("generate", run, "--prompt", "x"), "translation model"),
+                (("train", self.config, "-P", f"data.corpus={self.prepared()}", "-P", "model.family=stablemoe", "-P",
+                  f"run.directory={self.path('no')}"), "pairs"),
+                (("train", self.config, "-P", f"data.corpus={self.prepared()}", "-P", "train.batch_tokens=64", "-P",
+                  f"run.directory={self.path('no')}"), "train.batch_tokens 64 leaves a lane"),
+                (("train", self.config, "-P", f"data.corpus={self.prepared()}", "-P", "model.context=4", "-P",
+                  f"run.directory={self.path('no')}"), "model.context is 4")):
+            for ranks in (1, 2):
+                with self.subTest(words[0], expected=expected, ranks=ranks):
+                    result = self.program.run(*words, ranks=ranks)
+                    self.assertNotEqual(result.code, 0, str(result))
+                    self.assertIsNotNone(result.code, str(result))
+                    self.assertIn(expected, result.err)
+        # Too long for the model: an error line, and the line stays empty; or cut.
+        long = " ".join(["eins"] * 60)
+        result = self.translate(run, lines=["rot", long, "blau"])
+        self.assertEqual(result.splitlines()[1], "")
+        self.assertEqual(len(result.splitlines()), 3)
+        self.translate(run, "--truncate", lines=[long])
+
+
+if __name__ == "__main__":
+    p.main()
