@@ -95,8 +95,12 @@ static inline smoe_config *fixture_config(const char *method, const char *const 
  *  false: NULL-terminated texts for `method` above, in memory of smoe_alloc. A new method is in it.
  */
 static inline char **fixture_methods(void) {
-  char **all = smoe_alloc(sizeof *all);
+  /* Numbers that bring something with them where they are not 0. */
+  static const char *const more[] = {"topk router.topk.bias_rate=0.1", "topk router.topk.z_loss_weight=0.5"};
+  const size_t n_more = sizeof more / sizeof *more;
+  char **all = smoe_alloc(n_more * sizeof *all);
   size_t n = 0;
+  for (; n < n_more; n++) all[n] = smoe_strdup(more[n]);
   for (size_t i = 0; smoe_router_methods[i]; i++) {
     const smoe_router_ops *ops = smoe_router_methods[i];
     all = smoe_realloc(all, (n + 2) * sizeof *all);

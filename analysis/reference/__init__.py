@@ -32,5 +32,5 @@ from .model import backward, forward  # noqa: F401
 from .moe import keep_first, moe_backward, moe_forward  # noqa: F401
 from .routers import METHODS  # noqa: F401
 from .settings import Config, read_keys  # noqa: F401
-from .training import (adam, batch, clip_factor, gradient_norm, gradients, is_decayed,  # noqa: F401
+from .training import (adam, after_update, batch, clip_factor, gradient_norm, gradients, is_decayed,  # noqa: F401
                        is_frozen, learning_rate, sequences)

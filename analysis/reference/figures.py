@@ -14,8 +14,8 @@ def of_layer(info, layer, n_targets):
     figures = balance(load)
     figures.update(load=load, assigned=int(load.sum()), dropped=dropped, drop_rate=dropped / load.sum(),
                    gate_mean=gate[used].mean(), agreement=np.nan,
-                   balance=sum(part["balance"] for part in parts) / n_targets,
-                   distill=sum(part["distill"] for part in parts) / n_targets)
+                   terms=[*parts[0]["terms"]],
+                   **{name: sum(part[name] for part in parts) / n_targets for name in parts[0]["terms"]})
     if parts[0]["learned"] is not None:
         learned, distilled = (np.concatenate([part[name] for part in parts]) for name in ("learned", "distilled"))
         figures["agreement"] = (learned == distilled)[learned >= 0].mean()

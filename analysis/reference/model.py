@@ -32,7 +32,7 @@ def forward(params, tokens, targets, config, stage, training=True, update=0, mic
             steps.append((moe_backward, f"moe{m}", cache))
             info.append(seen)
             for name, value in more.items():
-                terms[name] += value
+                terms[name] = terms.get(name, 0.0) + value
         if i < config.blocks:
             x, cache = block_forward(x, params, f"block{i}", config.heads)
             steps.append((block_backward, f"block{i}", cache))
@@ -48,7 +48,7 @@ def forward(params, tokens, targets, config, stage, training=True, update=0, mic
 
 
 def backward(grads, params, cache, config, scale):
-    """Add scale times the gradient of (task + balance + distill) to grads."""
+    """Add scale times the gradient of the task loss and all terms to grads."""
     table = params["embedding/table"]
     tokens, targets = cache["tokens"], cache["targets"]
     s, t = np.nonzero(targets >= 0)

@@ -43,7 +43,7 @@ def moe_forward(call, x):
         delta[token, slot] = z - x[token]
     info = {"load": load, "dropped": int((expert >= 0).sum() - kept.sum()), "expert": expert, "kept": kept,
             "gate": gate, "gap": routing.gap, "learned": routing.learned, "distilled": routing.distilled,
-            "balance": terms["balance"], "distill": terms["distill"]}
+            "terms": terms, **terms}
     return x + np.einsum("tk,tkc->tc", gate, delta), terms, info, (call, x, routing, load, kept, delta, caches)
 
 

@@ -210,26 +210,84 @@ class Switch:
         return noise * scores_backward(call, x * noise, softmax_backward(p, dp), grads)
 
 
-class TopK(Switch):
-    """The k likeliest experts (Shazeer et al. 2017), with the balance loss of Switch over all choices."""
+class TopK:
+    """The k likeliest experts (Shazeer et al. 2017), with the balance loss of Switch over all choices.
+
+    And what came later: gates of sigmoids, shares of the load over a lane or a sequence, a bias on the choice in
+    place of a loss (Wang et al. 2024), the z loss (Zoph et al. 2022), experts in turn.
+    """
+
+    @staticmethod
+    def option(call, name, default):
+        return call.config.router.get(name, default)
+
+    def is_sigmoid(self, call):
+        return self.option(call, "scores", "softmax") == "sigmoid"
 
     def route(self, call, x):
         k, score = int(call.config.router["k"]), x @ centroid(call).T
-        p = probabilities(call, score)
-        expert = np.where(call.real[:, None], best(score, k), -1)
-        gate = np.where(expert >= 0, np.take_along_axis(p, np.maximum(expert, 0), 1), 0.0)
+        usable = call.real[:, None] & np.isfinite(score)
+        s = np.where(usable, sigmoid(np.where(usable, score, 0)), 0.0) if self.is_sigmoid(call) \
+            else probabilities(call, score)
+        order = score
+        if float(self.option(call, "bias_rate", 0)):
+            order = np.where(usable, s + call.params[f"{call.prefix}/router/bias"], -np.inf)
+        expert, narrow = best(order, k), gap(order[call.real], k)
+        if self.option(call, "forced_balance", "false") == "true":
+            place = call.micro_batch * len(x) + np.arange(len(x))
+            expert, narrow = (place[:, None] * k + np.arange(k)) % score.shape[1], np.inf
+        expert = np.where(call.real[:, None], expert, -1)
+        gate = np.where(expert >= 0, np.take_along_axis(s, np.maximum(expert, 0), 1), 0.0)
         if call.config.router["normalise"] == "true":
             gate = gate / np.where(call.real, gate.sum(axis=1), 1)[:, None]
-        return Routing(expert, gate, gap(score[call.real], k), cache={"p": p})
+        p = s / np.where(call.real, s.sum(axis=1), 1)[:, None]
+        return Routing(expert, gate, narrow, cache={"p": p, "s": s, "score": score})
+
+    def share(self, call, routing, load):
+        """f of each row [N, E] or of all [E]: shares of the load among the tokens that the loss evens out."""
+        over = self.option(call, "balance_over", "batch")
+        if over == "batch":
+            return load / max(load.sum(), 1)
+        rows = np.arange(len(routing.expert))
+        f = np.zeros(routing.cache["p"].shape)
+        for part in call.lanes() if over == "lane" else rows.reshape(-1, call.context):
+            expert = routing.expert[part]
+            f[part] = np.bincount(expert[expert >= 0], minlength=f.shape[1]) / max((expert >= 0).sum(), 1)
+        return f
+
+    def z_weight(self, call):
+        return float(self.option(call, "z_loss_weight", 0))
+
+    @staticmethod
+    def log_sum(call, score):
+        """log sum_e exp(z_e) [N]; 0 for padding."""
+        return np.where(call.real, np.log(np.exp(score).sum(axis=1)), 0.0)
+
+    def losses(self, call, routing, load):
+        if not call.training:
+            return {"z_loss": 0.0} if self.z_weight(call) else {}
+        terms = {"balance": balance_loss(call, routing.cache["p"], self.share(call, routing, load))}
+        if self.z_weight(call):
+            terms["z_loss"] = self.z_weight(call) * (self.log_sum(call, routing.cache["score"])**2).sum()
+        return terms
 
     def backward(self, call, x, routing, load, dgate, scale, grads):
-        p, gate = routing.cache["p"], routing.gate
-        dp = balance_slope(call, p, self.share(load), scale) if call.training else np.zeros_like(p)
+        p, s, score, gate = (*(routing.cache[name] for name in ("p", "s", "score")), routing.gate)
+        dp = balance_slope(call, p, self.share(call, routing, load), scale) if call.training else np.zeros_like(p)
         if call.config.router["normalise"] == "true":
-            slope = gate * (dgate - (gate * dgate).sum(axis=1, keepdims=True))
-            dscore = softmax_backward(p, dp) + gates_to_experts(slope, routing.expert, p.shape[1])
+            chosen = np.where(routing.expert >= 0, np.take_along_axis(s, np.maximum(routing.expert, 0), 1), 1)
+            ds = (dgate - (gate * dgate).sum(axis=1, keepdims=True)) * gate / chosen
         else:
-            dscore = softmax_backward(p, dp + gates_to_experts(dgate, routing.expert, p.shape[1]))
+            ds = dgate
+        ds = gates_to_experts(ds, routing.expert, p.shape[1])
+        if self.is_sigmoid(call):  # p = s / sum s
+            total = np.where(call.real, s.sum(axis=1), 1)[:, None]
+            dscore = s * (1 - s) * (ds + (dp - (p * dp).sum(axis=1, keepdims=True)) / total)
+        else:
+            dscore = softmax_backward(p, dp + ds)
+        if self.z_weight(call) and call.training:
+            log_sum = self.log_sum(call, score)[:, None]
+            dscore = dscore + 2 * scale * self.z_weight(call) * log_sum * np.exp(score - log_sum)
         return scores_backward(call, x, dscore, grads)
 
 

@@ -27,8 +27,8 @@ def batch(split, config, update):
 
 
 def is_frozen(name, stage):
-    """Tables are never trained; stage 2 freezes the distilled router: no gradient, no step, no part in the norm."""
-    return name.endswith("/router/table") or (stage == 2 and "/router/distilled/" in name)
+    """Tables and the bias of balancing are never trained; stage 2 freezes the distilled router: no gradient, no step, no part in the norm."""
+    return name.endswith(("/router/table", "/router/bias")) or (stage == 2 and "/router/distilled/" in name)
 
 
 def is_decayed(name):
@@ -51,8 +51,8 @@ def gradients(params, micro_batches, config, stage, update=0, recorded=None):
         terms, cache = forward(params, tokens, targets, config, stage, True, update, number, part)
         backward(grads, params, cache, config, 1 / n_targets)
         info.append(cache["moe"])
-        for name in losses:
-            losses[name] += terms[name] / n_targets
+        for name in terms.keys() - {"n_targets"}:
+            losses[name] = losses.get(name, 0.0) + terms[name] / n_targets
     for name, grad in grads.items():
         if "/expert/" in name:
             grad *= config.expert_gradient_factor
@@ -99,3 +99,11 @@ def adam(params, grads, moments, decayed, config, update, factor):
         decay = lr * config.decay * w if name in decayed else 0.0
         mhat, vhat = m / (1 - config.beta1**step), v / (1 - config.beta2**step)
         w -= lr * mhat / (np.sqrt(vhat) + config.epsilon) + decay
+
+
+def after_update(params, config, info):
+    """What routers change by the loads of an update, in place; info: of gradients."""
+    rate = float(config.router.get("bias_rate", 0)) if config.method == "topk" else 0.0
+    for m in range(config.moe_layers if rate else 0):
+        load = sum(micro[m]["load"] for micro in info)
+        params[f"moe{m}/router/bias"] += rate * np.sign(load.mean() - load)

@@ -162,6 +162,11 @@ typedef struct smoe_router_ops {
   void (*backward)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                    smoe_real *dx, const smoe_real *dgate);
 
+  /** Change parameters that are frozen from the start, from the loads of a whole update over all ranks: called
+   *  after the optimizer's step, with the same bits on all ranks. NULL: nothing to change.
+   */
+  void (*after_update)(smoe_router *router, smoe_params *params, const smoe_route_loads *loads);
+
   /** Enter stage 2: freeze what no longer learns, and compile what is frozen. Called before every update
    *  of stage 2. NULL where two_stages is false.
    */

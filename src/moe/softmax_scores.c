@@ -49,6 +49,27 @@ void smoe_scores_softmax_backward(smoe_real *dp, const smoe_real *p, size_t n, s
   }
 }
 
+void smoe_scores_sigmoid(smoe_real *s, const int32_t *token, size_t n, size_t e) {
+  for (size_t i = 0; i < n * e; i++) s[i] = token[i / e] >= 0 && isfinite(s[i]) ? smoe_sigmoid(s[i]) : 0;
+}
+
+void smoe_scores_shares(smoe_real *p, const smoe_real *s, size_t n, size_t e) {
+  for (size_t t = 0; t < n; t++) {
+    smoe_real sum = 0;
+    for (size_t i = t * e; i < (t + 1) * e; i++) sum += s[i];
+    for (size_t i = t * e; i < (t + 1) * e; i++) p[i] = sum > 0 ? s[i] / sum : 0;
+  }
+}
+
+void smoe_scores_in_turn(const smoe_router *router, const smoe_route_call *call) {
+  const size_t k = (size_t)router->n_slots;
+  for (size_t i = 0; i < call->n_tokens * k; i++) {
+    const uint64_t place = (uint64_t)(call->before + call->first_token) + i / k;
+    call->expert[i] =
+        call->token[i / k] < 0 ? -1 : (int32_t)((place * k + i % k) % (uint64_t)router->n_experts);
+  }
+}
+
 void smoe_load_shares(smoe_real *f, const smoe_route_loads *loads, size_t e) {
   for (size_t i = 0; i < e; i++)
     f[i] = loads->n_assigned > 0 ? (smoe_real)((double)loads->load[i] / (double)loads->n_assigned) : 0;
@@ -63,4 +84,75 @@ double smoe_balance_sum(const smoe_real *p, const smoe_real *f, size_t n, size_t
 void smoe_balance_backward(smoe_real *dp, const smoe_real *f, smoe_real weight, size_t n, size_t e) {
   for (size_t t = 0; t < n; t++)
     for (size_t i = 0; i < e; i++) dp[t * e + i] = weight * (smoe_real)e * f[i];
+}
+
+const char *const smoe_balance_overs[] = {"batch", "lane", "sequence", NULL};
+
+/* Rows of a part over which loads are counted. */
+static size_t part_of(const smoe_route_call *call, smoe_balance_over over) {
+  return over == SMOE_OVER_SEQUENCE ? call->n_context : call->n_tokens;
+}
+
+/* f [E] of the part that begins at a row. */
+static void part_shares(smoe_real *f, const smoe_router *router, const smoe_route_call *call,
+                        const smoe_route_loads *loads, smoe_balance_over over, size_t first) {
+  const size_t e = (size_t)router->n_experts, k = (size_t)router->n_slots, n = part_of(call, over);
+  if (over == SMOE_OVER_BATCH) {
+    smoe_load_shares(f, loads, e);
+    return;
+  }
+  smoe_real sum = 0;
+  memset(f, 0, e * sizeof *f);
+  for (size_t i = first * k; i < (first + n) * k; i++) {
+    const int32_t a = smoe_slot_expert(call->expert[i]);
+    if (a < 0) continue;
+    f[a] += 1;
+    sum += 1;
+  }
+  for (size_t i = 0; i < e && sum > 0; i++) f[i] /= sum;
+}
+
+double smoe_balance_term(const smoe_router *router, const smoe_route_call *call,
+                         const smoe_route_loads *loads, smoe_balance_over over, const smoe_real *p,
+                         smoe_real *f) {
+  const size_t e = (size_t)router->n_experts, n = part_of(call, over);
+  double sum = 0;
+  for (size_t first = 0; first < call->n_tokens; first += n) {
+    part_shares(f, router, call, loads, over, first);
+    sum += smoe_balance_sum(p + first * e, f, n, e);
+  }
+  return sum;
+}
+
+void smoe_balance_slope(smoe_real *dp, const smoe_router *router, const smoe_route_call *call,
+                        const smoe_route_loads *loads, smoe_balance_over over, smoe_real weight,
+                        smoe_real *f) {
+  const size_t e = (size_t)router->n_experts, n = part_of(call, over);
+  for (size_t first = 0; first < call->n_tokens; first += n) {
+    part_shares(f, router, call, loads, over, first);
+    smoe_balance_backward(dp + first * e, f, weight, n, e);
+  }
+}
+
+void smoe_scores_log_sum(smoe_real *log_sum, const smoe_real *z, const int32_t *token, size_t n, size_t e) {
+  for (size_t t = 0; t < n; t++) {
+    double most = -INFINITY, sum = 0;
+    for (size_t i = t * e; i < (t + 1) * e; i++) most = fmax(most, (double)z[i]);
+    for (size_t i = t * e; i < (t + 1) * e && isfinite(most); i++) sum += exp((double)z[i] - most);
+    log_sum[t] = token[t] >= 0 && isfinite(most) ? (smoe_real)(most + log(sum)) : 0;
+  }
+}
+
+double smoe_z_loss_sum(const smoe_real *log_sum, size_t n) {
+  double sum = 0;
+  for (size_t t = 0; t < n; t++) sum += (double)log_sum[t] * (double)log_sum[t];
+  return sum;
+}
+
+void smoe_z_loss_backward(smoe_real *dz, const smoe_real *z, const smoe_real *log_sum, smoe_real weight,
+                          size_t n, size_t e) {
+  for (size_t i = 0; i < n * e; i++) {
+    const double sum = (double)log_sum[i / e];
+    if (sum != 0) dz[i] += (smoe_real)((double)weight * 2 * sum * exp((double)z[i] - sum));
+  }
 }

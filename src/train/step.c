@@ -98,6 +98,16 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   fill_result(step, result);
 }
 
+/* What routers change by the loads of the update. */
+static void update_routers(smoe_step *step) {
+  smoe_model *model = step->model;
+  for (int m = 0; m < model->n_moe; m++) {
+    smoe_router *router = &model->moe[m]->router;
+    const smoe_route_loads loads = {step->layer[m].load, step->layer[m].n_assigned};
+    if (router->ops->after_update) router->ops->after_update(router, &model->params, &loads);
+  }
+}
+
 smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *result) {
   const smoe_settings *settings = step->settings;
   smoe_params *params = &step->model->params;
@@ -116,6 +126,7 @@ smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *
   result->clip = clip > 0 && result->norm.all > clip ? clip / result->norm.all : 1;
   smoe_phase(SMOE_PHASE_OPTIMIZER);
   smoe_optimizer_step(params, settings, update, result->clip);
+  update_routers(step);
   smoe_phase(SMOE_PHASE_OTHER);
   return SMOE_OK;
 }

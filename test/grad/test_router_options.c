@@ -55,6 +55,12 @@ int main(int argc, char **argv) {
   test_gradient("topk", LIST("router.topk.k=1", "router.topk.normalise=false"));
   test_gradient("topk", LIST("router.topk.k=2", "router.topk.normalise=false", "moe.capacity_factor=0.7"));
   test_gradient("topk", LIST("router.topk.k=3", "router.topk.balance_weight=0"));
+  test_gradient("topk", LIST("router.topk.z_loss_weight=1", "router.topk.balance_over=sequence"));
+  test_gradient("topk", LIST("router.topk.scores=sigmoid", "router.topk.bias_rate=0.1",
+                             "router.topk.z_loss_weight=1", "router.topk.balance_weight=1"));
+  test_gradient("topk", LIST("router.topk.scores=sigmoid", "router.topk.normalise=false",
+                             "router.topk.balance_over=lane", "router.topk.balance_weight=1"));
+  test_gradient("topk", LIST("router.topk.forced_balance=true", "router.topk.scores=sigmoid"));
   test_gradient("expert_choice", LIST("router.expert_choice.causal=true"));
   test_gradient("expert_choice", LIST("router.expert_choice.max_experts=1", "moe.capacity_factor=0.7"));
   test_gradient("expert_choice", LIST("router.expert_choice.capacity=1", "moe.experts=5"));

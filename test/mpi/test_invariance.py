@@ -55,6 +55,9 @@ SMALL = ("two-layers", "uneven", "replicas", "threads", "overlap", "two-level")
 for features in ("bigram", "cnn", "transformer"):
     VARIANTS[features] = ([f"router.stable.features={features}", "train.micro_batches=2"], False)
 VARIANTS["causal"] = (["router.method=expert_choice", "router.expert_choice.causal=true"], None)
+VARIANTS["topk-sigmoid"] = (["router.method=topk", "router.topk.scores=sigmoid", "router.topk.bias_rate=0.01",
+                            "router.topk.balance_over=sequence", "router.topk.z_loss_weight=0.01",
+                            "train.micro_batches=2"], None)
 VARIANTS["multi-hash"] = (["router.method=hash", "router.hash.segments=2", "moe.inner=16"], None)
 
 

@@ -69,6 +69,19 @@ METHODS = {
                                    "router.topk.balance_weight": 0.4}), {"dropped": True}),
     "topk-raw": ({"router.method": "topk", "router.topk.k": 2, "router.topk.normalise": "false",
                   "router.topk.balance_weight": 0.4, "train.micro_batches": 2}, {}),
+    # What came after: sigmoids, a bias, the z loss, loads of lanes and sequences.
+    "topk-sigmoid": (dict(INCONVENIENT, **{
+        "router.method": "topk", "router.topk.k": 2, "router.topk.scores": "sigmoid", "router.topk.bias_rate": 0.015625,
+        "router.topk.balance_over": "sequence", "router.topk.balance_weight": 0.4,
+        "router.topk.z_loss_weight": 0.03}), {"dropped": True}),
+    "topk-sigmoid-raw": ({
+        "router.method": "topk", "router.topk.k": 2, "router.topk.scores": "sigmoid", "router.topk.normalise": "false",
+        "router.topk.balance_over": "lane", "router.topk.balance_weight": 0.4}, {}),
+    "topk-z-loss": (dict(INCONVENIENT, **{
+        "router.method": "topk", "router.topk.k": 2, "router.topk.balance_over": "lane", "router.topk.bias_rate": 0.01,
+        "router.topk.balance_weight": 0.4, "router.topk.z_loss_weight": 0.05}), {"dropped": True}),
+    "topk-in-turn": ({"router.method": "topk", "router.topk.k": 2, "router.topk.forced_balance": "true",
+                      "router.topk.balance_weight": 0.4, "train.micro_batches": 2}, {}),
     "expert-choice": (dict(INCONVENIENT, **{
         "router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
         "router.expert_choice.max_experts": 2, "moe.capacity_factor": 0.6}), {"dropped": True}),
@@ -110,6 +123,9 @@ RUNS = {
     "gshard": {"router.method": "gshard", "router.gshard.balance_weight": 0.5, "optimizer.expert_gradient_factor": 3},
     "topk": {"router.method": "topk", "router.topk.k": 3, "router.topk.balance_weight": 0.5},
     "topk-raw": {"router.method": "topk", "router.topk.normalise": "false", "router.topk.balance_weight": 0.5},
+    "topk-sigmoid": {"router.method": "topk", "router.topk.scores": "sigmoid", "router.topk.bias_rate": 0.015625,
+                     "router.topk.balance_over": "sequence", "router.topk.balance_weight": 0.3,
+                     "router.topk.z_loss_weight": 0.02},
     "expert-choice": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
                       "router.expert_choice.max_experts": 3, "moe.capacity_factor": 0.4, "run.seed": 2},
     "expert-choice-experts": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.2,

@@ -6,7 +6,8 @@
 DUMP is a file of test/parity/dump.c:
 
     /                    attributes updates, ranks, precision, config (the resolved configuration as text)
-    /update<i>           attributes stage, task, balance, distill (mean losses), norm (before clipping)
+    /update<i>           attributes stage, task, balance, distill and further terms (mean losses), norm (before
+                         clipping)
     /update<i>/param/..  parameters before update i, named as in a checkpoint; attributes decay, frozen
     /update<i>/grad/..   gradients before clipping, of what is not frozen
     /update<i>/micro<k>/input, target   [S, T], sequences in global order
@@ -103,6 +104,7 @@ def compare(path, tolerance):
             result.same_names(f"update {i} decay", {n for n in params if group["param"][n].attrs["decay"]}, decayed)
             factor = ref.clip_factor(norm, config)
             ref.adam(params, grads, moments, decayed, config, i, factor)
+            ref.after_update(params, config, info)
             after = read_arrays(file[f"update{i + 1}/param"])
             result.same_names(f"update {i} parameters", after, params)
             for name in sorted(set(params) & set(after)):

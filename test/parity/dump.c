@@ -105,8 +105,9 @@ static smoe_status write_result(const dump *d, int64_t update, const smoe_step_r
   snprintf(group, sizeof group, "/update%lld", (long long)update);
   SMOE_TRY(smoe_h5_set_i64(d->file, group, "stage", result->stage));
   SMOE_TRY(smoe_h5_set_f64(d->file, group, "task", result->loss));
-  SMOE_TRY(smoe_h5_set_f64(d->file, group, "balance", result->term[0]));
-  SMOE_TRY(smoe_h5_set_f64(d->file, group, "distill", result->term[1]));
+  const smoe_terms *terms = &d->model->terms;
+  for (int i = 0; i < terms->n; i++)
+    SMOE_TRY(smoe_h5_set_f64(d->file, group, terms->name[i], result->term[i]));
   return smoe_h5_set_f64(d->file, group, "norm", result->norm.all);
 }
 

@@ -313,6 +313,7 @@ static const struct {
     {"expert_choice router.expert_choice.evaluation=experts", true, true, "experts choose"},
     {"hash", true, true, "it has no scores"},
     {"replay", true, true, "the log has chosen"},
+    {"topk router.topk.forced_balance=true", true, true, "experts take turns"},
 };
 
 static bool is_greedy(const problem *p) {
@@ -325,8 +326,8 @@ static bool is_greedy(const problem *p) {
 }
 
 static void test_ties(problem *p) {
-  memset(p->params.slab[SMOE_SLAB_REPLICATED].value, 0,
-         p->params.slab[SMOE_SLAB_REPLICATED].count * sizeof(smoe_real));
+  for (int i = 0; i < p->params.n_params; i++)
+    memset(smoe_params_shared(&p->params, i), 0, p->params.param[i].count * sizeof(smoe_real));
   problem_call(p, SEQUENCES);
   route(p);
   check_choice(p, "ties");
