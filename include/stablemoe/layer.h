@@ -109,6 +109,9 @@ typedef struct smoe_objective {
 /** Cross entropy of each row against its target. */
 extern const smoe_objective smoe_objective_cross_entropy;
 
+/** Cross entropy with label smoothing in training, plain in evaluation; the plain one is its sum "nll". */
+smoe_objective smoe_objective_smoothed(double label_smoothing);
+
 /** Sums over one lane's targets since smoe_model_begin_update; then come the objective's own. All are doubles:
  *  smoe_lanes_sum adds them up as an array.
  */

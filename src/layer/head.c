@@ -15,13 +15,6 @@ typedef struct head {
   smoe_real *loss;             /* scratch [lane tokens] */
 } head;
 
-static void cross_entropy(const smoe_objective *self, const smoe_objective_call *call) {
-  smoe_cross_entropy(call->loss, call->logits, call->target, 1, call->scale, call->gradient, call->rows,
-                     call->vocabulary);
-}
-
-const smoe_objective smoe_objective_cross_entropy = {.rows = cross_entropy};
-
 static void declare_head(smoe_layer *layer) {
   const smoe_layer_spec *spec = &layer->spec;
   head *h = layer->state;

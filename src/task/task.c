@@ -42,7 +42,8 @@ bool smoe_task_is_language(const smoe_task *task) {
 }
 
 bool smoe_task_has_split(const smoe_task *task, smoe_split split) {
-  return smoe_task_is_language(task) ? task->corpus.n_tokens[split] > 1 : task->pairs.split[split].n_pairs > 0;
+  return smoe_task_is_language(task) ? task->corpus.n_tokens[split] > 1
+                                     : task->pairs.split[split].n_pairs > 0;
 }
 
 const smoe_corpus *smoe_task_tokenizer(const smoe_task *task) {

@@ -4,25 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "stablemoe/kernel.h"
 #include "stablemoe/task.h"
-
-/* ---- objective: cross entropy with label smoothing, and beside it the plain one ---- */
-
-static void smoothed_rows(const smoe_objective *self, const smoe_objective_call *call) {
-  smoe_real *nll = smoe_alloc(call->rows * sizeof *nll);
-  smoe_cross_entropy_smoothed(call->loss, nll, call->logits, call->target, 1,
-                              (smoe_real)self->label_smoothing, call->scale, call->gradient, call->rows,
-                              call->vocabulary);
-  for (size_t r = 0; r < call->rows; r++) {
-    call->sums[0] += (double)nll[r];
-    /* An evaluation is of the model, not of the objective. */
-    if (!call->gradient) call->loss[r] = nll[r];
-  }
-  smoe_free(nll);
-}
-
-static const char *const sum_names[] = {"nll"};
 
 /* ---- the corpus ---- */
 
@@ -38,11 +20,7 @@ static smoe_status open_translation(smoe_task *task, const char *path) {
                                .model = task->pairs.model,
                                .model_bytes = task->pairs.model_bytes};
   snprintf(task->corpus.path, sizeof task->corpus.path, "%s", path);
-  task->objective =
-      (smoe_objective){.rows = smoothed_rows,
-                       .label_smoothing = smoe_translation_settings(task->config)->label_smoothing,
-                       .n_sums = 1,
-                       .sum_names = sum_names};
+  task->objective = smoe_objective_smoothed(smoe_translation_settings(task->config)->label_smoothing);
   return SMOE_OK;
 }
 
