@@ -35,6 +35,7 @@ output=$(cd "$output" && pwd)
   echo "Acquire::Languages { \"en\"; $(printf '"%s"; ' "${languages[@]}")};"
   echo "Dir::State \"$output/apt/state\"; Dir::State::status \"$output/apt/status\";"
   echo "Dir::Cache \"$output/apt/cache\"; APT::Sandbox::User \"\";"
+  echo "Acquire::IndexTargets::deb::Packages::DefaultEnabled \"false\";"
 } >"$output/apt/apt.conf"
 : >"$output/apt/status"
 if ! apt-get -c "$output/apt/apt.conf" update >"$output/apt/log" 2>&1 </dev/null; then
