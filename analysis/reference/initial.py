@@ -44,7 +44,7 @@ def rule(name, shape, config):
     last, fan_in = name.rpartition("/")[2], shape[-1]
     if last == "gamma":
         return constant(1)
-    if last in ("beta", "bias") or last == "table" and "/router/" in name:
+    if last in ("beta", "bias") or last in ("table", "visible") and "/router/" in name:
         return constant(0)
     if name.endswith("router/centroid"):
         if config.method == "switch" and config.router["init"] == "normal":

@@ -417,6 +417,40 @@ class Hash:
         return np.zeros_like(x)
 
 
+class Mask(Switch):
+    """MaskMoE (Su et al. 2024): Switch among the experts that a token id sees."""
+
+    def route(self, call, x):
+        seen = call.params[f"{call.prefix}/router/visible"].astype(int)[np.maximum(call.token, 0)]
+        score = np.full((len(x), len(centroid(call))), -np.inf)
+        for column in seen.T:
+            rows = np.flatnonzero(column >= 0)
+            score[rows, column[rows]] = (x[rows] * centroid(call)[column[rows]]).sum(axis=1)
+        p, expert = probabilities(call, score), masked(call, argmax(score))[:, None]
+        gate = np.where(expert >= 0, np.take_along_axis(p, np.maximum(expert, 0), 1), 0.0)
+        several = (seen >= 0).sum(axis=1) > 1
+        return Routing(expert, gate, gap(score[call.real & several]), cache={"p": p, "several": several})
+
+    def balanced(self, call, routing):
+        """Probabilities in the balance loss: those of tokens with one expert are left out where the key says so."""
+        with_rare = call.config.router["rare_balance"] == "true"
+        return np.where(with_rare | routing.cache["several"][:, None], routing.cache["p"], 0.0)
+
+    def losses(self, call, routing, load):
+        if not call.training:
+            return {}
+        return {"balance": balance_loss(call, self.balanced(call, routing), self.share(load))}
+
+    def backward(self, call, x, routing, load, dgate, scale, grads):
+        p = routing.cache["p"]
+        dp = gates_to_experts(dgate, routing.expert, p.shape[1])
+        if call.training:
+            slope = balance_slope(call, p, self.share(load), scale)
+            with_rare = call.config.router["rare_balance"] == "true"
+            dp = dp + np.where(with_rare | routing.cache["several"][:, None], slope, 0.0)
+        return scores_backward(call, x, softmax_backward(p, dp), grads)
+
+
 class Replay:
     """The choices of another run's log; what the log does not have goes by the table."""
 
@@ -440,4 +474,4 @@ class Replay:
 
 
 METHODS = {"stable": Stable(), "base": Base(), "base_stage2": BaseStage2(), "switch": Switch(), "topk": TopK(),
-           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "replay": Replay()}
+           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "mask": Mask(), "replay": Replay()}

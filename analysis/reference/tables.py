@@ -87,6 +87,27 @@ def table_of(config, layer, vocabulary, count, embedding=None):
     return table[0] if segments == 1 else table
 
 
+def visible(config, layer, count):
+    """The experts that each token id sees in a layer, [V, most]; -1: fewer. As doc/methods/mask.md states it."""
+    router, experts, seed, v = config.router, config.experts, config.seed, len(count)
+    first = balanced(count, experts, seed, layer) if router["draw"] == "balanced" else drawn(v, experts, seed, layer)
+    many = min(int(router["frequent_visible"]), experts), min(int(router["rare_visible"]), experts)
+    frequent, total, least = np.zeros(v, dtype=bool), float(sum(count)), int(router["frequent_count"])
+    so_far = 0.0
+    for token in by_falling_count(count):
+        share = count[token] > 0 and so_far < float(router["frequent_share"]) * total
+        frequent[token] = count[token] >= least if least > 0 else share
+        so_far += float(count[token])
+    table = np.full((v, max(many)), -1)
+    for token in range(v):
+        purpose = (stream(layer) + token * 0x9E3779B1) & 0xFFFFFFFF
+        others = [random.permute(seed, random.ROUTER, purpose, experts, j) for j in range(experts)]
+        seen = [first[token]] + [e for e in others if e != first[token]]
+        n = many[0] if frequent[token] else many[1]
+        table[token, :n] = seen[:n]
+    return table
+
+
 def replayed(token, expert, vocabulary, experts, seed, layer):
     """The K experts that a log has most often for each token id, [V, K]; ids that it does not have get some.
 

@@ -28,13 +28,14 @@ def batch(split, config, update):
 
 def is_frozen(name, stage):
     """Tables and the bias of balancing are never trained; stage 2 freezes the distilled router: no gradient, no step, no part in the norm."""
-    return name.endswith(("/router/table", "/router/bias")) or (stage == 2 and "/router/distilled/" in name)
+    fixed = "/router/table", "/router/visible", "/router/bias"
+    return name.endswith(fixed) or (stage == 2 and "/router/distilled/" in name)
 
 
 def is_decayed(name):
     """Weight decay pulls at matrices, embeddings and the convolution's taps, not at gains, biases and tables."""
     return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2") and \
-        not name.endswith("/router/table")
+        not name.endswith(("/router/table", "/router/visible"))
 
 
 def gradients(params, micro_batches, config, stage, update=0, recorded=None):

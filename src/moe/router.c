@@ -9,16 +9,23 @@ extern const smoe_router_ops smoe_router_gshard;
 extern const smoe_router_ops smoe_router_topk;
 extern const smoe_router_ops smoe_router_expert_choice;
 extern const smoe_router_ops smoe_router_hash;
+extern const smoe_router_ops smoe_router_mask;
 extern const smoe_router_ops smoe_router_replay;
 extern const smoe_router_ops smoe_router_base;
 extern const smoe_router_ops smoe_router_base_stage2;
 
 const smoe_router_ops *const smoe_router_methods[] = {
-    &smoe_router_stable,        &smoe_router_switch,
-    &smoe_router_gshard,        &smoe_router_topk,
-    &smoe_router_expert_choice, &smoe_router_hash,
-    &smoe_router_base,          &smoe_router_base_stage2,
-    &smoe_router_replay,        NULL,
+    &smoe_router_stable,
+    &smoe_router_switch,
+    &smoe_router_gshard,
+    &smoe_router_topk,
+    &smoe_router_expert_choice,
+    &smoe_router_hash,
+    &smoe_router_mask,
+    &smoe_router_base,
+    &smoe_router_base_stage2,
+    &smoe_router_replay,
+    NULL,
 };
 
 const smoe_router_ops *smoe_router_find(const char *name) {

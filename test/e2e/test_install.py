@@ -15,6 +15,7 @@ USER = r"""
 #include <stablemoe/config.h>
 #include <stablemoe/group.h>
 #include <stablemoe/h5.h>
+#include <stablemoe/family.h>
 #include <stablemoe/router.h>
 #include <stdio.h>
 
@@ -127,7 +128,7 @@ class Install(unittest.TestCase):
         listed = re.findall(r"stablemoe ([a-z]+) ", self.program.run("--help").out)
         commands = self.complete("stablemoe", "")
         self.assertGreaterEqual(set(commands), {*listed, "man", "--help", "--version"} - {"train "})
-        self.assertEqual(self.complete("stablemoe", "tra"), ["train"])
+        self.assertEqual(self.complete("stablemoe", "trai"), ["train"])
         self.assertIn("--dry-run", self.complete("stablemoe", "train", "--"))
         self.assertEqual(self.complete("stablemoe", "train", "--res"), ["--resume"])
         self.assertEqual(self.complete("stablemoe", "train", "-P", "model.con"), ["model.context="])

@@ -95,6 +95,12 @@ METHODS = {
     "hash-bigram": ({"router.method": "hash", "router.hash.variant": "bigram", "moe.experts": 4,
                      "router.hash.segments": 2}, {}),
     "hash-position": ({"router.method": "hash", "router.hash.variant": "position"}, {}),
+    "mask": (dict(INCONVENIENT, **{"router.method": "mask", "router.mask.frequent_visible": 3,
+                                   "router.mask.frequent_share": 0.6, "router.mask.balance_weight": 0.4}),
+             {"dropped": True}),
+    "mask-rare": ({"router.method": "mask", "router.mask.draw": "balanced", "router.mask.rare_balance": "false",
+                   "router.mask.frequent_visible": 2, "router.mask.balance_weight": 0.4,
+                   "train.micro_batches": 2}, {}),
 }
 ALL = {**CASES, **METHODS}
 
@@ -135,6 +141,9 @@ RUNS = {
     "base-stage-2": {"router.method": "base_stage2", "router.stage1_updates": 2, "moe.capacity_factor": 0.9,
                      "run.seed": 1, "router.base_stage2.features": "bigram", "router.base_stage2.width": 6},
     "hash-balanced": {"router.method": "hash", "router.hash.variant": "balanced"},
+    "mask": {"router.method": "mask", "router.mask.frequent_visible": 3, "router.mask.balance_weight": 0.5},
+    "mask-count": {"router.method": "mask", "router.mask.draw": "balanced", "router.mask.frequent_count": 30,
+                   "router.mask.rare_visible": 2, "router.mask.frequent_visible": 9},
     "hash-segments": {"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3},
     "hash-bigram": {"router.method": "hash", "router.hash.variant": "bigram"},
     "hash-position": {"router.method": "hash", "router.hash.variant": "position"},

@@ -62,6 +62,9 @@ class Run:
                 layer = int(name[3:].partition("/")[0])
                 params[name] = tables.table_of(self.config, layer, self.vocabulary, self.count,
                                                embedding).astype(float)
+            if name.endswith("router/visible"):
+                layer = int(name[3:].partition("/")[0])
+                params[name] = tables.visible(self.config, layer, self.count).astype(float)
         return params
 
     def evaluated(self, params, update, split, most):

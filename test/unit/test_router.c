@@ -312,6 +312,7 @@ static const struct {
     {"expert_choice", true, false, "experts choose"},
     {"expert_choice router.expert_choice.evaluation=experts", true, true, "experts choose"},
     {"hash", true, true, "it has no scores"},
+    {"mask", true, true, "a token id sees some experts alone"},
     {"replay", true, true, "the log has chosen"},
     {"topk router.topk.forced_balance=true", true, true, "experts take turns"},
 };

@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Limits in which a routing method has to equal another one, bit for bit: whole runs are compared."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import program as p  # noqa: E402
+
+SAME = {
+    # Every id sees one expert: Hash layers. The router's weights have no gradient.
+    "mask-hash": (["router.method=mask", "router.mask.frequent_visible=1"], ["router.method=hash"]),
+    # Every id sees all: Switch without noise.
+    "mask-switch": (["router.method=mask", "router.mask.frequent_visible=4", "router.mask.rare_visible=4",
+                     "router.mask.balance_weight=0.02"],
+                    ["router.method=switch", "router.switch.jitter=0", "router.switch.balance_weight=0.02"]),
+}
+FORM = ["moe.layers=2", "moe.position=scattered", "train.micro_batches=2", "moe.capacity_factor=1.2"]
+
+
+class Limits(p.ProgramTest):
+    settings = ("train.updates=12", "train.checkpoint_every=12", "schedule.warmup=2")
+
+    def test_limits(self):
+        for name, sides in SAME.items():
+            runs = [self.path(f"{name}-{i}") for i in range(2)]
+            for i, settings in enumerate(sides):
+                self.assertFine(self.train(f"{name}-{i}", FORM + settings, ranks=1 + i))
+            with self.subTest(name):
+                for column in ("loss", "balance", "valid_loss", "moe0_max_over_mean", "moe1_drop_rate"):
+                    one, other = (p.column(run, column) for run in runs)
+                    if column == "balance" and name == "mask-hash":
+                        continue  # a loss without a gradient, which Hash does not have
+                    self.assertEqual([str(x) for x in one], [str(x) for x in other], column)
+                a, b = (p.checkpoint(run, 12) for run in runs)
+                shared = [n for n in a if n.startswith("param/") and n in b]
+                self.assertGreater(len(shared), 20)
+                for n in shared:
+                    if not (name == "mask-hash" and n.endswith("router/centroid")):
+                        self.assertTrue((a[n] == b[n]).all(), n)
+
+
+if __name__ == "__main__":
+    p.main()
