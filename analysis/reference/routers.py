@@ -388,7 +388,7 @@ class ExpertChoice:
 
 
 class Hash:
-    """Hash layers (Roller et al. 2021): a function of token ids, gate 1."""
+    """Hash layers (Roller et al. 2021): a function of token ids, gate 1 or the sigmoid of a learned score."""
 
     @staticmethod
     def slots(config):
@@ -408,13 +408,19 @@ class Hash:
                 place = np.arange(len(own)) % call.context
                 choice = table[{"previous": before, "position": place}.get(variant, own)]
             expert[:, m] = masked(call, m * each + choice)
+        if self.learns(call):
+            return Routing(expert, sigmoid_gates(x, centroid(call), expert))
         return Routing(expert, (expert >= 0).astype(float))
+
+    @staticmethod
+    def learns(call):
+        return call.config.router.get("gate", "one") == "sigmoid"
 
     def losses(self, call, routing, load):
         return {}
 
     def backward(self, call, x, routing, load, dgate, scale, grads):
-        return np.zeros_like(x)
+        return sigmoid_backward(call, x, routing, dgate, grads) if self.learns(call) else np.zeros_like(x)
 
 
 class Mask(Switch):

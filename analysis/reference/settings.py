@@ -35,6 +35,7 @@ class Config:
     decay: float = 0.0
     clip: float = 0.0  # 0: gradients are not clipped
     expert_gradient_factor: float = 1.0
+    router_lr_factor: float = 1.0
     schedule: str = "linear"
     warmup: int = 0
     floor: float = 0.1
@@ -79,6 +80,7 @@ class Config:
             "beta1": key["optimizer.beta1"], "beta2": key["optimizer.beta2"], "epsilon": key["optimizer.epsilon"],
             "decay": key["optimizer.decay"], "clip": key["optimizer.clip"],
             "expert_gradient_factor": key["optimizer.expert_gradient_factor"], "schedule": key["schedule.kind"],
+            "router_lr_factor": key.get("optimizer.router_lr_factor", 1),
             "warmup": key["schedule.warmup"],
             "floor": key.get("schedule.floor", 0.1), "decay_share": key.get("schedule.decay_share", 0.1),
             "updates": key["train.updates"],

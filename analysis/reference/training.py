@@ -91,8 +91,9 @@ def adam(params, grads, moments, decayed, config, update, factor):
 
     moments: dict of (m, v) by name, begun empty; factor: of the gradients, from clipping.
     """
-    lr, step = learning_rate(config, update), update + 1
+    step = update + 1
     for name, grad in grads.items():
+        lr = learning_rate(config, update) * (config.router_lr_factor if "/router/" in name else 1)
         w, g = params[name], factor * grad
         m, v = moments.setdefault(name, (np.zeros_like(w), np.zeros_like(w)))
         m[...] = config.beta1 * m + (1 - config.beta1) * g

@@ -107,6 +107,7 @@ typedef struct smoe_settings {
   struct {
     double lr, beta1, beta2, epsilon, decay, clip;
     double expert_gradient_factor;
+    double router_lr_factor;
   } optimizer;
   struct {
     int kind; /**< smoe_schedule_kind */

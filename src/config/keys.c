@@ -123,6 +123,9 @@ static const smoe_key keys[] = {
     REAL(optimizer.expert_gradient_factor, "1", 0, INFINITY, "",
          "Factor on the experts' gradients before clipping: 1 is the true gradient; the code of the "
          "StableMoE paper multiplies them by its number of ranks, which is moe.experts there."),
+    REAL(optimizer.router_lr_factor, "1", 0, INFINITY, "",
+         "Factor on the learning rate for the parameters of routers (moe<m>/router/...), whatever the "
+         "method."),
 
     CHOICE(schedule.kind, "linear", schedules,
            "Learning rate after the warm-up: linear falls to 0 at train.updates, inverse_sqrt falls with the "

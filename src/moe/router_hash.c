@@ -1,5 +1,6 @@
 /* Hash layers (Roller et al. 2021): the expert follows from token ids by a table or hash that is fixed
- * before training. y = x + delta of that expert; nothing here learns.
+ * before training. y = x + gate delta of that expert; the gate is 1, and nothing here learns, or the sigmoid of the
+ * expert's learned score, as in stage 2 of StableMoE.
  *
  * random, balanced, clustered, dispersed:  a_t = table[w_t]
  * previous:  a_t = table[w_{t-1}];  position:  a_t = table[t];  bigram:  a_t = hash(w_{t-1}, w_t)
@@ -11,6 +12,7 @@
  * are frozen from the start, so that the checkpoint has them; the pairs' hash follows from run.seed.
  */
 #include "hash_table.h"
+#include "sigmoid_gate.h"
 #include "stablemoe/random.h"
 #include "stablemoe/router.h"
 
@@ -31,7 +33,11 @@ typedef struct hash_options {
   int variant;
   int64_t segments;
   char model[SMOE_TEXT_MAX];
+  int gate; /* index into gates */
 } hash_options;
+
+enum { ONE, SIGMOID };
+static const char *const gates[] = {"one", "sigmoid", NULL};
 
 static const smoe_key keys[] = {
     {"router.hash.variant", SMOE_KEY_CHOICE, offsetof(hash_options, variant), "random", 0, 0, variants, "",
@@ -44,14 +50,22 @@ static const smoe_key keys[] = {
     {"router.hash.model", SMOE_KEY_TEXT, offsetof(hash_options, model), "", 0, 0, NULL, "",
      "Checkpoint of the trained model whose token embeddings make the clusters (variants clustered and "
      "dispersed)."},
+    {"router.hash.gate", SMOE_KEY_CHOICE, offsetof(hash_options, gate), "one", 0, 0, gates, "",
+     "Factor on what an expert adds: one, as in the paper, or the sigmoid of its learned score, as in stage "
+     "2 of "
+     "StableMoE."},
 };
 
 static const smoe_keyset keyset_hash = {keys, sizeof keys / sizeof *keys, sizeof(hash_options)};
 
-enum { TABLE };
+enum { TABLE, CENTROID };
 
 static hash_variant variant_of(const smoe_router *router) {
   return (hash_variant)((const hash_options *)router->options)->variant;
+}
+
+static bool has_gate(const smoe_router *router) {
+  return ((const hash_options *)router->options)->gate == SIGMOID;
 }
 
 static bool is_clustered(hash_variant variant) {
@@ -114,14 +128,21 @@ static smoe_router_scope scope_hash(const smoe_router *router) {
   return place ? SMOE_SCOPE_PREFIX : SMOE_SCOPE_TOKEN;
 }
 
-static void declare_hash(smoe_router *router, smoe_params *params) {
-  if (variant_of(router) == HASH_BIGRAM) return;
+static void declare_table(smoe_router *router, smoe_params *params) {
   const int64_t size = table_size(router), segments = router->n_slots;
   const int64_t *shape = segments == 1 ? (int64_t[]){size, 0} : (int64_t[]){segments, size, 0};
   router->index[TABLE] =
       smoe_params_declare(params, SMOE_REPLICATED, shape, (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false,
                           "moe%d/router/table", router->layer);
   params->param[router->index[TABLE]].frozen = true;
+}
+
+static void declare_hash(smoe_router *router, smoe_params *params) {
+  if (variant_of(router) != HASH_BIGRAM) declare_table(router, params);
+  if (!has_gate(router)) return;
+  router->index[CENTROID] = smoe_params_declare(
+      params, SMOE_REPLICATED, (int64_t[]){router->n_experts, (int64_t)router->width, 0},
+      (smoe_init){SMOE_INIT_ORTHOGONAL, 0.1, false}, true, "moe%d/router/centroid", router->layer);
 }
 
 static const char *embedding_of_hash(const smoe_router *router) {
@@ -193,17 +214,32 @@ static void choose_hash(const smoe_router *router, const smoe_route_call *call) 
 }
 
 static void gate_hash(const smoe_router *router, const smoe_route_call *call) {
-  for (size_t i = 0; i < call->n_tokens * (size_t)router->n_slots; i++) call->gate[i] = call->expert[i] != -1;
+  const size_t k = (size_t)router->n_slots, c = router->width;
+  for (size_t i = 0; i < call->n_tokens * k; i++) {
+    if (has_gate(router))
+      smoe_sigmoid_gate_forward(call->gate + i, call->expert + i,
+                                smoe_params_shared(router->params, router->index[CENTROID]),
+                                call->x + i / k * c, 1, c);
+    else
+      call->gate[i] = call->expert[i] != -1;
+  }
 }
 
 /* A gate of 1 and a fixed choice have no gradient. */
 static void backward_hash(const smoe_router *router, const smoe_route_call *call,
                           const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
+  const size_t k = (size_t)router->n_slots, c = router->width;
+  if (!has_gate(router)) return;
+  smoe_real *dcentroid = smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane);
+  for (size_t i = 0; i < call->n_tokens * k; i++)
+    smoe_sigmoid_gate_backward(dx + i / k * c, dcentroid, dgate + i, call->gate + i, call->expert + i,
+                               smoe_params_shared(router->params, router->index[CENTROID]),
+                               call->x + i / k * c, 1, c);
 }
 
 const smoe_router_ops smoe_router_hash = {
     .name = "hash",
-    .title = "Hash: a fixed table or hash of token ids, gate 1, nothing to learn",
+    .title = "Hash: a fixed table or hash of token ids; gate 1, or learned",
     .keyset = &keyset_hash,
     .check = check_hash,
     .scope = scope_hash,

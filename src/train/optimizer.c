@@ -1,6 +1,7 @@
 #include "stablemoe/optimizer.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "stablemoe/kernel.h"
 
@@ -121,8 +122,8 @@ smoe_norms smoe_gradient_norms(const smoe_params *params) {
 
 void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int64_t update, double factor) {
   const double t = (double)update + 1;
-  smoe_adam adam = {.lr = smoe_learning_rate(settings, update),
-                    .beta1 = settings->optimizer.beta1,
+  const double lr = smoe_learning_rate(settings, update);
+  smoe_adam adam = {.beta1 = settings->optimizer.beta1,
                     .beta2 = settings->optimizer.beta2,
                     .epsilon = settings->optimizer.epsilon,
                     .correction1 = 1 - pow(settings->optimizer.beta1, t),
@@ -132,6 +133,7 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
     const smoe_param *param = &params->param[i];
     const smoe_slab *slab = smoe_params_slab(params, i);
     if (param->frozen) continue;
+    adam.lr = lr * (strstr(param->name, "/router/") ? settings->optimizer.router_lr_factor : 1);
     adam.decay = param->decay ? settings->optimizer.decay : 0;
     for (int j = 0; j < slab->n_local; j++) {
       size_t first, own;

@@ -65,6 +65,8 @@ int main(int argc, char **argv) {
   test_gradient("expert_choice", LIST("router.expert_choice.max_experts=1", "moe.capacity_factor=0.7"));
   test_gradient("expert_choice", LIST("router.expert_choice.capacity=1", "moe.experts=5"));
   test_gradient("hash", LIST("router.hash.segments=3", "moe.capacity_factor=0.7"));
+  test_gradient("hash",
+                LIST("router.hash.segments=3", "moe.capacity_factor=0.7", "router.hash.gate=sigmoid"));
   test_gradient("replay", LIST("router.replay.slots=2", "moe.capacity_factor=0.9"));
   smoe_group_end(&group);
   return test_verdict("grad/router_options");

@@ -58,6 +58,7 @@ VARIANTS["causal"] = (["router.method=expert_choice", "router.expert_choice.caus
 VARIANTS["topk-sigmoid"] = (["router.method=topk", "router.topk.scores=sigmoid", "router.topk.bias_rate=0.01",
                             "router.topk.balance_over=sequence", "router.topk.z_loss_weight=0.01",
                             "train.micro_batches=2"], None)
+VARIANTS["hash-gate"] = (["router.method=hash", "router.hash.gate=sigmoid", "optimizer.router_lr_factor=0.5"], None)
 VARIANTS["multi-hash"] = (["router.method=hash", "router.hash.segments=2", "moe.inner=16"], None)
 
 

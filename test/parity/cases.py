@@ -79,7 +79,8 @@ METHODS = {
         "router.topk.balance_over": "lane", "router.topk.balance_weight": 0.4}, {}),
     "topk-z-loss": (dict(INCONVENIENT, **{
         "router.method": "topk", "router.topk.k": 2, "router.topk.balance_over": "lane", "router.topk.bias_rate": 0.01,
-        "router.topk.balance_weight": 0.4, "router.topk.z_loss_weight": 0.05}), {"dropped": True}),
+        "router.topk.balance_weight": 0.4, "router.topk.z_loss_weight": 0.05,
+        "optimizer.router_lr_factor": 0.3}), {"dropped": True}),
     "topk-in-turn": ({"router.method": "topk", "router.topk.k": 2, "router.topk.forced_balance": "true",
                       "router.topk.balance_weight": 0.4, "train.micro_batches": 2}, {}),
     "expert-choice": (dict(INCONVENIENT, **{
@@ -92,6 +93,8 @@ METHODS = {
              {"dropped": True}),
     "hash-segments": (dict(INCONVENIENT, **{"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3,
                                             "router.hash.variant": "previous"}), {"dropped": True}),
+    "hash-gate": (dict(INCONVENIENT, **{"router.method": "hash", "moe.experts": 4, "router.hash.gate": "sigmoid",
+                                        "router.hash.segments": 2}), {"dropped": True}),
     "hash-bigram": ({"router.method": "hash", "router.hash.variant": "bigram", "moe.experts": 4,
                      "router.hash.segments": 2}, {}),
     "hash-position": ({"router.method": "hash", "router.hash.variant": "position"}, {}),
@@ -145,6 +148,7 @@ RUNS = {
     "mask-count": {"router.method": "mask", "router.mask.draw": "balanced", "router.mask.frequent_count": 30,
                    "router.mask.rare_visible": 2, "router.mask.frequent_visible": 9},
     "hash-segments": {"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3},
+    "hash-gate": {"router.method": "hash", "router.hash.gate": "sigmoid", "optimizer.router_lr_factor": 2.5},
     "hash-bigram": {"router.method": "hash", "router.hash.variant": "bigram"},
     "hash-position": {"router.method": "hash", "router.hash.variant": "position"},
     "dense": {"moe.layers": 0, "model.scale_embedding": "false"},
