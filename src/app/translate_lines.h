@@ -17,7 +17,7 @@ extern const smoe_translate_how smoe_translate_defaults;
 /** Translations of n sources, each [n_best] texts, best first. */
 typedef struct smoe_line_translation {
   size_t n_best;
-  char **text; /**< [n_best] */
+  char **text;     /**< [n_best] */
   int32_t **token; /**< [n_best] of [n_tokens] ids, without end */
   size_t *n_tokens;
   double *score, *log_p; /**< [n_best] as of smoe_hypothesis */
