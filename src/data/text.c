@@ -10,7 +10,9 @@ enum { READ_BYTES = 1 << 20 };
 
 smoe_status smoe_reader_fill(smoe_reader *reader, size_t bytes) {
   if (reader->at_end || reader->end - reader->begin >= bytes) return SMOE_OK;
-  memmove(reader->buffer, reader->buffer + reader->begin, reader->end - reader->begin);
+  /* Before the first read there is no buffer. */
+  if (reader->begin < reader->end)
+    memmove(reader->buffer, reader->buffer + reader->begin, reader->end - reader->begin);
   reader->end -= reader->begin;
   reader->begin = 0;
   if (reader->room < bytes + READ_BYTES) {
