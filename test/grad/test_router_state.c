@@ -98,8 +98,11 @@ static void add_scaled(smoe_real *y, smoe_real a, const smoe_real *x, size_t n) 
 
 static void backward_state(const smoe_router *router, const smoe_route_call *call,
                            const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
-  smoe_real *grad[3];
-  for (int i = 0; i < 3; i++) grad[i] = smoe_params_lane_grad(router->params, router->index[i], call->lane);
+  smoe_real *grad[3] = {NULL};
+  const bool has[3] = {
+      [CENTROID] = true, [INTO] = call->layer<LAYERS - 1, [FROM] = call->layer> 0}; /* as declared */
+  for (int i = 0; i < 3; i++)
+    if (has[i]) grad[i] = smoe_params_lane_grad(router->params, router->index[i], call->lane);
   CHECK((call->dstate_in == NULL) == (call->layer == 0) &&
             (call->dstate_out == NULL) == (call->layer == LAYERS - 1),
         "gradient of the state in layer %d", call->layer);
