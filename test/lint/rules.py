@@ -1,4 +1,4 @@
-"""The rules of the house, one function each: they take a tree and give back what offends.
+"""The rules of the source tree, one function each: they take a tree and return what breaks the rule.
 
 Every function takes the root of the source tree and returns lines "file:line: what". Rules that
 look at sources see them without comments and texts, so that prose may name what code may not do.
@@ -9,7 +9,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "doc"))  # modules.py
 
 SKIPPED = {".git", "runs", "__pycache__", ".cache", "subprojects"}
 TEXT = {".c", ".h", ".cc", ".py", ".sh", ".yml", ".md", ".build", ".txt", ".svg", ".sbatch"}
@@ -91,8 +95,8 @@ def memory(root: Path) -> list[str]:
                    excuse="memory of the C library")
 
 
-# What a room may include beside itself; rooms lower in the house only. doc/architecture.md draws it.
-ROOMS = {
+# What a module (a folder of src/) may include besides itself: lower modules only. doc/modules.svg draws what it does.
+MODULES = {
     "base": set(),
     "config": {"base"},
     "comm": {"base"},
@@ -107,42 +111,57 @@ ROOMS = {
     "train": {"task", "model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
     "app": {"train", "task", "model", "data", "io", "moe", "layer", "params", "config", "comm", "kernel", "base"},
 }
-# Headers without a source file of their name, and files that are a room of their own in a folder.
-ROOM_OF_HEADER = {"real": "base", "kernel": "kernel", "checkpoint": "io", "train": "train",
-                  "params": "params", "slot": "base"}
-ROOM_OF_FILE = {}
+# Modules of headers without a source file of their name.
+MODULE_OF_HEADER = {"real": "base", "kernel": "kernel", "checkpoint": "io", "train": "train",
+                    "params": "params", "slot": "base"}
 
 
-def _room_of_header(root: Path, name: str) -> str | None:
-    if name in ROOM_OF_HEADER:
-        return ROOM_OF_HEADER[name]
-    for room in ROOMS:
-        if room != "app" and any((root / "src" / room / (name + end)).exists() for end in (".c", ".cc")):
-            return room
+def module_of_header(root: Path, name: str) -> str | None:
+    """The module whose source file has the public header's name; None if there is none."""
+    if name in MODULE_OF_HEADER:
+        return MODULE_OF_HEADER[name]
+    for module in MODULES:
+        if module != "app" and any((root / "src" / module / (name + end)).exists() for end in (".c", ".cc")):
+            return module
     return None
 
 
-def arrows(root: Path) -> list[str]:
-    """Includes point downwards: app, train, {model, data, io}, moe, layer, params, {comm, kernel, config}, base."""
-    found = []
+def includes(root: Path) -> Iterator[tuple[Path, int, str | None, bool, str]]:
+    """All includes of the project's headers: file, line, the file's module, whether the header is public, its name."""
     for path in files(root, ".c", ".h", ".cc", under=("src", "include")):
-        name = path.relative_to(root).as_posix()
-        own = ROOM_OF_FILE.get(name) or (path.parent.name if name.startswith("src/")
-                                         else _room_of_header(root, path.stem))
+        public = path.is_relative_to(root / "include")
+        own = module_of_header(root, path.stem) if public else path.parent.name
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             match = re.match(r'\s*#\s*include\s+"(?:(stablemoe)/)?([^"]+)\.h"', line)
-            if not match:
-                continue
-            if not match.group(1):
-                if not (path.parent / (match.group(2) + ".h")).exists():
-                    found.append(f"{name}:{number}: a private header of another room")
-                continue
-            other = _room_of_header(root, match.group(2))
-            if own is None or other is None:
-                found.append(f"{name}:{number}: no room known: add the header to ROOM_OF_HEADER here")
-            elif other != own and other not in ROOMS.get(own, set()):
-                found.append(f"{name}:{number}: {own} may not include {match.group(2)}.h of {other}")
+            if match:
+                yield path, number, own, bool(match.group(1)), match.group(2)
+
+
+def arrows(root: Path) -> list[str]:
+    """Includes point downwards: from a module to those that MODULES lists for it."""
+    found = []
+    for path, number, own, public, header in includes(root):
+        name = path.relative_to(root).as_posix()
+        if not public:
+            if not (path.parent / (header + ".h")).exists():
+                found.append(f"{name}:{number}: a private header of another module")
+            continue
+        other = module_of_header(root, header)
+        if own is None or other is None:
+            found.append(f"{name}:{number}: module not known: add the header to MODULE_OF_HEADER in rules.py")
+        elif other != own and other not in MODULES.get(own, set()):
+            found.append(f"{name}:{number}: {own} may not include {header}.h of {other}")
     return found
+
+
+def drawing(root: Path) -> list[str]:
+    """doc/modules.svg is what doc/modules.py makes of the includes."""
+    import modules  # which imports this file
+
+    path = root / "doc" / "modules.svg"
+    if path.exists() and path.read_text("utf-8") == modules.drawing(root):
+        return []
+    return ["doc/modules.svg: not the drawing of the includes: run `python3 doc/modules.py > doc/modules.svg`"]
 
 
 def length(root: Path) -> list[str]:

@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 import lint
-import rules
+import rules  # adds doc/ to the path
+
+import modules
 
 CLEAN = {
     "src/base/status.c": "void smoe_end(int code) {\n  exit(code);\n}\n",
@@ -55,9 +57,17 @@ OFFENCES = (
     ("nan", "test/test_x.c", "int main(void) {\n  if (err > tol) return 1;\n}\n"),
     ("docstrings", "include/stablemoe/status.h", "/** Errors. */\n\nvoid smoe_end(int code);\n"),
     ("docstrings", "include/stablemoe/status.h", "#define X\n"),
+    ("drawing", "doc/modules.svg", "<svg></svg>\n"),
     ("shell", "jobs/run.sh", "set -u\nif true; then\n"),
     ("shell", "jobs/run.sh", "#!/bin/sh\necho \"$not_set\"\n"),
 )
+
+
+def with_drawing() -> dict[str, str]:
+    """The clean tree with the drawing of its includes."""
+    with tempfile.TemporaryDirectory() as folder:
+        plant(Path(folder), CLEAN)
+        return {**CLEAN, "doc/modules.svg": modules.drawing(Path(folder))}
 
 
 def plant(root: Path, tree: dict[str, str]) -> None:
@@ -70,9 +80,10 @@ def plant(root: Path, tree: dict[str, str]) -> None:
 def check_tree_rules() -> list[str]:
     """Each rule is silent on the clean tree and speaks of the one offending file."""
     wrong = []
+    clean = with_drawing()
     for rule in lint.TREE_RULES:
         with tempfile.TemporaryDirectory() as folder:
-            plant(Path(folder), CLEAN)
+            plant(Path(folder), clean)
             found = rule(Path(folder))
             if found:
                 wrong.append(f"{rule.__name__} complains about a clean tree: {found}")
@@ -80,7 +91,7 @@ def check_tree_rules() -> list[str]:
             wrong.append(f"{rule.__name__} is never shown an offence")
     for name, file, text in OFFENCES:
         with tempfile.TemporaryDirectory() as folder:
-            plant(Path(folder), {**CLEAN, file: text})
+            plant(Path(folder), {**clean, file: text})
             found = getattr(rules, name)(Path(folder))
             if len(found) != 1 or not found[0].startswith(file):
                 wrong.append(f"{name} was shown {text!r} in {file} and said {found}")
