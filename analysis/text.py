@@ -47,6 +47,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if "tokenizer/piece" in file:
             data, offset = file["tokenizer/piece"][...].tobytes(), file["tokenizer/piece_offset"][...]
             pieces = [data[a:b].decode("utf-8", "replace") for a, b in zip(offset[:-1], offset[1:])]
-        count = file["count"][...] if "count" in file else np.zeros(0, np.int64)
+        count = np.zeros(0, np.int64)
+        if isinstance(file.get("count"), h5py.Group):  # of sentence pairs: one count of either side
+            count = sum((side[...] for side in file["count"].values()), np.int64(0))
+        elif "count" in file:
+            count = file["count"][...]
         fingerprint = int(np.uint64(file.attrs["fingerprint"])) if "fingerprint" in file.attrs else 0
     return Vocabulary(path, fingerprint, tuple(pieces), count)

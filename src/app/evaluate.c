@@ -13,7 +13,7 @@
 #include "text_stream.h"
 
 typedef struct options {
-  const char *corpus, *tokens;
+  const char *corpus, *tokens, *translations;
   int split; /* smoe_split */
   int64_t sequences, documents;
   bool experts, json;
@@ -37,6 +37,10 @@ static const smoe_option OPTIONS[] = {
      "list the loss of every expert's tokens"},
     {0, "tokens", SMOE_OPTION_OUTPUT, offsetof(options, tokens), "FILE",
      "write each token's loss and experts to FILE, as a table of tab-separated values"},
+    {0, "translations", SMOE_OPTION_OUTPUT, offsetof(options, translations), "FILE",
+     "of a translation model: write direction, source, reference and translation of each pair to FILE, "
+     "separated "
+     "by tabs"},
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "print one JSON object, with all of it, instead of text"},
 };
@@ -163,11 +167,16 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   viewer v = {0};
   smoe_status status = smoe_app_task_open(&m, group, arguments->word[0], o->corpus, false);
   if (status == SMOE_OK && !smoe_task_is_language(&m.task)) {
-    status = smoe_evaluate_pairs(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json);
+    status = smoe_evaluate_pairs(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json,
+                                 o->translations);
     smoe_app_model_close(&m);
     return status;
   }
   smoe_app_model_close(&m);
+  if (status == SMOE_OK && o->translations)
+    status = SMOE_FAIL(SMOE_ERR_CONFIG, "--translations: '%s' is a language model, which does not translate",
+                       arguments->word[0]);
+  if (status != SMOE_OK) return status;
   status = smoe_app_model_open(&m, group, arguments->word[0], o->corpus, false);
   if (status == SMOE_OK) status = evaluate(group, o, &m, &v);
   for (int64_t i = 0; v.beginning && i < v.breakdown.n_worst; i++) smoe_free(v.beginning[i]);

@@ -7,6 +7,7 @@
 #include "stablemoe/chrf.h"
 #include "stablemoe/evaluate.h"
 #include "stablemoe/log.h"
+#include "stablemoe/plain_file.h"
 #include "text_stream.h"
 #include "translate_lines.h"
 
@@ -72,6 +73,37 @@ static smoe_status score(scores *s, const smoe_pairs *pairs, const smoe_tokenize
   return SMOE_OK;
 }
 
+/* One line per pair: direction, source, reference, translation. */
+static smoe_status write_lines(smoe_plain_file *file, const smoe_pairs *pairs,
+                               const smoe_tokenizer *tokenizer, smoe_split split, const sources *s,
+                               const smoe_line_translation *out) {
+  for (int64_t i = 0; i < s->n; i++) {
+    char direction[2 * SMOE_LANGUAGE_BYTES], *source = NULL, *reference = NULL;
+    smoe_pairs_direction_name(pairs, pairs->split[split].direction[i], direction);
+    /* Without the tag and the end. */
+    smoe_status status = smoe_tokenizer_decode(tokenizer, s->ids[i] + 1, (size_t)s->length[i] - 2, &source);
+    if (status == SMOE_OK) status = reference_of(pairs, tokenizer, split, i, &reference);
+    if (status == SMOE_OK)
+      fprintf(file->stream, "%s\t%s\t%s\t%s\n", direction, source, reference,
+              out[i].n_best ? out[i].text[0] : "");
+    smoe_free(source);
+    smoe_free(reference);
+    SMOE_TRY(status);
+  }
+  return SMOE_OK;
+}
+
+static smoe_status write_table(const char *path, const smoe_pairs *pairs, const smoe_tokenizer *tokenizer,
+                               smoe_split split, const sources *s, const smoe_line_translation *out) {
+  smoe_plain_file file = {0};
+  smoe_status status = smoe_plain_create(&file, path, 0);
+  if (status == SMOE_OK) status = write_lines(&file, pairs, tokenizer, split, s, out);
+  if (status == SMOE_OK) status = smoe_plain_finish(&file);
+  if (status == SMOE_OK) status = smoe_plain_publish(&file);
+  smoe_plain_release(&file);
+  return status;
+}
+
 static void print_text(const smoe_pairs *pairs, const scores *s, const smoe_evaluation *e, const char *name) {
   char direction[2 * SMOE_LANGUAGE_BYTES], signature[SMOE_SIGNATURE_BYTES], chrf[SMOE_SIGNATURE_BYTES];
   double bleu = 0, lower = 0, f = 0;
@@ -118,7 +150,7 @@ static smoe_status loss_of(smoe_app_model *m, smoe_split split, int64_t sequence
 }
 
 smoe_status smoe_evaluate_pairs(smoe_app_model *m, smoe_split split, const char *name, int64_t sequences,
-                                bool json) {
+                                bool json, const char *table) {
   const smoe_pairs *pairs = &m->task.pairs;
   smoe_evaluation e;
   smoe_tokenizer *tokenizer = NULL;
@@ -132,6 +164,9 @@ smoe_status smoe_evaluate_pairs(smoe_app_model *m, smoe_split split, const char 
                                           &smoe_translate_defaults, out);
   if (status == SMOE_OK)
     status = smoe_group_agree(m->group, score(result, pairs, tokenizer, split, s.n, out));
+  if (status == SMOE_OK && table)
+    status = smoe_group_agree(
+        m->group, m->group->rank == 0 ? write_table(table, pairs, tokenizer, split, &s, out) : SMOE_OK);
   if (status == SMOE_OK && m->group->rank == 0) (json ? print_json : print_text)(pairs, result, &e, name);
   if (status == SMOE_OK)
     status = smoe_group_agree(m->group, m->group->rank == 0 ? smoe_output_flush(stdout) : SMOE_OK);
