@@ -156,6 +156,31 @@ class Translation(p.ProgramTest):
         self.assertEqual(figures["signature"], "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
         self.assertEqual(self.program.run("evaluate", run, "--json").out, result.out)
 
+    def test_table_of_translations(self):
+        """evaluate --translations: each pair of the split with the translation that its BLEU is of."""
+        run, table = self.learned(), self.path("test.tsv")
+        result = self.program.run("evaluate", run, "--translations", table, "--json", ranks=2)
+        self.assertFine(result)
+        with open(table, encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t") for line in file]
+        self.assertEqual(len(rows), json.loads(result.out)["directions"]["de-en"]["pairs"])
+        self.assertTrue(all(len(row) == 4 and row[0] == "de-en" for row in rows), rows[:3])
+        for _, source, reference, _ in rows:
+            self.assertEqual(" ".join(WORDS[w] for w in reversed(source.split())), reference)
+        text = self.translate(run, lines=[row[1] for row in rows])
+        self.assertEqual(text.splitlines(), [row[3] for row in rows])
+
+    def test_methods(self):
+        """Each routing method trains both MoE layers, with the same figures on one rank and on two."""
+        for method, keys in (("switch", ["moe.capacity_factor=1.25"]), ("base", []), ("gshard", ["moe.capacity_factor=1"]),
+                             ("hash", ["router.hash.variant=balanced"]), ("topk", []), ("expert_choice", [])):
+            with self.subTest(method):
+                settings = [f"router.method={method}", "train.updates=2", "train.evaluate_every=2",
+                            "train.checkpoint_every=2", "router.stage1_updates=-1", *keys]
+                one = self.trained(f"{method}-one", *settings)
+                self.assertSameRun(self.trained(f"{method}-two", *settings, ranks=2), one, (2,))
+                self.assertEqual(len(p.column(one, "loss")), 2)
+
     def test_bad_input(self):
         run = self.trained("one")
         for words, expected in (
