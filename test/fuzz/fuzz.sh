@@ -39,11 +39,11 @@ fi
 for hdf5 in hdf5-openmpi hdf5-mpi hdf5; do
   pkg-config --exists $hdf5 && break
 done
-libraries=$(pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece ompi-c 2>/dev/null ||
-  pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece mpi)
+libraries=$(pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib ompi-c 2>/dev/null ||
+  pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib mpi)
 hdf5_hl=$(pkg-config --libs $hdf5 | tr ' ' '\n' | sed -n 's/^-L\(.*hdf5.*\)/-L\1/p') # it has no file of its own
-system=$(pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece ompi-c 2>/dev/null ||
-  pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece mpi)
+system=$(pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib ompi-c 2>/dev/null ||
+  pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib mpi)
 flags="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=undefined -D_GNU_SOURCE -DSMOE_VERSION=\\\"fuzz\\\"
   -I$source/include -I$source/src -I$source/test $system"
 library=-fsanitize=fuzzer-no-link,address,undefined
@@ -74,7 +74,7 @@ want() { # object, compiler, file
   want test_structure.o "$clang" "$source/test/damage/structure.c"
   for name in $harnesses; do want "harness_$name.o" "$clang" "$here/$name.c"; done
 } >"$TMPDIR/compile"
-xargs -P 2 -d '\n' -n 1 sh -c <"$TMPDIR/compile"
+xargs -r -P 2 -d '\n' -n 1 sh -c <"$TMPDIR/compile"
 
 # Memory of libraries at their end is theirs; ours is watched where no HDF5 and MPI are in the way.
 export ASAN_OPTIONS="allocator_may_return_null=1:detect_leaks=0:abort_on_error=0"
