@@ -123,6 +123,8 @@ RUN = {
 RUNS = {
     "stable": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.distill_weight": 0.6,
                "router.stable.width": 6},
+    # The second update ends with an evaluation in stage 1, by the distilled choice.
+    "stable-stage-1": {"router.method": "stable", "router.stage1_updates": 3, "router.stable.width": 6},
     "stable-cnn": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.features": "cnn",
                    "router.stable.width": 6, "moe.identical_experts": "true", "schedule.kind": "linear"},
     "stable-transformer": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.width": 6,
