@@ -13,6 +13,12 @@ typedef struct smoe_train_options {
   const char *trace; /**< each rank writes its phases to <trace>.<rank> (phase.h); NULL: none */
 } smoe_train_options;
 
+/** Take SIGTERM and SIGUSR1 from now on for requests to stop, which smoe_train() follows after its first update.
+ *
+ *  Local; before MPI starts, so that a batch system's signal ends no process that is still starting.
+ */
+void smoe_train_hold_signals(void);
+
 /** Train as the configuration says.
  *
  *  Collective over group.

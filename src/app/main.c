@@ -158,6 +158,8 @@ int main(int argc, char **argv) {
   smoe_status status;
   const bool bare = run_bare(argc, argv, &status);
   if (!bare) {
+    const smoe_command *command = argc > 1 ? smoe_command_find(argv[1]) : NULL;
+    if (command && command->early) command->early(argc - 1, argv + 1);
     smoe_group_start(&group, &argc, &argv);
     status = run(&group, argc, argv);
   }

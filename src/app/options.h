@@ -87,6 +87,9 @@ typedef struct smoe_command {
   /** Check options and arguments against each other, before anything is done; NULL: nothing. Local. */
   smoe_status (*check)(const void *values, const smoe_arguments *arguments);
 
+  /** What has to be done before MPI starts, which can take long; NULL: nothing. Local. */
+  void (*early)(int argc, char **argv);
+
   /** Do it. Collective over group; the status is agreed on all ranks. Local on rank 0 for serial ones,
    *  and bare ones, which must not use the group.
    */

@@ -47,6 +47,14 @@ static smoe_status check(const void *values, const smoe_arguments *arguments) {
   return SMOE_OK;
 }
 
+/* A batch system may ask for the end while ranks still look for each other. What only looks ends as usual. */
+static void hold_signals(int argc, char **argv) {
+  for (int i = 1; i < argc; i++)
+    if (strcmp(argv[i], "--dry-run") == 0 || strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+      return;
+  smoe_train_hold_signals();
+}
+
 static bool is_same_file(const char *a, const char *b) {
   struct stat one, other;
   return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev &&
@@ -140,5 +148,6 @@ const smoe_command smoe_command_train = {
     SMOE_COMMAND_OPTIONS(OPTIONS, options),
     .more_help = more_help,
     .check = check,
+    .early = hold_signals,
     .run = run,
 };

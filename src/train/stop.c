@@ -10,6 +10,7 @@
 #include "stablemoe/progress.h"
 #include "stablemoe/run_directory.h"
 #include "stablemoe/timer.h"
+#include "stablemoe/train.h"
 
 static volatile sig_atomic_t stop_request; /* smoe_stop */
 static volatile sig_atomic_t speaks;
@@ -25,11 +26,16 @@ static void on_signal(int number) {
   if (number == SIGINT && speaks && write(STDERR_FILENO, again, sizeof again - 1) < 0) speaks = 0;
 }
 
+void smoe_train_hold_signals(void) {
+  const struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGUSR1, &action, NULL);
+}
+
 void smoe_stop_watch(const smoe_group *group) {
   struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
   speaks = group->rank == 0;
-  sigaction(SIGTERM, &action, NULL);
-  sigaction(SIGUSR1, &action, NULL);
+  smoe_train_hold_signals();
   /* In the background of a shell it is ignored, and stays so. */
   struct sigaction present;
   if (sigaction(SIGINT, NULL, &present) == 0 && present.sa_handler == SIG_IGN) return;

@@ -59,6 +59,27 @@ class Ends(p.ProgramTest):
                 os.kill(process.popen.pid, number)
                 self.assertEnds(process.wait(), code, rf"^stopped on request \({said}\) after update \d+ of 100000; a ")
 
+    def test_signal_before_ranks_have_met(self):
+        """A batch system may ask for the end while a rank still waits in MPI_Init for another, which has not begun."""
+        go, pid, first = self.path("go"), None, self.path("first")
+        before = (f'if [ "$OMPI_COMM_WORLD_RANK" = 0 ]; then echo $$ >"{first}"; '
+                  f'else while [ ! -e "{go}" ]; do sleep 0.02; done; fi')
+        process = self.program.start(*self.train_args("early", ["train.updates=100000"]), ranks=2, before=before)
+        limit, maps = time.monotonic() + p.TIME_LIMIT, ""
+        while "mca_pmix" not in maps and time.monotonic() < limit:
+            time.sleep(0.01)
+            try:
+                with open(first) as file:
+                    pid = int(file.read())
+                with open(f"/proc/{pid}/maps") as file:
+                    maps = file.read()
+            except (OSError, ValueError):  # not there yet
+                continue
+        os.kill(pid, signal.SIGUSR1)
+        with open(go, "w"):
+            pass
+        self.assertEnds(process.wait(), p.STOPPED, r"^stopped on request \(SIGUSR1\) after update 1 of 100000; a checkpoint")
+
     def test_second_interrupt(self):
         """Who presses Ctrl-C again does not want to wait: here the update in progress would not end."""
         process = self.running("impatient", 2)
