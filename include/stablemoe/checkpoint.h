@@ -27,6 +27,7 @@ typedef struct smoe_checkpoint_meta {
   int64_t n_sequences_seen; /**< position in the order of the data; -1 in files that do not store it */
   uint64_t fingerprint;     /**< of the corpus */
   uint64_t tokenizer;       /**< hash of the corpus's tokenizer; 0 where unknown */
+  int64_t n_averaged;       /**< checkpoints that this one is the mean of; 0: it is of one update */
   char corpus[1024];        /**< path of the corpus, as given */
   char absolute[4096];      /**< the same from the root; "" where unknown */
   char *configuration;      /**< YAML text, in memory of smoe_alloc */
@@ -76,6 +77,19 @@ smoe_status smoe_checkpoint_load(const char *path, smoe_params *params);
  */
 smoe_status smoe_checkpoint_read_matrix(const char *path, const smoe_group *group, const char *name,
                                         int64_t *rows, int64_t *columns, smoe_real **values);
+
+/** Write the mean of the parameters of several checkpoints of one model as a checkpoint without moments.
+ *
+ *  Local (serial).
+ *  paths   in  [n] in order of their updates; the last one's meta data and configuration are taken
+ *  output  in  the file to write; one that is there is replaced when the new one is complete
+ *
+ *  Order:   each value is the sum over the files in the order of paths, in double, divided by n and rounded once;
+ *           values that are the same in all files stay as they are.
+ *  Errors:  SMOE_ERR_CONFIG where the files differ in names of parameters; SMOE_ERR_FORMAT where they differ in
+ *           shapes, or a checksum is wrong; SMOE_ERR_IO. No file is left then.
+ */
+smoe_status smoe_checkpoint_average(const char *const *paths, size_t n, const char *output);
 
 /** The checkpoint that a path means, in memory of smoe_alloc: itself; of a run directory the one that `latest` points
  *  to; the newest one where a link `latest` is missing or points nowhere. Local.

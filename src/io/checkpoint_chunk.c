@@ -112,5 +112,7 @@ smoe_status smoe_checkpoint_meta_of(hid_t file, smoe_checkpoint_meta *meta) {
     SMOE_TRY(smoe_h5_get_u64(file, "/meta", "tokenizer", &meta->tokenizer));
   if (smoe_h5_has_attribute(file, "/meta", "corpus_absolute"))
     SMOE_TRY(smoe_h5_get_text(file, "/meta", "corpus_absolute", meta->absolute, sizeof meta->absolute));
+  if (smoe_h5_has_attribute(file, "/meta", "averaged"))
+    SMOE_TRY(smoe_h5_get_i64(file, "/meta", "averaged", &meta->n_averaged));
   return smoe_h5_read_document(file, "/meta/configuration", &meta->configuration);
 }

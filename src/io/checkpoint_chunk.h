@@ -55,6 +55,9 @@ int smoe_chunk_shape(const smoe_params *params, int param, int64_t shape[SMOE_H5
 /** Check that a file is a checkpoint that this build reads. Local. */
 smoe_status smoe_checkpoint_check(hid_t file);
 
+/** Write format, version, /meta and the configuration into a new file. Collective over those who have it open. */
+smoe_status smoe_checkpoint_write_meta(hid_t file, const smoe_checkpoint_meta *meta);
+
 /** What an open file says of itself. Local. */
 smoe_status smoe_checkpoint_meta_of(hid_t file, smoe_checkpoint_meta *meta);
 

@@ -42,7 +42,7 @@ static smoe_status write_versions(hid_t file) {
   return smoe_h5_set_text(file, "/meta", "mpi", mpi);
 }
 
-static smoe_status write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
+smoe_status smoe_checkpoint_write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
   SMOE_TRY(smoe_h5_document(file, "/meta/configuration", strlen(meta->configuration) + 1));
   SMOE_TRY(smoe_h5_write_document(file, "/meta/configuration", meta->configuration));
   SMOE_TRY(smoe_h5_set_text(file, "/", "format", SMOE_CHECKPOINT_KIND));
@@ -57,6 +57,7 @@ static smoe_status write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
   SMOE_TRY(smoe_h5_set_u64(file, "/meta", "tokenizer", meta->tokenizer));
   SMOE_TRY(smoe_h5_set_text(file, "/meta", "corpus", meta->corpus));
   SMOE_TRY(smoe_h5_set_text(file, "/meta", "corpus_absolute", meta->absolute));
+  if (meta->n_averaged > 0) SMOE_TRY(smoe_h5_set_i64(file, "/meta", "averaged", meta->n_averaged));
   return write_versions(file);
 }
 
@@ -102,7 +103,7 @@ static smoe_status put_sums(const smoe_part_file *part, const save_plan *plan) {
 /** Everything but the values, by rank 0 alone. */
 static smoe_status make(const smoe_part_file *part, const void *context) {
   const save_plan *plan = context;
-  SMOE_TRY(write_meta(part->file, plan->meta));
+  SMOE_TRY(smoe_checkpoint_write_meta(part->file, plan->meta));
   SMOE_TRY(make_datasets(part->file, plan));
   return put_sums(part, plan);
 }

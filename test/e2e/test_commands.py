@@ -66,6 +66,67 @@ class Commands(p.ProgramTest):
         refused = self.program.run("train", self.program.config, "-P", "run.products=mkl", "-P", f"data.corpus={self.corpus}")
         self.assertRefused(refused, "config", "products")
 
+    def averaged(self, *args, out, ranks=1):
+        result = self.program.run("average", *args, "-o", self.path(out), ranks=ranks)
+        self.assertFine(result)
+        return self.path(out), result
+
+    def test_average(self):
+        """The mean of checkpoints is a checkpoint: values rounded once, the newest one's meta data, no moments."""
+        steps = [self.path("run", "checkpoints", f"step-0000000{update}.h5") for update in (20, 30, 40)]
+        path, result = self.averaged(self.run_path, out="mean.h5")
+        self.assertIn("the mean of 3 checkpoints, of updates 20 to 40", result.err)
+        with p.h5py.File(path) as file:
+            self.assertEqual((file["meta"].attrs["averaged"], file["meta"].attrs["update"]), (3, 40))
+            self.assertNotIn("adam", file)
+        mean, values = p.datasets(path, ("param/",)), [p.datasets(step, ("param/",)) for step in steps]
+        self.assertEqual(sorted(mean), sorted(values[-1]))
+        expected = {name: (sum(v[name].astype("f8") for v in values) / 3).astype("f4") for name in mean}
+        self.assertEqual(p.different(mean, expected), [])
+        changed = p.different(mean, values[-1])
+        self.assertGreater(len(changed), 5)
+        # What stage 2 has frozen is the same in all of them, and in the mean.
+        self.assertFalse([name for name in changed if "distilled" in name])
+        with open(path, "rb") as file:
+            bits = file.read()
+        # In any order, on any number of ranks, chosen by number or by name.
+        for out, args, ranks in (("b.h5", [self.run_path, "-k", "3"], 2), ("c.h5", [steps[2], steps[0], steps[1]], 1)):
+            with open(self.averaged(*args, out=out, ranks=ranks)[0], "rb") as file:
+                self.assertEqual(file.read(), bits, args)
+        self.assertIn("mean of      3 checkpoints", self.on_ranks("info", path, "--verify", ranks=(1,))
+                      + self.on_ranks("info", path, ranks=(1,)))
+        # One checkpoint's mean is itself.
+        alone = self.averaged(steps[2], out="alone.h5")[0]
+        texts = [self.on_ranks("evaluate", which, "--json", ranks=ranks)
+                 for which, ranks in ((alone, (1,)), (self.run_path, (1,)), (path, (1, 2)))]
+        self.assertEqual(texts[0], texts[1])
+        self.assertNotEqual(texts[0], texts[2])
+        self.on_ranks("generate", path, "-p", "ab", "-n", 5, "-t", 0, ranks=(1, 2))
+        self.assertFine(self.program.run("export", path, "-o", self.path("mean.safetensors")))
+
+    def test_average_refused(self):
+        first = self.path("run", "checkpoints", "step-000000010.h5")
+        last = self.path("run", "checkpoints", "step-000000040.h5")
+        other = self.path("damaged.h5")
+        with open(last, "rb") as file:
+            content = bytearray(file.read())
+        with p.h5py.File(last) as file:
+            at = file["param/norm/gamma"].id.get_offset()
+        content[at] ^= 1
+        with open(other, "wb") as file:
+            file.write(content)
+        out = self.path("refused.h5")
+        for args, kind, said in (([self.run_path, "-k", 5], "config", "has 4 checkpoints, --last asks for 5"),
+                                 ([self.run_path, "-k", 4], "config", "only checkpoints of one stage"),
+                                 ([first, first], "config", "of the same update, 10"),
+                                 ([last, "-k", 1], "config", "--last chooses"),
+                                 ([other], "format", "the checksum of 'param/norm/gamma' is wrong"),
+                                 ([self.path("nothing")], "io", "nothing")):
+            with self.subTest(said):
+                self.assertRefused(self.program.run("average", *args, "-o", out, ranks=2), kind, said)
+                self.assertFalse(Path(out).exists() or Path(out + ".part").exists())
+        self.assertRefused(self.program.run("average", last), "config", "--output is missing")
+
     def test_training_learns(self):
         losses = p.column(self.run_path, "valid_loss")
         at = [loss for loss in losses if not math.isnan(loss)]
