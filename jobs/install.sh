@@ -62,6 +62,7 @@ libopenblas-openmp-dev|OpenBLAS built with OpenMP: module openblas|package_there
 libarchive-dev|libarchive 3.6 or later: module libarchive|package_there libarchive
 libjansson-dev|Jansson 2.13 or later: module jansson|package_there jansson
 libyaml-dev|libyaml: module libyaml|package_there yaml-0.1
+libpng-dev|libpng with its headers: module libpng|package_there libpng
 zlib1g-dev|zlib with its headers: module zlib|package_there zlib
 libxxhash-dev|xxHash 0.8: module xxhash|package_there libxxhash
 libsentencepiece-dev|SentencePiece with its headers: module sentencepiece|package_there sentencepiece

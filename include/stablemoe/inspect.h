@@ -8,7 +8,8 @@ typedef enum smoe_file_kind {
   SMOE_FILE_CHECKPOINT,
   SMOE_FILE_ROUTING,
   SMOE_FILE_CORPUS,
-  SMOE_FILE_PAIRS
+  SMOE_FILE_PAIRS,
+  SMOE_FILE_IMAGES
 } smoe_file_kind;
 
 /** Kind of a file of ours, by the `format` attribute at its root. Local.

@@ -9,16 +9,17 @@
 
 /** What a number is for. Values enter the stream: never renumber them. */
 typedef enum smoe_purpose {
-  SMOE_RANDOM_INIT = 1,    /**< initial values; update = hash of the parameter's name */
-  SMOE_RANDOM_ORDER = 2,   /**< order of training sequences; update = epoch */
-  SMOE_RANDOM_JITTER = 3,  /**< router noise; index = global token */
-  SMOE_RANDOM_DROPOUT = 4, /**< dropout; stream = site, index = token and block of its row (kernel.h) */
-  SMOE_RANDOM_SAMPLE = 5,  /**< text generation; update = position */
-  SMOE_RANDOM_SPLIT = 6,   /**< train/valid/test split; index = document */
-  SMOE_RANDOM_TEST = 7,    /**< values in tests */
-  SMOE_RANDOM_ROUTER = 8,  /**< choices of a router; index = global token */
-  SMOE_RANDOM_PAIRS = 9,   /**< order of a direction's sentence pairs; update = pass */
-  SMOE_RANDOM_BATCHES = 10 /**< order of a window's micro-batches; update = window */
+  SMOE_RANDOM_INIT = 1,     /**< initial values; update = hash of the parameter's name */
+  SMOE_RANDOM_ORDER = 2,    /**< order of training sequences; update = epoch */
+  SMOE_RANDOM_JITTER = 3,   /**< router noise; index = global token */
+  SMOE_RANDOM_DROPOUT = 4,  /**< dropout; stream = site, index = token and block of its row (kernel.h) */
+  SMOE_RANDOM_SAMPLE = 5,   /**< text generation; update = position */
+  SMOE_RANDOM_SPLIT = 6,    /**< train/valid/test split; index = document */
+  SMOE_RANDOM_TEST = 7,     /**< values in tests */
+  SMOE_RANDOM_ROUTER = 8,   /**< choices of a router; index = global token */
+  SMOE_RANDOM_PAIRS = 9,    /**< order of a direction's sentence pairs; update = pass */
+  SMOE_RANDOM_BATCHES = 10, /**< order of a window's micro-batches; update = window */
+  SMOE_RANDOM_IMAGES = 11   /**< grids of images and synthetic ones; update = split and what is drawn */
 } smoe_purpose;
 
 /** Uniform in [0, 1) with 53 bits. Local. */

@@ -2,6 +2,7 @@
 
 #include "app.h"
 #include "open_model.h"
+#include "prepare_images.h"
 #include "print_pairs.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/corpus.h"
@@ -49,6 +50,9 @@ static smoe_status info(const char *path, bool verify) {
   case SMOE_FILE_PAIRS:
     if (verify) SMOE_TRY(smoe_pairs_verify(path));
     return smoe_app_print_pairs(path);
+  case SMOE_FILE_IMAGES:
+    if (verify) SMOE_TRY(smoe_images_verify(path));
+    return smoe_app_print_images(path);
   }
   return SMOE_OK;
 }

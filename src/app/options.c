@@ -98,14 +98,15 @@ static smoe_status set_choice(const smoe_option *o, const char *text, int *value
   return SMOE_FAIL(SMOE_ERR_CONFIG, "--%s %s: expected %s", o->name, text, list);
 }
 
-/** Take the one or two words after the option's first one. getopt takes them for read when optind is behind
+/** Take the words after the option's first one, at most two; at least those that o->value has without brackets. getopt takes them for read when optind is behind
  *  them, whatever stood in front of the option.
  */
 static smoe_status set_files(const smoe_option *o, smoe_words *words, const char *text, int argc,
                              char **argv) {
   const char *more[2] = {NULL, NULL};
   for (int i = 0; i < 2 && optind < argc && argv[optind][0] != '-'; i++) more[i] = argv[optind++];
-  SMOE_CHECK(more[0], SMOE_ERR_CONFIG, "--%s %s: expected %s", o->name, text, o->value);
+  const char *second = strchr(o->value, ' ');
+  SMOE_CHECK(more[0] || second[1] == '[', SMOE_ERR_CONFIG, "--%s %s: expected %s", o->name, text, o->value);
   words->word[words->n++] = text;
   for (int i = 0; i < 2; i++) words->word[words->n++] = more[i];
   return SMOE_OK;
@@ -130,8 +131,8 @@ static smoe_status set_value(const smoe_option *o, void *values, const char *tex
     *(const char **)at = text;
     break;
   case SMOE_OPTION_FILES:
-    /* Three words for at least two of the command line. */
-    if (!words->word) words->word = smoe_alloc(2 * (size_t)argc * sizeof *words->word);
+    /* Three words for one of the command line. */
+    if (!words->word) words->word = smoe_alloc(3 * (size_t)argc * sizeof *words->word);
     return set_files(o, words, text, argc, argv);
   case SMOE_OPTION_WORDS:
   case SMOE_OPTION_KEYS:

@@ -24,9 +24,10 @@ typedef enum smoe_option_kind {
   SMOE_OPTION_FILE,   /**< the same; shells complete it with files */
   SMOE_OPTION_OUTPUT, /**< the same, of a file to be written: its directory is made before anything is done */
   SMOE_OPTION_WORDS,  /**< smoe_words: may be given several times */
-  SMOE_OPTION_FILES, /**< smoe_words: may be given several times; each value is a word and the one or two words
-                         that follow it and begin no option. Three words each, NULL for one that is absent */
-  SMOE_OPTION_KEYS   /**< smoe_words of KEY=VALUE; shells complete it with configuration keys */
+  SMOE_OPTION_FILES,  /**< smoe_words: may be given several times; each value is a word and at most two that
+                         follow it and begin no option, as `value` has them, absent ones in brackets. Three words
+                         each, NULL for one that is absent */
+  SMOE_OPTION_KEYS    /**< smoe_words of KEY=VALUE; shells complete it with configuration keys */
 } smoe_option_kind;
 
 /** Values of an option that may be repeated, in the order of the command line. */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "app.h"
+#include "prepare_images.h"
 #include "print_pairs.h"
 #include "stablemoe/arena.h"
 #include "stablemoe/corpus.h"
@@ -19,6 +20,7 @@ typedef struct options {
   smoe_words pairs[SMOE_SPLITS];
   int64_t max_tokens;
   double max_ratio;
+  smoe_image_words images;
 } options;
 
 static const char *const KINDS[] = {"bpe", "unigram", NULL}; /* in the order of smoe_tokenizer_kind */
@@ -26,8 +28,13 @@ static const char *const KINDS[] = {"bpe", "unigram", NULL}; /* in the order of 
 static const char *const RAWS[] = {"no", "uint16", "uint32", NULL};
 
 /* The rest as in smoe_prepare_defaults and smoe_prepare_pairs_defaults. */
-static const options DEFAULTS = {
-    .seed = 1, .valid_share = 0.05, .test_share = 0.05, .kind = SMOE_BPE, .max_tokens = 256, .max_ratio = 4};
+static const options DEFAULTS = {.seed = 1,
+                                 .valid_share = -1,
+                                 .test_share = -1,
+                                 .kind = SMOE_BPE,
+                                 .max_tokens = 256,
+                                 .max_ratio = 4,
+                                 .images = SMOE_IMAGE_WORDS};
 
 static const smoe_option OPTIONS[] = {
     {'o', "output", SMOE_OPTION_OUTPUT, offsetof(options, output), "FILE",
@@ -53,9 +60,9 @@ static const smoe_option OPTIONS[] = {
     {0, "test-text", SMOE_OPTION_WORDS, offsetof(options, own[SMOE_TEST]), "PATH",
      "the same, for the test alone"},
     {0, "valid", SMOE_OPTION_REAL, offsetof(options, valid_share), "SHARE",
-     "of TEXT for validation, if that has no text of its own (default 0.05)", 0, 1},
+     "of TEXT for validation, if that has no text of its own (default 0.05; of images 0.1)", 0, 1},
     {0, "test", SMOE_OPTION_REAL, offsetof(options, test_share), "SHARE",
-     "of TEXT for the test, if that has no text of its own (default 0.05)", 0, 1},
+     "of TEXT for the test, if that has no text of its own (default 0.05; of images 0.2)", 0, 1},
     {0, "dedup", SMOE_OPTION_FLAG, offsetof(options, dedup), NULL,
      "keep one of equal documents: of the test, else of validation, else of training"},
     {0, "seed", SMOE_OPTION_INT, offsetof(options, seed), "N",
@@ -84,7 +91,47 @@ static const smoe_option OPTIONS[] = {
      "leave out pairs with a longer side, tag and end counted (default 256)", 8, SMOE_PAIR_TOKENS_MAX},
     {0, "max-ratio", SMOE_OPTION_REAL, offsetof(options, max_ratio), "R",
      "leave out training pairs with one side more than R times as long as the other (default 4)", 1, 1e9},
+#define IMAGES(member) offsetof(options, images.member)
+    {0, "images", SMOE_OPTION_FILES, IMAGES(input[SMOE_TRAIN]), "IMAGES [LABELS]",
+     "images instead of text: an IDX or NPY file (also .gz) and one of labels, an NPZ file of both, or a "
+     "directory with one directory of PGM, PPM or PNG files per class"},
+    {0, "valid-images", SMOE_OPTION_FILES, IMAGES(input[SMOE_VALID]), "IMAGES [LABELS]",
+     "the same for validation (default: a share of the images)"},
+    {0, "test-images", SMOE_OPTION_FILES, IMAGES(input[SMOE_TEST]), "IMAGES [LABELS]",
+     "the same for the test (default: a share of the images)"},
+    {0, "patch", SMOE_OPTION_TEXT, IMAGES(patch), "HxW",
+     "pixels of a patch, such as 7x7 or 7; must divide the image (default: one patch per image, or per image "
+     "of "
+     "a grid)"},
+    {0, "scale", SMOE_OPTION_REAL, IMAGES(scale), "S",
+     "divide the images' numbers by S (default 255 for 8-bit images, else 1)", 1e-9, 1e9},
+    {0, "grid", SMOE_OPTION_TEXT, IMAGES(grid), "RxC",
+     "make images that are grids of R x C images, one of which decides the class"},
+    {0, "signal", SMOE_OPTION_TEXT, IMAGES(signal), "LIST",
+     "classes of which a grid has one image at a random place, such as 0,1; the others fill it"},
+    {0, "synthetic", SMOE_OPTION_CHOICE, IMAGES(synthetic), NULL,
+     "patterns: no files, but vectors of patches, one of which has the pattern of one of two classes",
+     .choices = smoe_image_synthetics},
+    {0, "samples", SMOE_OPTION_TEXT, IMAGES(samples), "TRAIN,VALID,TEST",
+     "grids and patterns: images of each split (default 1000,200,1000)"},
+    {0, "patches", SMOE_OPTION_INT, IMAGES(patches), "N", "patterns: patches of an image (default 16)", 2,
+     65535},
+    {0, "dimension", SMOE_OPTION_INT, IMAGES(dimension), "D", "patterns: numbers of a patch (default 64)", 4,
+     65535},
+    {0, "sets", SMOE_OPTION_INT, IMAGES(sets), "P", "patterns: sets of irrelevant patches (default 8)", 1,
+     65535},
+    {0, "delta-d", SMOE_OPTION_REAL, IMAGES(delta_d), "X",
+     "patterns: inner product of the two classes' patterns (default 0)", -0.999, 0.999},
+    {0, "delta-r", SMOE_OPTION_REAL, IMAGES(delta_r), "X",
+     "patterns: inner product of the irrelevant sets' centres with one of them (default 0)", 0, 0.999},
+    {0, "spread", SMOE_OPTION_REAL, IMAGES(spread), "X", "patterns: diameter of a set (default 0.1)", 0, 2},
+#undef IMAGES
 };
+
+/* A share that was given, or the default of what is prepared. */
+static double share(double given, double other) {
+  return given < 0 ? other : given;
+}
 
 static void print_split(const smoe_corpus *corpus, smoe_split split, const char *name) {
   const double n = (double)corpus->n_tokens[split], bytes = (double)corpus->n_bytes[split];
@@ -150,7 +197,12 @@ static bool has_pairs(const options *o) {
 
 static smoe_status check(const void *values, const smoe_arguments *arguments) {
   const options *o = values;
-  if (has_pairs(o)) {
+  if (smoe_image_words_any(&o->images)) {
+    SMOE_CHECK(!has_pairs(o) && !has_text_options(o) && arguments->n == 0, SMOE_ERR_CONFIG,
+               "prepare: text and sentence pairs do not go into a corpus of images%s%s",
+               arguments->n > 0 ? ": leave out " : "", arguments->n > 0 ? arguments->word[0] : "");
+    SMOE_TRY(smoe_image_words_check(&o->images));
+  } else if (has_pairs(o)) {
     SMOE_CHECK(o->pairs[SMOE_TRAIN].n > 0, SMOE_ERR_CONFIG,
                "prepare: no training pairs are named: --pair SRC-TGT SOURCE TARGET; see prepare --help");
     SMOE_CHECK(arguments->n == 0, SMOE_ERR_CONFIG,
@@ -173,8 +225,8 @@ static smoe_status prepare_text(const options *o, const smoe_arguments *argument
   wanted.model_path = o->model;
   wanted.kind = (smoe_tokenizer_kind)o->kind;
   wanted.vocabulary = (int)o->vocabulary;
-  wanted.valid_share = o->valid_share;
-  wanted.test_share = o->test_share;
+  wanted.valid_share = share(o->valid_share, wanted.valid_share);
+  wanted.test_share = share(o->test_share, wanted.test_share);
   wanted.seed = (uint64_t)o->seed;
   wanted.extensions = o->extensions;
   wanted.lines = o->lines;
@@ -196,8 +248,8 @@ static smoe_status prepare_pairs(const options *o) {
   wanted.model_path = o->model;
   wanted.kind = (smoe_tokenizer_kind)o->kind;
   wanted.vocabulary = (int)o->vocabulary;
-  wanted.valid_share = o->valid_share;
-  wanted.test_share = o->test_share;
+  wanted.valid_share = share(o->valid_share, wanted.valid_share);
+  wanted.test_share = share(o->test_share, wanted.test_share);
   wanted.seed = (uint64_t)o->seed;
   wanted.max_tokens = o->max_tokens;
   wanted.max_ratio = o->max_ratio;
@@ -217,15 +269,27 @@ static smoe_status prepare_pairs(const options *o) {
   return smoe_app_print_pairs(o->output);
 }
 
+static smoe_status prepare_images(const options *o) {
+  smoe_prepare_images_options wanted = smoe_prepare_images_defaults();
+  wanted.output = o->output;
+  wanted.valid_share = share(o->valid_share, wanted.valid_share);
+  wanted.test_share = share(o->test_share, wanted.test_share);
+  wanted.seed = (uint64_t)o->seed;
+  SMOE_TRY(smoe_image_words_read(&o->images, &wanted));
+  SMOE_TRY(smoe_prepare_images(&wanted));
+  return smoe_app_print_images(o->output);
+}
+
 static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
   const options *o = values;
+  if (smoe_image_words_any(&o->images)) return prepare_images(o);
   return has_pairs(o) ? prepare_pairs(o) : prepare_text(o, arguments);
 }
 
 const smoe_command smoe_command_prepare = {
     .name = "prepare",
     .arguments = "[TEXT...] -o CORPUS.h5",
-    .title = "make a corpus from text files, directories or sentence pairs",
+    .title = "make a corpus from text files, directories, sentence pairs or images",
     .text =
         "Make a corpus from text files and directories (read recursively, in sorted order, without hidden "
         "files): plain text in UTF-8, or JSON objects with a text field (.jsonl, .json), also compressed "
@@ -235,7 +299,9 @@ const smoe_command smoe_command_prepare = {
         "With --pair, make a corpus of sentence pairs for translation instead. One tokenizer serves all "
         "languages; in front of a source stands the tag of the language to translate to, such as <2en>. "
         "Pairs with an empty side, and those that --max-tokens and --max-ratio exclude, are left out and "
-        "counted.",
+        "counted.\n\n"
+        "With --images or --synthetic, make a corpus of images for classification instead, cut into patches "
+        "(model.family cnn and vision).",
     .after =
         "TEXT is divided among the splits by documents, from 50 files on by files. If every file's name has "
         "the "

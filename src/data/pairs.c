@@ -24,6 +24,10 @@ static smoe_status check_format(hid_t file, const char *path) {
       "'%s' is a corpus of text, for language models; translation needs one of sentence pairs: make it "
       "with 'stablemoe prepare --pair SRC-TGT SOURCE TARGET -o PAIRS.h5'",
       path);
+  SMOE_CHECK(!has_format || strcmp(format, "stablemoe-images") != 0, SMOE_ERR_FORMAT,
+             "'%s' is a corpus of images, which model.family cnn and vision read; translation needs one of "
+             "sentence pairs",
+             path);
   SMOE_CHECK(has_format && strcmp(format, "stablemoe-pairs") == 0, SMOE_ERR_FORMAT,
              "'%s' is an HDF5 file but not a corpus of pairs: make one with 'stablemoe prepare --pair'",
              path);

@@ -8,7 +8,8 @@ smoe_status smoe_file_kind_of(const char *path, smoe_file_kind *kind) {
   static const char *const FORMATS[] = {[SMOE_FILE_CHECKPOINT] = "stablemoe-checkpoint",
                                         [SMOE_FILE_ROUTING] = "stablemoe-routing",
                                         [SMOE_FILE_CORPUS] = "stablemoe-corpus",
-                                        [SMOE_FILE_PAIRS] = "stablemoe-pairs"};
+                                        [SMOE_FILE_PAIRS] = "stablemoe-pairs",
+                                        [SMOE_FILE_IMAGES] = "stablemoe-images"};
   hid_t file;
   char format[64] = "";
   SMOE_TRY(smoe_h5_open(&file, path));

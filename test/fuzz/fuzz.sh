@@ -14,7 +14,7 @@ seconds=$2
 shift 2
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(cd "$here/../.." && pwd)
-all="config text metrics seal tokenizer_model tokenizer_text shards checkpoint corpus routing_log"
+all="config text metrics images seal tokenizer_model tokenizer_text shards checkpoint corpus routing_log"
 harnesses=${*:-$all}
 mkdir -p "$directory/objects"
 directory=$(cd "$directory" && pwd)
@@ -39,11 +39,11 @@ fi
 for hdf5 in hdf5-openmpi hdf5-mpi hdf5; do
   pkg-config --exists $hdf5 && break
 done
-libraries=$(pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib ompi-c 2>/dev/null ||
-  pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib mpi)
+libraries=$(pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libpng libxxhash sentencepiece zlib ompi-c 2>/dev/null ||
+  pkg-config --libs $hdf5 yaml-0.1 libarchive jansson libpng libxxhash sentencepiece zlib mpi)
 hdf5_hl=$(pkg-config --libs $hdf5 | tr ' ' '\n' | sed -n 's/^-L\(.*hdf5.*\)/-L\1/p') # it has no file of its own
-system=$(pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib ompi-c 2>/dev/null ||
-  pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libxxhash sentencepiece zlib mpi)
+system=$(pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libpng libxxhash sentencepiece zlib ompi-c 2>/dev/null ||
+  pkg-config --cflags $hdf5 yaml-0.1 libarchive jansson libpng libxxhash sentencepiece zlib mpi)
 flags="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=undefined -D_GNU_SOURCE -DSMOE_VERSION=\\\"fuzz\\\"
   -I$source/include -I$source/src -I$source/test $system"
 library=-fsanitize=fuzzer-no-link,address,undefined
@@ -96,7 +96,7 @@ for name in $harnesses; do
   STABLEMOE_FUZZ_SEEDS="$corpus" "$directory/fuzz_$name" >/dev/null 2>"$TMPDIR/seeds" ||
     { cat "$TMPDIR/seeds"; exit 1; }
   case $name in
-  config | text | metrics) leaks=detect_leaks=1 ;;
+  config | text | metrics | images) leaks=detect_leaks=1 ;;
   *) leaks=detect_leaks=0 ;;
   esac
   if ASAN_OPTIONS="$ASAN_OPTIONS:$leaks" "$directory/fuzz_$name" -max_total_time="$each" -timeout=20 \
