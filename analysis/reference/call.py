@@ -22,6 +22,9 @@ class Call:
     update: int = 0
     micro_batch: int = 0
     recorded: np.ndarray = None  # [N, K] of the log that is replayed
+    previous: object = None  # Call of the MoE layer before
+    state: np.ndarray = None  # [N, P] that the router hands on to that of the next MoE layer
+    dstate: np.ndarray = None  # its gradient, from the next MoE layer; None: there is none
 
     @property
     def real(self):

@@ -44,6 +44,10 @@ def rule(name, shape, config):
     last, fan_in = name.rpartition("/")[2], shape[-1]
     if last == "gamma":
         return constant(1)
+    if name.startswith("moe/router/cell/"):
+        return uniform(1 / np.sqrt(int(config.router["width"])))
+    if name.endswith(("router/projection", "router/head")):
+        return uniform(1 / np.sqrt(fan_in))
     if last in ("beta", "bias") or last in ("table", "visible") and "/router/" in name:
         return constant(0)
     if name.endswith("router/centroid"):

@@ -22,13 +22,13 @@ def forward(params, tokens, targets, config, stage, training=True, update=0, mic
     x = np.where(tokens[..., None] >= 0, embedding_scale(params, config) * table[tokens], 0.0)
     x = x + params["embedding/position"][: tokens.shape[1]]
     steps, terms, info = [], {"task": 0.0, "balance": 0.0, "distill": 0.0}, []
-    places = config.moe_after()
+    places, previous = config.moe_after(), None
     for i in range(config.blocks + 1):
         for m in (m for m, place in enumerate(places) if place == i):
             call = Call(config, params, f"moe{m}", m, tokens.ravel(), tokens.shape[1], stage, training, update,
-                        micro_batch, None if recorded is None else recorded[m])
+                        micro_batch, None if recorded is None else recorded[m], previous)
             y, more, seen, cache = moe_forward(call, x.reshape(-1, x.shape[-1]))
-            x = y.reshape(x.shape)
+            x, previous = y.reshape(x.shape), call
             steps.append((moe_backward, f"moe{m}", cache))
             info.append(seen)
             for name, value in more.items():

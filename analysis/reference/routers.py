@@ -221,11 +221,14 @@ class TopK:
     def option(call, name, default):
         return call.config.router.get(name, default)
 
+    def score(self, call, x):
+        return x @ centroid(call).T
+
     def is_sigmoid(self, call):
         return self.option(call, "scores", "softmax") == "sigmoid"
 
     def route(self, call, x):
-        k, score = int(call.config.router["k"]), x @ centroid(call).T
+        k, score = int(call.config.router["k"]), self.score(call, x)
         usable = call.real[:, None] & np.isfinite(score)
         s = np.where(usable, sigmoid(np.where(usable, score, 0)), 0.0) if self.is_sigmoid(call) \
             else probabilities(call, score)
@@ -288,7 +291,71 @@ class TopK:
         if self.z_weight(call) and call.training:
             log_sum = self.log_sum(call, score)[:, None]
             dscore = dscore + 2 * scale * self.z_weight(call) * log_sum * np.exp(score - log_sum)
+        return self.to_input(call, x, routing, dscore, grads)
+
+    @staticmethod
+    def to_input(call, x, routing, dscore, grads):
         return scores_backward(call, x, dscore, grads)
+
+
+class Recurrent(TopK):
+    """RMoE (Qiu et al. 2024): top-k on scores of a state that a token carries from MoE layer to MoE layer."""
+
+    CELL = "moe/router/cell"
+
+    def cell(self, call):
+        return call.config.router["cell"]
+
+    def before(self, call, n):
+        """The state of the MoE layer before; None: zero."""
+        carried = self.cell(call) != "mlp" and call.config.router["recurrence"] != "none"
+        return call.previous.state if carried and call.previous is not None else None
+
+    def score(self, call, x):
+        projection, head = (call.params[f"{call.prefix}/router/{name}"] for name in ("projection", "head"))
+        v, h = x @ projection.T, self.before(call, len(x))
+        h = np.zeros((len(x), len(projection))) if h is None else h
+        if self.cell(call) == "mlp":
+            call.state, call.kept = np.tanh(v), (v,)
+            return call.state @ head.T
+        w, b, u, c = (call.params[f"{self.CELL}/{name}"] for name in
+                      ("input/weight", "input/bias", "hidden/weight", "hidden/bias"))
+        own, old = v @ w.T + b, h @ u.T + c
+        if self.cell(call) == "rnn":
+            call.state, call.kept = np.tanh(own + old), (v, h)
+        else:
+            (a_r, a_z, a_n), (b_r, b_z, b_n) = (np.split(part, 3, axis=1) for part in (own, old))
+            r, z = sigmoid(a_r + b_r), sigmoid(a_z + b_z)
+            n = np.tanh(a_n + r * b_n)
+            call.state, call.kept = (1 - z) * n + z * h, (v, h, r, z, n, b_n)
+        return call.state @ head.T
+
+    def to_input(self, call, x, routing, dscore, grads):
+        projection, head = (call.params[f"{call.prefix}/router/{name}"] for name in ("projection", "head"))
+        grads[f"{call.prefix}/router/head"] += dscore.T @ call.state
+        dh = dscore @ head + (0.0 if call.dstate is None else call.dstate)
+        if self.cell(call) == "mlp":
+            v, = call.kept
+            dv = dh * (1 - call.state**2)
+        else:
+            v, h = call.kept[:2]
+            if self.cell(call) == "rnn":
+                dold = down = dh * (1 - call.state**2)
+                direct = 0.0
+            else:
+                _, _, r, z, n, b_n = call.kept
+                d_n, d_z = dh * (1 - z) * (1 - n**2), dh * (h - n) * z * (1 - z)
+                d_r = d_n * b_n * r * (1 - r)
+                down, dold = np.hstack([d_r, d_z, d_n]), np.hstack([d_r, d_z, d_n * r])
+                direct = dh * z
+            for name, gradient in (("input/weight", down.T @ v), ("input/bias", down.sum(0)),
+                                   ("hidden/weight", dold.T @ h), ("hidden/bias", dold.sum(0))):
+                grads[f"{self.CELL}/{name}"] += gradient
+            dv = down @ call.params[f"{self.CELL}/input/weight"]
+            if call.config.router["recurrence"] == "full" and call.previous is not None:
+                call.previous.dstate = direct + dold @ call.params[f"{self.CELL}/hidden/weight"]
+        grads[f"{call.prefix}/router/projection"] += dv.T @ x
+        return dv @ projection
 
 
 class GShard:
@@ -480,4 +547,5 @@ class Replay:
 
 
 METHODS = {"stable": Stable(), "base": Base(), "base_stage2": BaseStage2(), "switch": Switch(), "topk": TopK(),
-           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "mask": Mask(), "replay": Replay()}
+           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "mask": Mask(), "recurrent": Recurrent(),
+           "replay": Replay()}

@@ -105,7 +105,7 @@ def adam(params, grads, moments, decayed, config, update, factor):
 
 def after_update(params, config, info):
     """What routers change by the loads of an update, in place; info: of gradients."""
-    rate = float(config.router.get("bias_rate", 0)) if config.method == "topk" else 0.0
+    rate = float(config.router.get("bias_rate", 0)) if config.method in ("topk", "recurrent") else 0.0
     for m in range(config.moe_layers if rate else 0):
         load = sum(micro[m]["load"] for micro in info)
         params[f"moe{m}/router/bias"] += rate * np.sign(load.mean() - load)

@@ -10,6 +10,7 @@ extern const smoe_router_ops smoe_router_topk;
 extern const smoe_router_ops smoe_router_expert_choice;
 extern const smoe_router_ops smoe_router_hash;
 extern const smoe_router_ops smoe_router_mask;
+extern const smoe_router_ops smoe_router_recurrent;
 extern const smoe_router_ops smoe_router_replay;
 extern const smoe_router_ops smoe_router_base;
 extern const smoe_router_ops smoe_router_base_stage2;
@@ -22,6 +23,7 @@ const smoe_router_ops *const smoe_router_methods[] = {
     &smoe_router_expert_choice,
     &smoe_router_hash,
     &smoe_router_mask,
+    &smoe_router_recurrent,
     &smoe_router_base,
     &smoe_router_base_stage2,
     &smoe_router_replay,

@@ -15,6 +15,10 @@ SAME = {
                      "router.mask.balance_weight=0.02"],
                     ["router.method=switch", "router.switch.jitter=0", "router.switch.balance_weight=0.02"]),
 }
+# Methods with more than one router's parameters to keep.
+RESUMED = {
+    "recurrent": ["router.method=recurrent", "router.recurrent.bias_rate=0.01"],
+}
 FORM = ["moe.layers=2", "moe.position=scattered", "train.micro_batches=2", "moe.capacity_factor=1.2"]
 
 
@@ -38,6 +42,23 @@ class Limits(p.ProgramTest):
                 for n in shared:
                     if not (name == "mask-hash" and n.endswith("router/centroid")):
                         self.assertTrue((a[n] == b[n]).all(), n)
+
+    def test_resume(self):
+        """A run goes on from its checkpoint, on other ranks, as if nothing had been."""
+        for name, settings in RESUMED.items():
+            settings = FORM + settings + ["train.checkpoint_every=6", "train.keep_last=0"]
+            self.assertFine(self.train(name, settings))
+            self.assertFine(self.train(f"{name}-again", settings))
+            run = self.path(f"{name}-again")
+            for folder in ("checkpoints", "routing"):
+                os.remove(os.path.join(run, folder, f"step-{12:09d}.h5"))
+            os.remove(os.path.join(run, "checkpoints", "latest"))
+            os.symlink(f"step-{6:09d}.h5", os.path.join(run, "checkpoints", "latest"))
+            result = self.train(f"{name}-again", settings, ranks=2, resume=True)
+            with self.subTest(name):
+                self.assertFine(result)
+                self.assertIn("6 updates done", result.err)
+                self.assertSameRun(run, self.path(name), (6, 12))
 
 
 if __name__ == "__main__":

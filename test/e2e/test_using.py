@@ -94,6 +94,13 @@ class Generate(Using):
             self.assertFine(result)
             self.assertLess(json.loads(result.out)["drop_rate"], 0.95)
 
+    def test_state_over_depth(self):
+        """Routers whose state goes from MoE layer to MoE layer: kept keys and values give what whole passes give."""
+        run = self.trained("depth", ["router.method=recurrent", "model.blocks=3", "moe.layers=3", "moe.position=scattered",
+                                     "train.updates=10", "train.checkpoint_every=10", "optimizer.router_lr_factor=5"])
+        args = ["generate", run, "-p", "ab", "-n", 2 * CONTEXT]
+        self.assertEqual(self.on_ranks(*args, ranks=(1, 3)), self.text(*args, "--no-cache"))
+
     def test_experts_that_look_ahead(self):
         run = self.trained("ahead", ["router.method=expert_choice", "router.expert_choice.evaluation=experts",
                                      "train.updates=5", "train.checkpoint_every=5"])

@@ -44,6 +44,8 @@ static void test_gradient(const char *name, const char *method, int stage, const
   fixture_open(&f, &group, method, overrides, stage);
   if (head_rows) *smoe_layer_head_rows(f.model->head) = head_rows;
   piecewise gradient = {.name = name, .value = model_value, .context = &f, .entries = entries};
+  /* A state over depth begins at 0: with one MoE layer nothing comes from it. */
+  if (f.model->n_moe == 1) gradient.idle = "moe/router/cell/hidden/weight";
   fixture_gradients(&f);
   const int n_slots = f.model->n_moe ? f.model->moe[0]->router.n_slots : 0;
   const bool may = f.settings->moe.capacity_factor > 0, must = may && n_slots == 1;

@@ -1,6 +1,7 @@
-/* Every routing method by itself: L = <weight, gate> + (its loss terms) / n_targets, for two lanes. */
+/* Every routing method by itself: L = <weight, gate> + <weight, state> + (its loss terms) / n_targets, for two lanes. */
 #include "../model_fixture.h"
 #include "../values.h"
+#include "difference.h"
 #include "piecewise.h"
 #include "stablemoe/kernel.h"
 
@@ -17,9 +18,11 @@ typedef struct problem {
   bool drops;    /* some slots are marked as the exchange marks them beyond capacity */
   size_t k;
   int32_t token[N], learned[N], distilled[N];
-  smoe_real *x, *dx;                /* [N, C] */
-  int32_t *expert;                  /* [N, K] */
-  smoe_real *gate, *dgate, *weight; /* [N, K] */
+  smoe_real *x, *dx;                            /* [N, C] */
+  int32_t *expert;                              /* [N, K] */
+  smoe_real *gate, *dgate, *weight;             /* [N, K] */
+  size_t state;                                 /* reals per token that are handed on over depth */
+  smoe_real *before, *after, *dbefore, *dafter; /* [N, state]; dafter is the state's weight in L */
   smoe_real *tape, *scratch;
   int32_t *integers;
   int64_t *load;
@@ -48,6 +51,10 @@ static smoe_route_call call_of(problem *p, size_t lane) {
       .scratch = p->scratch,
       .learned = p->observed ? p->learned + first : NULL,
       .distilled = p->observed ? p->distilled + first : NULL,
+      .state_in = p->state ? p->before + first * p->state : NULL,
+      .state_out = p->state ? p->after + first * p->state : NULL,
+      .dstate_in = p->state ? p->dbefore + first * p->state : NULL,
+      .dstate_out = p->state ? p->dafter + first * p->state : NULL,
   };
 }
 
@@ -79,6 +86,7 @@ static double router_value(void *context, uint64_t *piece) {
     p->dgate[i] = p->expert[i] >= 0 ? p->weight[i] : 0;
     value += (double)p->dgate[i] * (double)p->gate[i];
   }
+  value += difference_fold(p->dafter, p->after, N * p->state);
   for (size_t lane = 0; lane < LANES && ops->losses; lane++) {
     const smoe_route_call call = call_of(p, lane);
     fixture_sums sums = {0};
@@ -111,6 +119,9 @@ static void problem_begin(problem *p, const smoe_config *config, int stage) {
   p->integers = smoe_alloc(LANES * ints_of(&p->router) * sizeof *p->integers);
   p->scratch = values_zero(p->router.ops->scratch_reals(&p->router, LANE));
   p->load = smoe_alloc(n_experts * sizeof *p->load);
+  p->state = p->router.ops->state_reals ? p->router.ops->state_reals(&p->router) : 0;
+  p->before = values_uniform(N * p->state, 4), p->after = values_zero(N * p->state);
+  p->dafter = values_uniform(N * p->state, 6), p->dbefore = values_uniform(N * p->state, 7);
 }
 
 static void problem_end(problem *p) {
@@ -118,6 +129,12 @@ static void problem_end(problem *p) {
   smoe_arena_release(&p->arena);
   smoe_free(p->x), smoe_free(p->dx), smoe_free(p->expert), smoe_free(p->gate), smoe_free(p->dgate);
   smoe_free(p->weight), smoe_free(p->tape), smoe_free(p->scratch), smoe_free(p->load), smoe_free(p->integers);
+  smoe_free(p->before), smoe_free(p->after), smoe_free(p->dbefore), smoe_free(p->dafter);
+}
+
+/* What has no gradient in some forms of a method. */
+static const char *idle_of(const char *method) {
+  return strstr(method, "recurrence=none") ? "moe/router/cell/hidden/weight" : NULL;
 }
 
 static void test_gradient(const char *method, int stage, bool observed, bool drops,
@@ -128,7 +145,7 @@ static void test_gradient(const char *method, int stage, bool observed, bool dro
   problem_begin(&p, config, stage);
   char *name = smoe_sprintf("%s, stage %d%s%s, %d experts", method, stage, observed ? ", observed" : "",
                             drops ? ", drops" : "", p.router.n_experts);
-  piecewise gradient = {.name = name, .value = router_value, .context = &p};
+  piecewise gradient = {.name = name, .value = router_value, .context = &p, .idle = idle_of(method)};
   router_value(&p, &(uint64_t){0});
   smoe_route_loads loads = {p.load, 0};
   for (int e = 0; e < p.router.n_experts; e++) loads.n_assigned += p.load[e];
@@ -139,6 +156,9 @@ static void test_gradient(const char *method, int stage, bool observed, bool dro
   smoe_real *before = values_uniform(N * C, 3);
   for (size_t i = 0; i < N * C; i++) p.dx[i] -= before[i]; /* dx is added to */
   piecewise_check(&gradient, "x", p.x, p.dx, N * C);
+  if (p.state && !strstr(method, "detach"))
+    CHECK(piecewise_check(&gradient, "state", p.before, p.dbefore, N * p.state) > 0,
+          "%s: no gradient of the state", name);
   piecewise_check_params(&gradient, &p.params);
   piecewise_end(&gradient);
   smoe_free(before);

@@ -64,6 +64,16 @@ int main(int argc, char **argv) {
   test_gradient("expert_choice", LIST("router.expert_choice.causal=true"));
   test_gradient("expert_choice", LIST("router.expert_choice.max_experts=1", "moe.capacity_factor=0.7"));
   test_gradient("expert_choice", LIST("router.expert_choice.capacity=1", "moe.experts=5"));
+  test_gradient("recurrent", LIST("moe.layers=3", "moe.position=scattered", "model.blocks=3"));
+  test_gradient("recurrent",
+                LIST("moe.layers=4", "moe.position=scattered", "model.blocks=4", "router.recurrent.cell=rnn",
+                     "moe.capacity_factor=0.8", "train.batch_sequences=8", "router.recurrent.width=5"));
+  test_gradient("recurrent", LIST("moe.layers=3", "moe.position=scattered", "model.blocks=3",
+                                  "router.recurrent.scores=sigmoid", "router.recurrent.bias_rate=0.1",
+                                  "router.recurrent.z_loss_weight=1", "router.recurrent.balance_weight=1"));
+  test_gradient("recurrent",
+                LIST("model.family=decoder", "moe.sublayers=1", "model.blocks=3", "model.decoder.kv_heads=1",
+                     "router.recurrent.balance_over=sequence", "router.recurrent.balance_weight=1"));
   test_gradient("hash", LIST("router.hash.segments=3", "moe.capacity_factor=0.7"));
   test_gradient("hash",
                 LIST("router.hash.segments=3", "moe.capacity_factor=0.7", "router.hash.gate=sigmoid"));

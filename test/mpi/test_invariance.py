@@ -60,6 +60,9 @@ VARIANTS["topk-sigmoid"] = (["router.method=topk", "router.topk.scores=sigmoid",
                             "router.topk.balance_over=sequence", "router.topk.z_loss_weight=0.01",
                             "train.micro_batches=2"], None)
 VARIANTS["hash-gate"] = (["router.method=hash", "router.hash.gate=sigmoid", "optimizer.router_lr_factor=0.5"], None)
+VARIANTS["recurrent-depth"] = (["router.method=recurrent", "model.blocks=3", "moe.layers=3", "moe.position=scattered",
+                                "moe.experts=5", "train.lanes=7", "train.batch_sequences=14", "moe.capacity_factor=1.0",
+                                "router.recurrent.width=24"], None)
 VARIANTS["multi-hash"] = (["router.method=hash", "router.hash.segments=2", "moe.inner=16"], None)
 
 

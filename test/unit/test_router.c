@@ -54,6 +54,7 @@ typedef struct problem {
   int64_t load[EXPERTS];
   int32_t token[N];
   smoe_real *x, *dx, *dgate;
+  smoe_real *state, *dstate; /* [N, state_reals] of the layer before, of the gradient from the layer after */
   smoe_route_sums *sums;
   size_t slots; /* of all tokens */
 } problem;
@@ -83,6 +84,13 @@ static void problem_call(problem *p, size_t n_sequences) {
       .learned = guarded(n * sizeof(int32_t), 0xff),
       .distilled = guarded(n * sizeof(int32_t), 0xff),
   };
+  const size_t state = router->ops->state_reals ? n * router->ops->state_reals(router) : 0;
+  if (state > 0) {
+    p->call.state_in = p->state;
+    p->call.state_out = guarded(state * sizeof(smoe_real), 0xff);
+    p->call.dstate_out = p->dstate;
+    p->call.dstate_in = guarded(state * sizeof(smoe_real), 0xff);
+  }
   p->dx = guarded(n * C * sizeof *p->dx, 0);
   p->dgate = guarded(p->slots * sizeof *p->dgate, 0);
   p->sums = guarded(smoe_route_sums_count(&router->terms) * sizeof(double), 0);
@@ -111,6 +119,11 @@ static void problem_begin(problem *p, const char *method, int stage, bool traini
   }
   fixture_tokens(p->token, NULL, 4, 0, N, 5);
   p->x = values_uniform(N * C, 1);
+  const smoe_router *router = &p->router[1];
+  const size_t state = router->ops->state_reals ? router->ops->state_reals(router) : 0;
+  p->state = values_uniform(N * state, 6);
+  p->dstate = values_uniform(N * state, 7);
+  for (size_t i = 0; i < N * state; i++) p->dstate[i] = p->token[i / state] < 0 ? 0 : p->dstate[i];
   problem_call(p, SEQUENCES);
 }
 
@@ -120,6 +133,8 @@ static void problem_end(problem *p) {
   smoe_arena_release(&p->arena);
   smoe_config_destroy(p->config);
   smoe_free(p->x);
+  smoe_free(p->state);
+  smoe_free(p->dstate);
 }
 
 /** What one function leaves in scratch is not there for the next. */
@@ -261,7 +276,9 @@ static void test_gradient(problem *p) {
   for (int i = 0; i < p->params.n_params; i++) {
     const smoe_param *param = &p->params.param[i];
     const smoe_real *gradient = smoe_params_lane_grad(&p->params, i, 1);
-    const bool none = param->frozen || strncmp(param->name, "moe1/", 5) != 0;
+    /* "moe/": of all MoE layers together. */
+    const bool own = strncmp(param->name, "moe1/", 5) == 0 || strncmp(param->name, "moe/", 4) == 0;
+    const bool none = param->frozen || !own;
     CHECK(gradient || param->frozen, "%s: %s has no gradient", p->name, param->name);
     for (size_t k = 0; k < param->count && gradient; k++)
       CHECK(isfinite(gradient[k]) && (!none || gradient[k] == 0), "%s: %s has the gradient %g", p->name,
@@ -315,6 +332,7 @@ static const struct {
     {"mask", true, true, "a token id sees some experts alone"},
     {"replay", true, true, "the log has chosen"},
     {"topk router.topk.forced_balance=true", true, true, "experts take turns"},
+    {"recurrent router.recurrent.forced_balance=true", true, true, "experts take turns"},
 };
 
 static bool is_greedy(const problem *p) {
