@@ -20,6 +20,7 @@ typedef enum smoe_key_kind {
   SMOE_KEY_REAL,  /**< double */
   SMOE_KEY_BOOL,  /**< bool; true or false */
   SMOE_KEY_TEXT,  /**< char[SMOE_TEXT_MAX] */
+  SMOE_KEY_PATH,  /**< the same, of a file or directory: ~ and $VARIABLE are expanded, $$ is a dollar sign */
   SMOE_KEY_CHOICE /**< int: index into choices */
 } smoe_key_kind;
 

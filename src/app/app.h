@@ -18,6 +18,11 @@ smoe_status smoe_app_config_override(smoe_config *config, const smoe_words *set)
 /** Resolve and check a configuration against its routing method, and set up threads. Local. */
 smoe_status smoe_app_config_finish(smoe_config *config);
 
+/** Fail with SMOE_ERR_CONFIG unless all ranks have the configuration of rank 0: files and environment
+ *  variables may differ between nodes. Collective.
+ */
+smoe_status smoe_app_config_compare(const smoe_group *group, const smoe_config *config);
+
 /** Threads of a rank: as run.threads says, or OMP_NUM_THREADS where that is 0, or 1. Local. */
 int smoe_app_threads(int64_t wanted);
 

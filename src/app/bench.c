@@ -67,6 +67,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   const options *o = values;
   smoe_config *config = smoe_app_config();
   smoe_status status = smoe_group_agree(group, configure(config, arguments->word[0], &o->set));
+  if (status == SMOE_OK) status = smoe_app_config_compare(group, config);
   if (status == SMOE_OK) status = bench(group, o, config);
   smoe_config_destroy(config);
   return status;

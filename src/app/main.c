@@ -42,6 +42,24 @@ smoe_status smoe_app_config_finish(smoe_config *config) {
   return smoe_products_choose((smoe_products_kind)smoe_config_settings(config)->run.products);
 }
 
+smoe_status smoe_app_config_compare(const smoe_group *group, const smoe_config *config) {
+  char *text = smoe_config_text(config, false), *changes = NULL;
+  int64_t bytes = (int64_t)strlen(text) + 1;
+  smoe_group_broadcast(group, &bytes, sizeof bytes, 0);
+  text = smoe_realloc(text, (size_t)bytes);
+  smoe_group_broadcast(group, text, (size_t)bytes, 0);
+  smoe_status status = smoe_config_changes(config, text, "configuration of rank 0", &changes);
+  if (status == SMOE_OK && changes[0])
+    status =
+        SMOE_FAIL(SMOE_ERR_CONFIG,
+                  "this rank has another configuration than rank 0; do files or environment variables differ "
+                  "between nodes? %.*s",
+                  (int)strcspn(changes, "\n"), changes);
+  smoe_free(changes);
+  smoe_free(text);
+  return smoe_group_agree(group, status);
+}
+
 /* The names of the subcommands, as a report says them: "prepare, train or info". */
 static void list_commands(char *list, size_t n) {
   list[0] = '\0';

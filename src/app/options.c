@@ -125,9 +125,16 @@ static smoe_status set_value(const smoe_option *o, void *values, const char *tex
     return set_real(o, text, at);
   case SMOE_OPTION_CHOICE:
     return set_choice(o, text, at);
-  case SMOE_OPTION_TEXT:
   case SMOE_OPTION_FILE:
   case SMOE_OPTION_OUTPUT:
+    /* Else a directory named ~ would be made. */
+    SMOE_CHECK(text[0] != '~', SMOE_ERR_CONFIG,
+               "--%s=%s: shells expand ~ only where a word begins with it: write --%s %s, or ./%s if that is "
+               "its name",
+               o->name, text, o->name, text, text);
+    *(const char **)at = text;
+    break;
+  case SMOE_OPTION_TEXT:
     *(const char **)at = text;
     break;
   case SMOE_OPTION_FILES:

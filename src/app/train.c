@@ -116,6 +116,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   const options *o = values;
   smoe_config *config = smoe_app_config();
   smoe_status status = smoe_group_agree(group, configure(config, arguments->word[0], &o->set));
+  if (status == SMOE_OK) status = smoe_app_config_compare(group, config);
   if (status == SMOE_OK) {
     smoe_note("%d rank%s, " SMOE_REAL_NAME ", GEMM by %s", group->n_ranks, group->n_ranks == 1 ? "" : "s",
               smoe_products_facts());

@@ -55,8 +55,7 @@ static void check_names(const smoe_config_entry *all, size_t n) {
 }
 
 static void set_default(const smoe_config_entry *entry) {
-  const smoe_config_scalar def = {entry->key->def, strlen(entry->key->def),
-                                  entry->key->kind == SMOE_KEY_TEXT};
+  const smoe_config_scalar def = {entry->key->def, strlen(entry->key->def), smoe_config_is_text(entry->key)};
   if (smoe_config_set(entry, &def, "default") != SMOE_OK) SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_last_error());
 }
 
@@ -117,7 +116,7 @@ smoe_status smoe_config_override(smoe_config *config, const char *assignment) {
   const smoe_config_entry *entry = smoe_config_find(config, name);
   const smoe_config_scalar value = {equals + 1, strlen(equals + 1), false};
   smoe_status status;
-  if (entry && entry->key->kind == SMOE_KEY_TEXT) {
+  if (entry && smoe_config_is_text(entry->key)) {
     /* The shell took the quotes away: an empty or odd text is meant as it stands. */
     const smoe_config_scalar text = {value.text, value.bytes, true};
     status = smoe_config_set(entry, &text, "option -P");

@@ -37,6 +37,17 @@ typedef struct smoe_config_scalar {
 smoe_status smoe_config_set(const smoe_config_entry *entry, const smoe_config_scalar *scalar,
                             const char *where);
 
+/** Expand what a shell would in a path: $NAME and ${NAME}, then a leading ~; $$ is a dollar sign. Local.
+ *
+ *  path   out  [SMOE_TEXT_MAX] NUL-terminated; without meaning where *bytes is too large
+ *  bytes  out  length of the path, SMOE_TEXT_MAX or more where it does not fit
+ *  Errors:     SMOE_ERR_CONFIG for a variable that is not set or empty, and the home of another user.
+ */
+smoe_status smoe_config_expand(char *path, size_t *bytes, const char *text, const char *where);
+
+/** Whether values are text: SMOE_KEY_TEXT or SMOE_KEY_PATH. Local. */
+bool smoe_config_is_text(const smoe_key *key);
+
 /** Write a value as YAML, so that reading gives the same bits. Local. */
 void smoe_config_print_value(FILE *out, const smoe_key *key, const void *value);
 

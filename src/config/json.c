@@ -13,6 +13,7 @@ static void print_value(FILE *out, const smoe_key *key, const void *value) {
     fputs(*(const bool *)value ? "true" : "false", out);
     break;
   case SMOE_KEY_TEXT:
+  case SMOE_KEY_PATH:
     smoe_json_text(out, value);
     break;
   case SMOE_KEY_CHOICE:

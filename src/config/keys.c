@@ -14,6 +14,8 @@
   { #path, SMOE_KEY_BOOL, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
 #define TEXT(path, def, help)                                                                                \
   { #path, SMOE_KEY_TEXT, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
+#define PATH(path, def, help)                                                                                \
+  { #path, SMOE_KEY_PATH, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
 #define CHOICE(path, def, choices, help)                                                                     \
   { #path, SMOE_KEY_CHOICE, offsetof(smoe_settings, path), def, 0, 0, choices, "", help }
 
@@ -29,7 +31,7 @@ static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", "c
 enum { MANY = 1000000000 }; /* an update's number enters the random streams as 32 bits */
 
 static const smoe_key keys[] = {
-    TEXT(run.directory, "runs/default",
+    PATH(run.directory, "runs/default",
          "Directory of the run: configuration, log, metrics, checkpoints and routing logs go there."),
     INT(run.seed, "1", 0, INFINITY, "",
         "Seed of every random number (initial values, order of the data, noise): the same seed repeats the "
@@ -43,7 +45,7 @@ static const smoe_key keys[] = {
          "Time after which the run saves a checkpoint and ends with exit code 75, to be resumed; 0: no "
          "limit."),
 
-    TEXT(data.corpus, "",
+    PATH(data.corpus, "",
          "Corpus file to train and evaluate on, as `stablemoe prepare` makes it; training needs one."),
 
     TEXT(model.family, "stablemoe", "Family of the model: which layers it is a list of; --help lists them."),

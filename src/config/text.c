@@ -52,7 +52,7 @@ static char *describe(const smoe_key *key, const void *value, const void *standa
   memory_text memory;
   text_open(&memory);
   FILE *out = memory.out;
-  const bool range = key->kind != SMOE_KEY_TEXT;
+  const bool range = !smoe_config_is_text(key);
   const bool changed = memcmp(value, standard, smoe_config_value_bytes(key->kind)) != 0;
   fprintf(out, "%s%s", key->help, range || changed ? " [" : "");
   smoe_config_print_range(out, key);
@@ -92,7 +92,9 @@ char *smoe_config_text(const smoe_config *config, bool commented) {
   FILE *out = memory.out;
   if (commented)
     fputs("# Configuration of StableMoE: every key. A file needs only what differs from the defaults;\n"
-          "# -P section.key=value on the command line overrides a file.\n",
+          "# -P section.key=value on the command line overrides a file. In paths, ~ and $VARIABLE are "
+          "expanded;\n"
+          "# $$ is a dollar sign.\n",
           out);
   const char *before = NULL;
   for (size_t i = 0; i < config->n_entries; i++) {

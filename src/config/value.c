@@ -19,10 +19,16 @@ const char *smoe_config_kind_name(smoe_key_kind kind) {
     return "true or false";
   case SMOE_KEY_TEXT:
     return "a text";
+  case SMOE_KEY_PATH:
+    return "a path";
   case SMOE_KEY_CHOICE:
     return "a word";
   }
   return "a value";
+}
+
+bool smoe_config_is_text(const smoe_key *key) {
+  return key->kind == SMOE_KEY_TEXT || key->kind == SMOE_KEY_PATH;
 }
 
 size_t smoe_config_value_bytes(smoe_key_kind kind) {
@@ -34,6 +40,7 @@ size_t smoe_config_value_bytes(smoe_key_kind kind) {
   case SMOE_KEY_BOOL:
     return sizeof(bool);
   case SMOE_KEY_TEXT:
+  case SMOE_KEY_PATH:
     return SMOE_TEXT_MAX;
   case SMOE_KEY_CHOICE:
     return sizeof(int);
@@ -72,8 +79,12 @@ static smoe_status fail_range(const smoe_key *key, const char *text, const char 
     fclose(out);
   }
   const bool choice = key->kind == SMOE_KEY_CHOICE;
-  return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: %s: '%.64s' is %s: %s", where, key->name, text,
-                   choice ? "not a choice there is" : "out of range", range);
+  /* The type is the limit where the key has none. */
+  const char *limit = "";
+  if (!choice && isinf(key->max))
+    limit = key->kind == SMOE_KEY_INT ? "; the largest is 9223372036854775807" : "; at most 1.79e308";
+  return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: %s: '%.64s' is %s: %s%s", where, key->name, text,
+                   choice ? "not a choice there is" : "out of range", range, limit);
 }
 
 static smoe_status set_int(const smoe_key *key, int64_t *value, const char *text, const char *where) {
@@ -89,8 +100,11 @@ static smoe_status set_int(const smoe_key *key, int64_t *value, const char *text
     const double real = strtod(text, NULL);
     SMOE_CHECK(real == floor(real), SMOE_ERR_CONFIG, "%s: %s: '%.64s' is not an integer", where, key->name,
                text);
+    if (!(real >= key->min && real <= key->max)) return fail_range(key, text, where);
     /* Beyond 2^53 a double no longer tells neighbours apart. */
-    if (!(fabs(real) <= 9007199254740992.0)) return fail_range(key, text, where);
+    SMOE_CHECK(fabs(real) <= 9007199254740992.0, SMOE_ERR_CONFIG,
+               "%s: %s: '%.64s': write an integer of more than 9007199254740992 in digits", where, key->name,
+               text);
     v = (int64_t)real;
   }
   if (!((double)v >= key->min && (double)v <= key->max)) return fail_range(key, text, where);
@@ -104,9 +118,11 @@ static smoe_status set_real(const smoe_key *key, double *value, const char *text
              "%s: %s: '%.64s' is not a number, as 0.001 or 1e-3 are", where, key->name, text);
   errno = 0;
   const double v = strtod(text, NULL);
-  /* An overflow is infinite; an underflow would quietly be 0, which often means "off". */
-  if (errno == ERANGE || !(isfinite(v) && v >= key->min && v <= key->max))
-    return fail_range(key, text, where);
+  /* An underflow would quietly be 0, which often means "off". */
+  SMOE_CHECK(errno != ERANGE || fabs(v) > 1, SMOE_ERR_CONFIG,
+             "%s: %s: '%.64s' is too small for a number of 64 bits; the smallest above 0 is 2.3e-308", where,
+             key->name, text);
+  if (!(isfinite(v) && v >= key->min && v <= key->max)) return fail_range(key, text, where);
   *value = v;
   return SMOE_OK;
 }
@@ -152,19 +168,47 @@ static bool is_plain_line(const char *text, size_t bytes) {
   return true;
 }
 
-static smoe_status set_text(const smoe_key *key, char *value, const smoe_config_scalar *scalar,
-                            const char *where) {
-  SMOE_CHECK(scalar->bytes < SMOE_TEXT_MAX, SMOE_ERR_CONFIG, "%s: %s: the text has %zu bytes; at most %d fit",
-             where, key->name, scalar->bytes, SMOE_TEXT_MAX - 1);
+static smoe_status check_text(const smoe_key *key, const smoe_config_scalar *scalar, const char *where) {
   SMOE_CHECK(is_plain_line(scalar->text, scalar->bytes), SMOE_ERR_CONFIG,
              "%s: %s: the text must be one line of UTF-8 without control characters", where, key->name);
   const bool empty =
       scalar->bytes == 0 || strcmp(scalar->text, "~") == 0 || strcasecmp(scalar->text, "null") == 0;
   SMOE_CHECK(scalar->quoted || !empty, SMOE_ERR_CONFIG, "%s: %s: no value; write \"\" for an empty text",
              where, key->name);
+  return SMOE_OK;
+}
+
+static smoe_status set_text(const smoe_key *key, char *value, const smoe_config_scalar *scalar,
+                            const char *where) {
+  SMOE_CHECK(scalar->bytes < SMOE_TEXT_MAX, SMOE_ERR_CONFIG, "%s: %s: the text has %zu bytes; at most %d fit",
+             where, key->name, scalar->bytes, SMOE_TEXT_MAX - 1);
+  SMOE_TRY(check_text(key, scalar, where));
   memset(value, 0, SMOE_TEXT_MAX);
   memcpy(value, scalar->text, scalar->bytes);
   return SMOE_OK;
+}
+
+static smoe_status set_path(const smoe_key *key, char *value, const smoe_config_scalar *scalar,
+                            const char *where) {
+  char path[SMOE_TEXT_MAX], context[512];
+  SMOE_TRY(check_text(key, scalar, where)); /* of what is written, then of what it stands for */
+  snprintf(context, sizeof context, "%s: %s", where, key->name);
+  size_t bytes;
+  SMOE_TRY(smoe_config_expand(path, &bytes, scalar->text, context));
+  const smoe_config_scalar expanded = {path, bytes, true};
+  return set_text(key, value, &expanded, where);
+}
+
+static smoe_status set_bool(const smoe_key *key, bool *value, const char *text, const char *where) {
+  /* The spellings of YAML 1.2; yes, no, on and off are words there. */
+  static const char *const words[2][3] = {{"false", "False", "FALSE"}, {"true", "True", "TRUE"}};
+  for (int yes = 0; yes < 2; yes++)
+    for (int i = 0; i < 3; i++)
+      if (strcmp(text, words[yes][i]) == 0) {
+        *value = yes;
+        return SMOE_OK;
+      }
+  return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: %s: '%.64s' is neither true nor false", where, key->name, text);
 }
 
 smoe_status smoe_config_set(const smoe_config_entry *entry, const smoe_config_scalar *scalar,
@@ -172,6 +216,7 @@ smoe_status smoe_config_set(const smoe_config_entry *entry, const smoe_config_sc
   const smoe_key *key = entry->key;
   const char *text = scalar->text;
   if (key->kind == SMOE_KEY_TEXT) return set_text(key, entry->value, scalar, where);
+  if (key->kind == SMOE_KEY_PATH) return set_path(key, entry->value, scalar, where);
   SMOE_CHECK(scalar->bytes > 0, SMOE_ERR_CONFIG, "%s: %s: no value; %s expected", where, key->name,
              smoe_config_kind_name(key->kind));
   SMOE_CHECK(strlen(text) == scalar->bytes, SMOE_ERR_CONFIG, "%s: %s: '%.64s' goes on after a NUL character",
@@ -181,11 +226,7 @@ smoe_status smoe_config_set(const smoe_config_entry *entry, const smoe_config_sc
              key->name, text, smoe_config_kind_name(key->kind));
   if (key->kind == SMOE_KEY_INT) return set_int(key, entry->value, text, where);
   if (key->kind == SMOE_KEY_REAL) return set_real(key, entry->value, text, where);
-  const bool yes = strcmp(text, "true") == 0;
-  SMOE_CHECK(yes || strcmp(text, "false") == 0, SMOE_ERR_CONFIG, "%s: %s: '%.64s' is neither true nor false",
-             where, key->name, text);
-  *(bool *)entry->value = yes;
-  return SMOE_OK;
+  return set_bool(key, entry->value, text, where);
 }
 
 /* The fewest digits that read back as the same number. With a point always, since YAML 1.1 readers take
@@ -209,7 +250,7 @@ static void print_real(FILE *out, double v) {
 }
 
 /* Bare where no reader of YAML can take it for anything but a text. */
-static void print_text(FILE *out, const char *text) {
+static void print_text(FILE *out, const smoe_key *key, const char *text) {
   static const char *const taken[] = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", NULL};
   static const char *const safe = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+-";
   bool bare = (isalpha((unsigned char)text[0]) || text[0] == '/' || strncmp(text, "./", 2) == 0 ||
@@ -223,6 +264,7 @@ static void print_text(FILE *out, const char *text) {
   fputc('"', out);
   for (const char *s = text; *s; s++) {
     if (*s == '"' || *s == '\\') fputc('\\', out);
+    if (*s == '$' && key->kind == SMOE_KEY_PATH) fputc('$', out);
     fputc(*s, out);
   }
   fputc('"', out);
@@ -240,7 +282,8 @@ void smoe_config_print_value(FILE *out, const smoe_key *key, const void *value) 
     fputs(*(const bool *)value ? "true" : "false", out);
     break;
   case SMOE_KEY_TEXT:
-    print_text(out, value);
+  case SMOE_KEY_PATH:
+    print_text(out, key, value);
     break;
   case SMOE_KEY_CHOICE:
     fputs(key->choices[*(const int *)value], out);
@@ -254,7 +297,7 @@ void smoe_config_print_range(FILE *out, const smoe_key *key) {
   } else if (key->kind == SMOE_KEY_CHOICE) {
     for (size_t i = 0; key->choices[i]; i++)
       fprintf(out, "%s%s", i == 0 ? "" : key->choices[i + 1] ? ", " : " or ", key->choices[i]);
-  } else if (key->kind != SMOE_KEY_TEXT) {
+  } else if (!smoe_config_is_text(key)) {
     fprintf(out, "%.15g", key->min);
     if (isinf(key->max))
       fputs(" or more", out);

@@ -32,6 +32,14 @@ static void set_where(reader *in, size_t line) {
   snprintf(in->where, sizeof in->where, "%.*s:%zu", PATH_BYTES, in->origin, line);
 }
 
+/* Whether a line of the text begins with blanks among which is a tab. */
+static bool is_indented_by_tab(const reader *in, size_t line) {
+  size_t at = 0;
+  for (size_t l = 0; l < line && at < in->bytes; at++) l += in->text[at] == '\n';
+  while (at < in->bytes && in->text[at] == ' ') at++;
+  return at < in->bytes && in->text[at] == '\t';
+}
+
 static smoe_status fail_syntax(reader *in) {
   const yaml_parser_t *parser = &in->parser;
   const char *problem = parser->problem ? parser->problem : "unknown problem";
@@ -43,6 +51,9 @@ static smoe_status fail_syntax(reader *in) {
     return SMOE_FAIL(SMOE_ERR_CONFIG, "%.*s:%zu: not a text file in UTF-8: %s", PATH_BYTES, in->origin, line,
                      problem);
   }
+  if (is_indented_by_tab(in, parser->problem_mark.line))
+    return SMOE_FAIL(SMOE_ERR_CONFIG, "%.*s:%zu: the line is indented by a tab; YAML takes spaces only",
+                     PATH_BYTES, in->origin, parser->problem_mark.line + 1);
   return SMOE_FAIL(SMOE_ERR_CONFIG, "%.*s:%zu: bad YAML in column %zu: %s%s%s", PATH_BYTES, in->origin,
                    parser->problem_mark.line + 1, parser->problem_mark.column + 1, problem,
                    parser->context ? " " : "", parser->context ? parser->context : "");

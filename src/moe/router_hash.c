@@ -47,7 +47,7 @@ static const smoe_key keys[] = {
     {"router.hash.segments", SMOE_KEY_INT, offsetof(hash_options, segments), "1", 1, 64, NULL, "segments",
      "MultiHash: hashes of each token, one for each segment that experts are cut into. moe.experts counts "
      "segments and is a multiple of this; give each moe.inner an expert's inner width divided by this."},
-    {"router.hash.model", SMOE_KEY_TEXT, offsetof(hash_options, model), "", 0, 0, NULL, "",
+    {"router.hash.model", SMOE_KEY_PATH, offsetof(hash_options, model), "", 0, 0, NULL, "",
      "Checkpoint of the trained model whose token embeddings make the clusters (variants clustered and "
      "dispersed)."},
     {"router.hash.gate", SMOE_KEY_CHOICE, offsetof(hash_options, gate), "one", 0, 0, gates, "",

@@ -26,7 +26,7 @@ typedef struct replay_options {
 } replay_options;
 
 static const smoe_key keys[] = {
-    {"router.replay.log", SMOE_KEY_TEXT, offsetof(replay_options, log), "", 0, 0, NULL, "",
+    {"router.replay.log", SMOE_KEY_PATH, offsetof(replay_options, log), "", 0, 0, NULL, "",
      "Run directory, directory of routing logs, or one routing log, of a run with log.tokens_every 1 and the "
      "same corpus, seed, batch and experts: each of its updates is repeated with the experts it used."},
     {"router.replay.slots", SMOE_KEY_INT, offsetof(replay_options, slots), "1", 1, 64, NULL, "experts",

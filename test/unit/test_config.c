@@ -142,7 +142,9 @@ static void test_refusals(void) {
   refuse("run:\n  \"seed\\0x\": 1\n", "cannot be the name of a key");
   /* Syntax, and YAML that has no meaning here. */
   refuse("run:\n  seed: 1\n bad: 2\n", "a.yml:3: bad YAML");
-  refuse("run:\n\tseed: 1\n", "a.yml:2: bad YAML");
+  refuse("run:\n\tseed: 1\n", "a.yml:2: the line is indented by a tab; YAML takes spaces only");
+  refuse("run:\n  seed: 1\n  \tlog_every: 2\n", "a.yml:3: the line is indented by a tab");
+  refuse("run:\n  seed: 1\n\nmodel:\n \t blocks: 2\n", "a.yml:5: the line is indented by a tab");
   refuse("run:\n  seed: \"1\n", "bad YAML");
   refuse("run:\n  seed: 1\n  directory: \xff\n", "a.yml:3: not a text file");
   refuse("model:\n  width: [1, 2]\n", "a.yml:2: model.width takes one value (an integer), not a list");
@@ -160,7 +162,10 @@ static void test_refusals(void) {
   refuse("model:\n  width: 0\n", "a.yml:2: model.width: '0' is out of range: 1 to 65536");
   refuse("train:\n  updates: 2000000000\n", "'2000000000' is out of range: 1 to 1000000000 updates");
   refuse("train:\n  updates: 99999999999999999999\n", "out of range: 1 to 1000000000 updates");
-  refuse("run:\n  seed: 1e17\n", "out of range: 0 or more");
+  refuse("run:\n  seed: 1e17\n", "write an integer of more than 9007199254740992 in digits");
+  refuse("run:\n  seed: -1\n", "out of range: 0 or more");
+  refuse("run:\n  seed: 9223372036854775808\n",
+         "out of range: 0 or more; the largest is 9223372036854775807");
   refuse("run:\n  seed: 60_000\n", "'60_000' is not an integer (write 60000, not 60_000)");
   refuse("run:\n  seed: 1.5\n", "'1.5' is not an integer");
   refuse("run:\n  seed: 0x10\n", "'0x10' is not an integer");
@@ -172,11 +177,14 @@ static void test_refusals(void) {
   refuse("optimizer:\n  lr: inf\n", "'inf' is not a number");
   refuse("optimizer:\n  lr: 1e\n", "'1e' is not a number");
   refuse("optimizer:\n  lr: .\n", "'.' is not a number");
-  refuse("optimizer:\n  clip: 1e999\n", "out of range: 0 or more");
-  refuse("optimizer:\n  clip: 1e-999\n", "out of range");
+  refuse("optimizer:\n  clip: 1e999\n", "out of range: 0 or more; at most 1.79e308");
+  refuse("optimizer:\n  clip: 1e-999\n",
+         "too small for a number of 64 bits; the smallest above 0 is 2.3e-308");
   refuse("optimizer:\n  beta1: 1\n", "out of range: 0 to 0.9999999");
   refuse("optimizer:\n  epsilon: 0\n", "out of range: 1e-30 to 1");
   refuse("moe:\n  identical_experts: yes\n", "'yes' is neither true nor false");
+  refuse("moe:\n  identical_experts: tRUE\n", "'tRUE' is neither true nor false");
+  refuse("moe:\n  identical_experts: \"True\"\n", "write true or false without quotes");
   refuse("moe:\n  position: left\n", "'left' is not a choice there is: middle, top, bottom or scattered");
   refuse("router:\n  fake:\n    width: 101\n", "out of range: -5 to 100 pixels");
   refuse("run:\n  directory:\n", "no value; write \"\" for an empty text");
@@ -223,6 +231,94 @@ static void test_override(void) {
   refuse_override("optimizer.lr= 1", "' 1' is not a number");
 }
 
+/* Reading the text of a configuration must give the same bits. */
+static void round_trip(const smoe_config *config) {
+  for (int commented = 0; commented < 2; commented++) {
+    char *text = smoe_config_text(config, commented);
+    smoe_config *copy = create();
+    CHECK(smoe_config_parse(copy, text, "text") == SMOE_OK, "%s in\n%s", smoe_last_error(), text);
+    CHECK(memcmp(smoe_config_settings(copy), smoe_config_settings(config), sizeof(smoe_settings)) == 0);
+    CHECK(memcmp(options(copy), options(config), sizeof(fake_options)) == 0, "in\n%s", text);
+    char *again = smoe_config_text(copy, commented);
+    CHECK(strcmp(text, again) == 0);
+    smoe_free(again);
+    smoe_free(text);
+    smoe_config_destroy(copy);
+  }
+}
+
+static void test_bools(void) {
+  static const char *const words[] = {"false", "true", "False", "True", "FALSE", "TRUE"};
+  smoe_config *config = create();
+  for (int i = 0; i < 6; i++) {
+    char *yaml = smoe_sprintf("train: {recompute: %s}", words[i]);
+    CHECK(smoe_config_parse(config, yaml, "a.yml") == SMOE_OK, "%s", smoe_last_error());
+    CHECK(smoe_config_settings(config)->train.recompute == i % 2, "%s", yaml);
+    smoe_free(yaml);
+  }
+  must_override(config, "train.recompute=False");
+  CHECK(!smoe_config_settings(config)->train.recompute);
+  smoe_config_destroy(config);
+}
+
+/* Paths are what a shell would make of them. */
+static void test_paths(void) {
+  static const struct {
+    const char *written, *path;
+  } cases[] = {{"~/runs/a", "/home/me/runs/a"},
+               {"~", "/home/me"},
+               {"$SMOE_A/b", "/scratch/x/b"},
+               {"a/${SMOE_A}c", "a//scratch/xc"},
+               {"$SMOE_HOME/b", "/home/me/t/b"},
+               {"$$SMOE_A/$$", "$SMOE_A/$"},
+               {"a/~/b~", "a/~/b~"},
+               {"./~", "./~"},
+               {"$SMOE_ODD", "/a$b"},
+               {"", ""}};
+  setenv("HOME", "/home/me", 1);
+  setenv("SMOE_A", "/scratch/x", 1);
+  setenv("SMOE_HOME", "~/t", 1);
+  setenv("SMOE_ODD", "/a$b", 1);
+  setenv("SMOE_EMPTY", "", 1);
+  setenv("SMOE_BAD", "a\nb", 1);
+  unsetenv("SMOE_NONE");
+  smoe_config *config = create();
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    char *yaml = smoe_sprintf("run: {directory: \"%s\"}", cases[i].written);
+    CHECK(smoe_config_parse(config, yaml, "a.yml") == SMOE_OK, "%s", smoe_last_error());
+    CHECK(strcmp(smoe_config_settings(config)->run.directory, cases[i].path) == 0, "%s: %s", cases[i].written,
+          smoe_config_settings(config)->run.directory);
+    char *assignment = smoe_sprintf("data.corpus=%s", cases[i].written);
+    must_override(config, assignment);
+    CHECK(strcmp(smoe_config_settings(config)->data.corpus, cases[i].path) == 0, "%s", assignment);
+    round_trip(config);
+    smoe_free(assignment);
+    smoe_free(yaml);
+  }
+  must_override(config, "router.fake.note=~/$SMOE_A");
+  CHECK(strcmp(options(config)->note, "~/$SMOE_A") == 0, "a text is no path");
+  smoe_config_destroy(config);
+  refuse("run:\n  directory: $SMOE_NONE/a\n",
+         "a.yml:2: run.directory: the environment variable $SMOE_NONE is not set");
+  refuse("run:\n  directory: ${SMOE_EMPTY}/a\n", "the environment variable $SMOE_EMPTY is empty");
+  refuse("run:\n  directory: ~\n", "no value");
+  refuse("run:\n  directory: $SMOE_BAD\n", "without control characters");
+  refuse_override("run.directory=a$", "'$': no name of an environment variable after $; write $$");
+  refuse_override("run.directory=a${SMOE_A", "no name of an environment variable");
+  refuse_override("run.directory=$1", "no name of an environment variable");
+  refuse_override("data.corpus=~you/a", "'~you/a': the home of another user is not looked up");
+  char longest[SMOE_TEXT_MAX];
+  memset(longest, 'x', sizeof longest);
+  longest[SMOE_TEXT_MAX - 1] = '\0';
+  setenv("SMOE_LONG", longest, 1);
+  refuse_override("run.directory=$SMOE_LONG/$SMOE_LONG", "the text has 2047 bytes; at most 1023 fit");
+  setenv("HOME", longest, 1);
+  refuse_override("run.directory=~/a", "the environment variable $HOME is no absolute path");
+  longest[0] = '/';
+  setenv("HOME", longest, 1);
+  refuse_override("run.directory=~/a", "the text has 1025 bytes; at most 1023 fit");
+}
+
 static void test_resolve(void) {
   resolve("model.heads=3", "model.heads 3 does not divide model.width 256");
   resolve("train.batch_sequences=30", "the nearest that can is 32");
@@ -258,22 +354,6 @@ static void test_resolve(void) {
   s = smoe_config_settings(config);
   CHECK(s->router.stage1_updates == 0 && s->log.probe_every == 0);
   smoe_config_destroy(config);
-}
-
-/* Reading the text of a configuration must give the same bits. */
-static void round_trip(const smoe_config *config) {
-  for (int commented = 0; commented < 2; commented++) {
-    char *text = smoe_config_text(config, commented);
-    smoe_config *copy = create();
-    CHECK(smoe_config_parse(copy, text, "text") == SMOE_OK, "%s in\n%s", smoe_last_error(), text);
-    CHECK(memcmp(smoe_config_settings(copy), smoe_config_settings(config), sizeof(smoe_settings)) == 0);
-    CHECK(memcmp(options(copy), options(config), sizeof(fake_options)) == 0, "in\n%s", text);
-    char *again = smoe_config_text(copy, commented);
-    CHECK(strcmp(text, again) == 0);
-    smoe_free(again);
-    smoe_free(text);
-    smoe_config_destroy(copy);
-  }
 }
 
 static void test_round_trip(void) {
@@ -380,6 +460,8 @@ int main(void) {
   test_parse();
   test_refusals();
   test_override();
+  test_bools();
+  test_paths();
   test_resolve();
   test_round_trip();
   test_text();
