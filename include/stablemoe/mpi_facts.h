@@ -24,6 +24,14 @@ typedef enum smoe_io_layer { SMOE_LAYER_UNKNOWN, SMOE_LAYER_OMPIO, SMOE_LAYER_RO
 /** Which one opens files of a directory, as the settings of MPI and the file system decide. Local. */
 smoe_io_layer smoe_mpi_io_layer(const char *directory);
 
+/** Refuse a directory with a longer path than MPI can open files in.
+ *
+ *  Local; MPI has begun.
+ *  Errors:  SMOE_ERR_MPI where Open MPI would use its component sharedfp/lockedfile, which has 256 bytes for the name
+ *           of a file. smoe_mpi_prepare_environment deselects it, unless somebody has selected it.
+ */
+smoe_status smoe_mpi_check_path(const char *directory);
+
 /** Gather `bytes` bytes of each rank on rank 0: all [n_ranks, bytes], used there alone. Collective. */
 void smoe_group_collect(const smoe_group *group, void *all, const void *mine, size_t bytes);
 

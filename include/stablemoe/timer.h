@@ -14,7 +14,4 @@ double smoe_peak_memory(void);
 /** Bytes of physical memory this process uses now; 0 where the system does not say. Local. */
 double smoe_resident_memory(void);
 
-/** Bytes of memory the machine can still give, as the system says; 0 where unknown. Local. */
-double smoe_free_memory(void);
-
 #endif

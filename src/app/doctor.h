@@ -6,15 +6,18 @@
 #include <stdbool.h>
 
 #include "stablemoe/group.h"
+#include "stablemoe/memory.h"
 
 /** What a rank tells of itself. */
 typedef struct smoe_rank_facts {
   char host[64], core_type[32];
   cpu_set_t cpus; /**< where it may run */
   int threads;
-  double free_memory, free_shared; /**< of its machine, bytes; 0: not known */
-  double gemm, peak;               /**< of its core, FLOP/s (products.h) */
-  bool hidden;                     /**< its CPU has AVX-512, and does not show it */
+  pid_t pid;
+  smoe_memory memory;
+  double free_shared; /**< of its machine, bytes; 0: not known */
+  double gemm, peak;  /**< of its core, FLOP/s (products.h) */
+  bool hidden;        /**< its CPU has AVX-512, and does not show it */
 } smoe_rank_facts;
 
 typedef struct smoe_doctor {

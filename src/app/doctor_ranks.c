@@ -1,4 +1,5 @@
 /* What `stablemoe doctor` sees in the facts of all ranks. */
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@ double smoe_doctor_free(const char *directory) {
 }
 
 smoe_rank_facts smoe_doctor_facts(void) {
-  smoe_rank_facts own = {.threads = smoe_app_threads(0), .free_memory = smoe_free_memory()};
+  smoe_rank_facts own = {.threads = smoe_app_threads(0), .memory = smoe_memory_free(), .pid = getpid()};
   own.free_shared = smoe_doctor_free("/dev/shm");
   gethostname(own.host, sizeof own.host - 1);
   snprintf(own.core_type, sizeof own.core_type, "%s", smoe_blas_name());
@@ -129,6 +130,73 @@ static void check_binding(smoe_doctor *d) {
   smoe_doctor_ok(d, "binding: no rank has more threads than cores, or is tied to another one's");
 }
 
+/* Name of a process; "" where it has ended. */
+static void name_of(pid_t pid, char name[64]) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
+  name[0] = '\0';
+  FILE *file = fopen(path, "r");
+  if (!file) return;
+  if (!fgets(name, 64, file)) name[0] = '\0';
+  fclose(file);
+}
+
+static bool is_own(const smoe_doctor *d, pid_t pid) {
+  for (int r = 0; r < d->group->n_ranks; r++)
+    if (same_host(d, r, 0) && d->rank[r].pid == pid) return true;
+  return false;
+}
+
+/* Another stablemoe of this machine that may run on no more than these cores; 0: there is none. */
+static pid_t other_on(const smoe_doctor *d, const cpu_set_t *cpus) {
+  char own[64], name[64];
+  name_of(getpid(), own);
+  pid_t found = 0;
+  DIR *directory = opendir("/proc");
+  if (!directory) return 0;
+  for (const struct dirent *entry; !found && (entry = readdir(directory));) {
+    const pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
+    if (pid <= 0 || is_own(d, pid)) continue;
+    name_of(pid, name);
+    cpu_set_t its, both;
+    if (strcmp(name, own) != 0 || sched_getaffinity(pid, sizeof its, &its) != 0) continue;
+    CPU_AND(&both, &its, cpus);
+    if (CPU_EQUAL(&both, &its)) found = pid;
+  }
+  closedir(directory);
+  return found;
+}
+
+/* Two mpirun on one machine bind their ranks to the same first cores. Of the machine of rank 0 only. */
+static void check_others(smoe_doctor *d) {
+  for (int r = 0; r < d->group->n_ranks; r++) {
+    const cpu_set_t *cpus = &d->rank[r].cpus;
+    if (!same_host(d, r, 0) || CPU_COUNT(cpus) >= (int)sysconf(_SC_NPROCESSORS_ONLN)) continue;
+    const pid_t other = other_on(d, cpus);
+    if (other == 0) continue;
+    smoe_doctor_warning(
+        d,
+        "rank %d is bound to the same cores as another stablemoe (process %d), which slows both: "
+        "mpirun --bind-to none, or source jobs/environment.sh before either",
+        r, (int)other);
+    return;
+  }
+}
+
+/* Slurm's own fence lost one launch in five over four nodes (jobs/environment.sh). */
+static void check_fence(smoe_doctor *d) {
+  const char *fence = getenv("SLURM_PMIX_FENCE");
+  int machines = 0;
+  for (int r = 0; r < d->group->n_ranks; r++) machines += is_first(d, r);
+  if (machines > 1 && getenv("SLURM_STEP_ID") && getenv("PMIX_RANK") && !getenv("OMPI_COMMAND") &&
+      !(fence && strcmp(fence, "ring") == 0))
+    smoe_doctor_warning(d,
+                        "srun starts ranks on %d nodes with Slurm's default PMIx fence, with which launches "
+                        "were seen to crash or "
+                        "hang: export SLURM_PMIX_FENCE=ring (jobs/environment.sh does)",
+                        machines);
+}
+
 static void check_cores(smoe_doctor *d) {
   const char *yields = getenv("OMPI_MCA_mpi_yield_when_idle");
   for (int r = 0; r < d->group->n_ranks; r++) {
@@ -161,14 +229,15 @@ static void check_memory(smoe_doctor *d) {
   for (int r = 0; r < d->group->n_ranks; r++) {
     if (!is_first(d, r)) continue;
     const smoe_rank_facts *own = &d->rank[r];
-    const double each = own->free_memory / ranks_beside(d, r);
-    if (own->free_memory > 0 && each < 0.5 * GIB)
-      smoe_doctor_warning(
-          d, "memory: %.2f GiB free for each rank of %s: check the plan with `stablemoe train --dry-run`",
-          each / GIB, own->host);
-    else if (own->free_memory > 0)
-      smoe_doctor_ok(d, "memory: %.1f GiB free on %s, %.1f for each rank", own->free_memory / GIB, own->host,
-                     each / GIB);
+    const double bytes = own->memory.bytes, each = bytes / ranks_beside(d, r);
+    if (bytes > 0 && each < 0.5 * GIB)
+      smoe_doctor_warning(d,
+                          "memory: %.2f GiB for each rank of %s, as %s allows: check the plan with "
+                          "`stablemoe train --dry-run`",
+                          each / GIB, own->host, own->memory.limit);
+    else if (bytes > 0)
+      smoe_doctor_ok(d, "memory: %.1f GiB on %s, %.1f for each rank, as %s allows", bytes / GIB, own->host,
+                     each / GIB, own->memory.limit);
     if (ranks_beside(d, r) > 1 && own->free_shared > 0 && own->free_shared < 64 * MIB)
       smoe_doctor_warning(
           d,
@@ -232,6 +301,8 @@ void smoe_doctor_ranks(smoe_doctor *d, long launched) {
   check_launch(d, launched);
   check_placement(d);
   check_binding(d);
+  check_others(d);
+  check_fence(d);
   check_cores(d);
   check_memory(d);
   check_blas(d);

@@ -39,7 +39,3 @@ static double bytes_of_line(const char *path, const char *format) {
 double smoe_resident_memory(void) {
   return bytes_of_line("/proc/self/status", "VmRSS: %lf");
 }
-
-double smoe_free_memory(void) {
-  return bytes_of_line("/proc/meminfo", "MemAvailable: %lf");
-}

@@ -13,9 +13,11 @@ static bool is_set(const char *name) {
   return value && value[0];
 }
 
-/* More ranks than cores have to give way to each other while they wait. mpirun sees to it, other launchers do not. */
+/* More ranks than cores have to give way to each other while they wait. mpirun sees to it, other launchers do not.
+ * Slurm says "4(x2),3": where nodes differ, the first one's number stands for all. */
 static void let_ranks_yield(void) {
   const char *ranks = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+  if (!ranks) ranks = getenv("SLURM_STEP_TASKS_PER_NODE");
   const long cores = sysconf(_SC_NPROCESSORS_ONLN);
   if (ranks && cores > 0 && strtol(ranks, NULL, 10) > cores) set_default("OMPI_MCA_mpi_yield_when_idle", "1");
 }

@@ -1,6 +1,7 @@
 #include "stablemoe/mpi_facts.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/vfs.h>
 
@@ -56,6 +57,22 @@ smoe_io_layer smoe_mpi_io_layer(const char *directory) {
   if (strncmp(requested, "romio", 5) == 0 || strcmp(requested, "^ompio") == 0) return SMOE_LAYER_ROMIO;
   if (strcmp(requested, "ompio") == 0) return SMOE_LAYER_OMPIO;
   return is_lustre(directory) ? SMOE_LAYER_ROMIO : SMOE_LAYER_OMPIO;
+}
+
+smoe_status smoe_mpi_check_path(const char *directory) {
+  enum { LONGEST = 160 }; /* of 212 that were seen to work: names of files come behind it */
+  char wanted[4096], *path = realpath(directory, NULL);
+  const size_t length = strlen(path ? path : directory);
+  free(path);
+  if (length <= LONGEST || smoe_mpi_io_layer(directory) != SMOE_LAYER_OMPIO) return SMOE_OK;
+  setting("sharedfp", wanted, sizeof wanted);
+  const bool named = strstr(wanted, "lockedfile") != NULL, without = wanted[0] == '^';
+  SMOE_CHECK(
+      wanted[0] && named == without, SMOE_ERR_MPI,
+      "'%s': the path is too long for Open MPI's component sharedfp/lockedfile, which is selected (sharedfp "
+      "is '%s'): export OMPI_MCA_sharedfp=^lockedfile, or choose a path of at most %d bytes",
+      directory, wanted, LONGEST);
+  return SMOE_OK;
 }
 
 void smoe_group_collect(const smoe_group *group, void *all, const void *mine, size_t bytes) {

@@ -6,6 +6,7 @@
 
 #include "part_file.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/mpi_facts.h"
 #include "stablemoe/timer.h"
 
 static const char DATASET[] = "probe";
@@ -34,6 +35,7 @@ static smoe_status write_and_compare(smoe_part_file *part, const uint64_t *word,
 }
 
 smoe_status smoe_io_probe(const smoe_group *group, const char *directory, size_t bytes, double *seconds) {
+  SMOE_TRY_ALL(group, smoe_mpi_check_path(directory));
   const double begin = smoe_seconds();
   const int64_t n = (int64_t)(bytes / sizeof(uint64_t));
   uint64_t *word = smoe_alloc((size_t)n * sizeof *word);

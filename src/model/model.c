@@ -4,6 +4,7 @@
 
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
+#include "stablemoe/memory.h"
 #include "stablemoe/phase.h"
 #include "stablemoe/timer.h"
 
@@ -447,16 +448,17 @@ smoe_status smoe_model_print_plan(const smoe_model *model) {
     smoe_exchange_describe(&model->moe[0]->exchange, text, sizeof text);
     smoe_note("exchange of tokens: %s", text);
   }
-  const double machine = smoe_free_memory();
+  const smoe_memory memory = smoe_memory_free();
   const int ranks_here = smoe_group_ranks_here(&params->group);
   const double here = bytes[4] * ranks_here;
-  if (machine > 0 && here > machine)
+  if (memory.bytes > 0 && here > memory.bytes)
     return SMOE_FAIL(SMOE_ERR_MEMORY,
-                     "%.1f MiB expected for the ranks on this machine, which can give %.1f MiB: use more "
+                     "%.1f MiB expected for the ranks on this machine, but %s leaves %.1f MiB: use more "
                      "machines, a smaller train.batch_sequences, or more train.micro_batches",
-                     here / MIB, machine / MIB);
-  if (machine > 0 && bytes[3] * ranks_here > machine)
-    smoe_warn("if all tokens went to one rank's experts, memory would not suffice: moe.capacity_factor "
-              "bounds that");
+                     here / MIB, memory.limit, memory.bytes / MIB);
+  if (memory.bytes > 0 && bytes[3] * ranks_here > memory.bytes)
+    smoe_warn("if all tokens went to one rank's experts, memory would not suffice (%s leaves %.1f MiB): "
+              "moe.capacity_factor bounds that",
+              memory.limit, memory.bytes / MIB);
   return SMOE_OK;
 }

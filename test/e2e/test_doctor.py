@@ -3,6 +3,8 @@
 
 import os
 import re
+import shutil
+import time
 
 import program as p
 
@@ -56,6 +58,8 @@ class Doctor(p.ProgramTest):
             "cores": ({"ranks": 2, "env": {"OMP_NUM_THREADS": "64", "OMPI_MCA_mpi_yield_when_idle": "0"}},
                       r"128 threads on \d+ cores? of"),
             "slurm": ({"ranks": 2, "env": {"SLURM_NTASKS": "8"}}, r"the Slurm job has 8 tasks, this run has 2"),
+            "memory": ({"ranks": 2, "env": {"SLURM_MEM_PER_NODE": "900"}},
+                       r"memory: 0.4\d GiB for each rank of .*, as the Slurm job \(--mem: 900 MiB\) allows"),
         }
         for name, (how, said) in cases.items():
             with self.subTest(name):
@@ -63,6 +67,29 @@ class Doctor(p.ProgramTest):
                 result = self.doctor(self.directory, env=env, **how)
                 self.assertFine(result)
                 self.assertTrue(any(re.search(said, line) for line in self.findings(result)["warning"]), result)
+
+    def test_cores_of_another_run(self):
+        """Two mpirun bind to the same first core: each run has half of it, and nothing else shows it."""
+        if not shutil.which("taskset") or len(os.sched_getaffinity(0)) < 2:
+            self.skipTest("no taskset, or one core")
+        bound = "taskset -p -c 0 $$ >/dev/null"
+        other = self.program.start("bench", self.program.config, "-n", 100000, before=bound)
+        try:
+            # It has its name once the shell before it is gone.
+            name, deadline = "sh", time.monotonic() + p.TIME_LIMIT
+            while name == "sh" and time.monotonic() < deadline:
+                time.sleep(0.05)
+                with open(f"/proc/{other.popen.pid}/comm") as file:
+                    name = file.read().strip()
+            result = self.doctor(self.directory, before=bound)
+            free = self.doctor(self.directory)
+        finally:
+            other.end()
+        self.assertFine(result)
+        said = [line for line in self.findings(result)["warning"] if "is bound to the same cores as another" in line]
+        self.assertEqual(len(said), 1, result)
+        self.assertIn(f"(process {other.popen.pid})", said[0])
+        self.assertNotIn("as another stablemoe", free.out)
 
     def test_slow_products(self):
         """A pin that keeps either library from the processor's vectors is found by measuring, and named."""

@@ -40,6 +40,14 @@ class FileSystems(p.ProgramTest):
             self.assertSound(run)
             self.assertFine(self.program.run("evaluate", run, "-n", 1))
 
+    def test_long_path_refused(self):
+        """Where somebody selected the component with the 256 bytes, a message comes before its buffer overflow."""
+        run = os.path.join(self.directory, "d" * 100, "r" * 100)
+        result = self.train(run, env={"OMPI_MCA_sharedfp": "lockedfile"})
+        self.assertRefused(result, "mpi", r"export OMPI_MCA_sharedfp=\^lockedfile")
+        self.assertNotIn("buffer overflow", result.err)
+        self.assertFine(self.train(run, resume="start-or-resume", env={"OMPI_MCA_sharedfp": "individual"}))
+
     def test_no_locks(self):
         for number in (37, 95, 524):
             for ranks in (1, 2):
