@@ -129,6 +129,7 @@ header_there oneapi/dnnl/dnnl.h || wished+=(libdnnl-dev) # faster products on AV
 if [ "$with_test" = yes ]; then
   command_there clang-format || wished+=(clang-format)
   fuzzer_works || wished+=(clang libclang-rt-14-dev)
+  [ -e /usr/share/i18n/locales/de_DE ] || wished+=(locales) # a language with decimal commas
   command_there groff || wished+=(groff-base) # warnings in the man page
   # the report in a browser, and the log in xarray and pandas
   command_there chromium || wished+=(chromium)

@@ -12,6 +12,7 @@
 # lists stay as they are, and no rights of an administrator are needed.
 #   -o DIR   where the texts go (default: parallel-text)
 set -euo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 output=parallel-text languages=()
 while [ $# -gt 0 ]; do

@@ -32,6 +32,7 @@ while [ $# -gt 0 ]; do
       shift ;;
   esac
 done
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || { echo "quickstart: --ranks must be a number from 1 on, got '$ranks'" >&2; exit 2; }
 cd "$(dirname "$0")/.."
 
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }

@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
     --ranks | --threads | --ranks-per-node | --gflops | --max-time | -P)
       [ $# -ge 2 ] || fail "$1 needs a value; see --help"
       if [ "$1" != -P ]; then
-        [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ && ! $2 =~ ^0+$ ]] || fail "$1 wants a number, not '$2'"
+        [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ && $2 =~ [1-9] ]] || fail "$1 wants a number above 0, not '$2'"
         [[ $1 = --gflops || $2 =~ ^[1-9][0-9]{0,5}$ ]] || fail "$1 wants a whole number up to 999999, not '$2'"
       fi
       case "$1" in

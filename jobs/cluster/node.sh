@@ -5,6 +5,7 @@
 # STATE, and run COMMAND there. A node other than the login node has a /tmp and a /dev/shm of its own (the ranks
 # of several nodes would meet in a shared one), with the directories of STATE/shares put back where they were.
 set -euo pipefail
+export LC_ALL=C # decimal points, whatever the language is
 
 node=$1 state=$2
 shift 2

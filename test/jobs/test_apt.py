@@ -54,6 +54,7 @@ class Apt(unittest.TestCase):
             # The script looks there for daemons' programs, too.
             with open(SCRIPT) as file:
                 text = file.read().replace("PATH=$PATH:/usr/sbin:/sbin\n", "").replace("/usr/sbin/policy-rc.d", fake + "/p")
+                text = text.replace("/usr/share/i18n/locales/de_DE", fake)
             path = os.path.join(fake, "install.sh")
             with open(path, "w") as file:
                 file.write(text)
