@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import analysis
 
@@ -53,6 +54,18 @@ def names_of(paths: list[Path]) -> list[str]:
     return [f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
+def collect_all(paths: list[Path], quiet: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the page shows of runs, and in what they cannot be compared."""
+    from analysis.report import collect, compare
+    from analysis.run import open_run
+
+    runs = [open_run(path) for path in paths]
+    data = [collect.collect(run, name, quiet) for run, name in zip(runs, names_of(paths))]
+    warnings = compare.warnings(runs, data)
+    compare.group(data)
+    return data, warnings
+
+
 def _write(path: Path, text: str) -> None:
     """Under its final name only what is complete; the directory is made where it is missing."""
     part = path.with_name(path.name + ".part")
@@ -76,21 +89,14 @@ def main(arguments: list[str]) -> int:
     if message is not None:
         print(message, file=sys.stderr)
         return 2
-    from analysis.report import collect, compare, page
-    from analysis.run import open_run
+    from analysis.report import page
 
-    runs, data = [], []
-    for path, name in zip(options.run, names_of(options.run)):
-        run = open_run(path)
-        found = collect.collect(run, name, options.quiet)
-        for note in found["notes"]:
-            print(f"analysis: warning: {name}: {note}", file=sys.stderr)
-        runs.append(run)
-        data.append(found)
-    warnings = compare.warnings(runs, data)
+    data, warnings = collect_all(options.run, options.quiet)
+    for entry in data:
+        for note in entry["notes"]:
+            print(f"analysis: warning: {entry['name']}: {note}", file=sys.stderr)
     for warning in warnings:
         print(f"analysis: warning: {warning}", file=sys.stderr)
-    compare.group(data)
     text = page.render(options.title or page.title_of(data), data, warnings)
     try:
         _write(options.output, text)

@@ -32,7 +32,7 @@ PAGE = """<!doctype html>
 <aside id="side"><div class="brand"><span class="mark" aria-hidden="true"></span>StableMoE</div>
 <nav id="nav" aria-label="Sections"></nav></aside>
 <main id="main"><noscript>This report draws its figures with JavaScript, which is turned off.</noscript></main>
-<script type="application/json" id="data">{data}</script>
+<script type="application/json" id="data">{data}</script>{live}
 <script>
 "use strict";
 {scripts}
@@ -47,13 +47,27 @@ def title_of(runs: list[dict[str, Any]]) -> str:
     return runs[0]["name"] if len(runs) == 1 else f"Comparison of {len(runs)} runs"
 
 
-def render(title: str, runs: list[dict[str, Any]], warnings: list[str]) -> str:
-    """The text of the page."""
-    data = {"title": title, "warnings": warnings, "runs": runs,
+def content(title: str, runs: list[dict[str, Any]], warnings: list[str]) -> dict[str, Any]:
+    """What the scripts of the page draw."""
+    return {"title": title, "warnings": warnings, "runs": runs,
             "paper": {str(percent): share for percent, share in routing.BASE_FLUCTUATION.items()}}
-    # In a script element nothing but "</" and "<!" could end or change it; \\u escapes are the same in JSON.
+
+
+def _in_script(data: dict[str, Any]) -> str:
+    """JSON for a script element: nothing but "</" and "<!" could end or change it; \\u escapes are the same in JSON."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    scripts = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def render_content(data: dict[str, Any], live: dict[str, Any] | None = None) -> str:
+    """The text of the page. live: version and seconds between two questions for a newer one (analysis.watch)."""
+    names = (*SCRIPTS, "watch.js") if live else SCRIPTS
+    scripts = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
     style = (STATIC / "style.css").read_text(encoding="utf-8")
-    return PAGE.format(title=html.escape(title), style=style, data=text, scripts=scripts)
+    more = f'\n<script type="application/json" id="live">{_in_script(live)}</script>' if live else ""
+    return PAGE.format(title=html.escape(data["title"]), style=style, data=_in_script(data), live=more, scripts=scripts)
+
+
+def render(title: str, runs: list[dict[str, Any]], warnings: list[str]) -> str:
+    """The text of the report."""
+    return render_content(content(title, runs, warnings))

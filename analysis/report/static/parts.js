@@ -1,6 +1,6 @@
 // What the sections are put together from.
 
-const MAX_LAYERS = Math.max(0, ...RUNS.map((run) => run.n_layers));
+let MAX_LAYERS = Math.max(0, ...RUNS.map((run) => run.n_layers));
 
 // title: of the section, or [title, the same for the navigation].
 const section = (id, title, lead, ...parts) => h("section", {id, "data-short": [title].flat()[1]},
