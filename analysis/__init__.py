@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-MODULES = ("numpy", "h5py", "matplotlib")
-DEBIAN_PACKAGES = "python3-numpy python3-h5py python3-matplotlib"
+MODULES = ("numpy", "h5py", "matplotlib", "yaml")
+DEBIAN_PACKAGES = "python3-numpy python3-h5py python3-matplotlib python3-yaml"
 SYSTEM_PYTHON = "/usr/bin/python3"
 
 

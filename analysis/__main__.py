@@ -35,8 +35,8 @@ still going on can be read too. Exit status: 0 where a figure was made; 2 where 
 is no such directory, or Python packages are missing; 3 where there was nothing to
 draw or the figures cannot be written.
 
-Needs numpy, h5py and matplotlib (Debian: python3-numpy python3-h5py
-python3-matplotlib); STABLEMOE_PYTHON names the interpreter to use if python3 on the
+Needs numpy, h5py, matplotlib and PyYAML (Debian: python3-numpy python3-h5py
+python3-matplotlib python3-yaml); STABLEMOE_PYTHON names the interpreter to use if python3 on the
 PATH does not have them."""
 
 

@@ -255,6 +255,8 @@ def open_run(path: Path) -> Run:
         settings = parse_settings((path / "used.yml").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         notes.append("no used.yml: the run's configuration is not known")
+    except ValueError as error:
+        notes.append(f"used.yml cannot be read, the run's configuration is not known: {error}")
     metrics = None
     try:
         metrics = read_metrics(path / "metrics.csv")

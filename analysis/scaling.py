@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    message = analysis.ensure_modules(["-m", "analysis", "scaling", *arguments], ("numpy", "matplotlib"))
+    message = analysis.ensure_modules(["-m", "analysis", "scaling", *arguments], ("numpy", "matplotlib", "yaml"))
     if message is not None:
         print(message, file=sys.stderr)
         return 2

@@ -27,7 +27,7 @@ def resolved_config(path: Path, keys: list[str]) -> dict[str, Any]:
     settings = parse_settings((ROOT / "configs" / "reference.yml").read_text("utf-8"))
     try:
         settings.update(parse_settings(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise StudyError(f"cannot read the configuration '{path}': {error}") from error
     for assignment in keys:
         name, equals, value = assignment.partition("=")
@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     import analysis
 
-    MESSAGE = analysis.ensure_modules(["-m", "analysis.scaling_plan", *sys.argv[1:]], ("numpy", "matplotlib"))
+    MESSAGE = analysis.ensure_modules(["-m", "analysis.scaling_plan", *sys.argv[1:]], ("numpy", "matplotlib", "yaml"))
     if MESSAGE is not None:
         sys.exit(MESSAGE)
     sys.exit(main(sys.argv[1:]))

@@ -1,56 +1,61 @@
-"""Read configurations: used.yml of a run, and the files in configs/. Needs nothing but Python."""
+"""Read configurations: used.yml of a run, and the files in configs/."""
 
 from __future__ import annotations
 
+import functools
 import re
+from typing import Any
 
 Scalar = bool | int | float | str
 
-SETTING = re.compile(r"""([ ]*)([A-Za-z_]\w*):
-                         (?:[ ]+("(?:[^"\\]|\\.)*" | '(?:[^']|'')*' | [^#\s][^#]*?))?
-                         [ ]*(?:[ ][#].*)?$""", re.VERBOSE)
-"""A line "key: value  # comment": indentation, key and value, which a section's heading does not have."""
+KINDS = {"bool": (re.compile("true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
+         "int": (re.compile("[-+]?[0-9]+"), int),
+         "float": (re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"), float)}
+"""Unquoted values that are not texts, as the program reads them: YAML 1.1, which PyYAML follows, takes 6e-4 for a text
+and `on` for a truth value."""
 
 
 def parse_scalar(text: str) -> Scalar:
-    """A value as YAML writes it."""
+    """An unquoted value."""
     text = text.strip()
-    if len(text) >= 2 and text[0] == text[-1] == '"':
-        return re.sub(r"\\(.)", r"\1", text[1:-1])
-    if len(text) >= 2 and text[0] == text[-1] == "'":
-        return text[1:-1].replace("''", "'")
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    return next((make(text) for pattern, make in KINDS.values() if pattern.fullmatch(text)), text)
+
+
+@functools.cache
+def _loader() -> Any:
+    import yaml  # not before it is needed: `--help` works with any interpreter
+
+    class Loader(yaml.SafeLoader):
+        """PyYAML's, with the values above instead of those of YAML 1.1."""
+
+    Loader.yaml_implicit_resolvers = {}
+    for kind, (pattern, make) in KINDS.items():
+        tag = f"tag:yaml.org,2002:{kind}"
+        Loader.add_implicit_resolver(tag, re.compile(f"(?:{pattern.pattern})$"), None)
+        Loader.add_constructor(tag, lambda loader, node, make=make: make(loader.construct_scalar(node)))
+    return Loader
 
 
 def parse_settings(text: str) -> dict[str, Scalar]:
-    """Mappings of scalars, one below the other or in one line in braces, by dotted key ("train.updates").
+    """Values of nested sections by dotted key ("train.updates"); sections without keys are left out.
 
-    Not a YAML reader: lists and text over several lines do not occur in configurations, and such
-    lines are passed over.
+    Raises ValueError where it is not YAML.
     """
+    import yaml
+
+    try:
+        read = yaml.load(text, _loader())
+    except yaml.YAMLError as error:
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from error
     settings: dict[str, Scalar] = {}
-    sections: list[tuple[int, str]] = []
-    for line in text.splitlines():
-        match = SETTING.match(line)
-        if not match:
-            continue
-        indent, key, value = len(match.group(1)), match.group(2), match.group(3)
-        while sections and sections[-1][0] >= indent:
-            sections.pop()
-        name = ".".join([section for _, section in sections] + [key])
-        if value is None:
-            sections.append((indent, key))
-        elif value.startswith("{"):
-            for part in value.strip("{} ").split(","):
-                inner, _, inner_value = part.partition(":")
-                settings[f"{name}.{inner.strip()}"] = parse_scalar(inner_value)
-        else:
-            settings[name] = parse_scalar(value)
+
+    def add(section: dict[str, Any], before: str) -> None:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                add(value, f"{before}{key}.")
+            elif value is not None and value != "":
+                settings[f"{before}{key}"] = value
+
+    if isinstance(read, dict):
+        add(read, "")
     return settings

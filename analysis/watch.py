@@ -32,7 +32,7 @@ numbers can be asked for. How to reach it from another machine is printed as wel
 Exit status: 0 after Ctrl-C; 2 where a RUN is no directory, or Python packages are missing; 3 where
 the port is taken.
 
-Needs numpy and h5py (Debian: python3-numpy python3-h5py)."""
+Needs numpy, h5py and PyYAML (Debian: python3-numpy python3-h5py python3-yaml)."""
 
 POLL_S = 2.0
 """Seconds between two questions of the page."""
@@ -211,7 +211,7 @@ def main(arguments: list[str]) -> int:
             return 2
         if not any((path / mark).exists() for mark in MARKS):
             print(f"analysis: warning: '{path}' has none of {', '.join(MARKS)} yet", file=sys.stderr)
-    message = analysis.ensure_modules(["-m", "analysis", "watch", *arguments], ("numpy", "h5py"))
+    message = analysis.ensure_modules(["-m", "analysis", "watch", *arguments], ("numpy", "h5py", "yaml"))
     if message is not None:
         print(message, file=sys.stderr)
         return 2

@@ -71,6 +71,7 @@ python3|Python 3.10 or later: module python|command_there python3
 python3-numpy|numpy: module scipy-bundle|python_has numpy
 python3-h5py|h5py: module h5py|python_has h5py
 python3-matplotlib|matplotlib: module matplotlib|python_has matplotlib
+python3-yaml|PyYAML: module pyyaml|python_has yaml
 LIST
 }
 

@@ -94,15 +94,17 @@ class Config:
 
 
 def read_keys(text):
-    """Dotted names and values (as text) of nested `key: value` lines, the YAML that a run writes."""
-    keys, path = {}, []
-    for line in text.splitlines():
-        body = line.split(" #")[0].rstrip()
-        name, colon, value = body.strip().partition(":")
-        if not colon or name.startswith("#"):
-            continue
-        indent = len(body) - len(body.lstrip())
-        path = [p for p in path if p[0] < indent] + [(indent, name)]
-        if value.strip():
-            keys[".".join(p[1] for p in path)] = value.strip().strip("'\"")
+    """Dotted names and values (as text) of the YAML that a run writes."""
+    import yaml
+
+    keys = {}
+
+    def add(section, before):
+        for name, value in section.items():
+            if isinstance(value, dict):
+                add(value, f"{before}{name}.")
+            elif value:
+                keys[before + name] = value
+
+    add(yaml.load(text, yaml.BaseLoader) or {}, "")  # BaseLoader: every value stays a text
     return keys

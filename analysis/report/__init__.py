@@ -26,7 +26,7 @@ version is named in the page and on stderr, and the rest is made.
 Exit status: 0 where the page was written; 2 where a RUN is no run directory, or Python
 packages are missing; 3 where the page cannot be written.
 
-Needs numpy and h5py (Debian: python3-numpy python3-h5py)."""
+Needs numpy, h5py and PyYAML (Debian: python3-numpy python3-h5py python3-yaml)."""
 
 MARKS = ("metrics.csv", "used.yml", "routing")
 """A directory with one of these is a run."""
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
             what = "no such directory" if not path.is_dir() else f"it has none of {', '.join(MARKS)}"
             print(f"analysis: '{path}' is no run directory: {what}", file=sys.stderr)
             return 2
-    message = analysis.ensure_modules(["-m", "analysis", "report", *arguments], ("numpy", "h5py"))
+    message = analysis.ensure_modules(["-m", "analysis", "report", *arguments], ("numpy", "h5py", "yaml"))
     if message is not None:
         print(message, file=sys.stderr)
         return 2

@@ -117,6 +117,13 @@ train:
                          {"run.seed": 7, "run.directory": 'runs/a # "b"', "router.method": "stable",
                           "router.stable.width": 50, "router.stable.weight": 0.3, "router.stage1_updates": -1,
                           "train.on": True})
+        text = "a: {b: True, c: FALSE, d: yes, e: 6e-4, f: .5, g: '12', h: 1_000, i: 0x10}\n\u00e4: \"\u00e9 # x\"\n"
+        self.assertEqual(runs.parse_settings(text),
+                         {"a.b": True, "a.c": False, "a.d": "yes", "a.e": 0.0006, "a.f": 0.5, "a.g": "12", "a.h": "1_000",
+                          "a.i": "0x10", "\u00e4": "\u00e9 # x"})
+        self.assertEqual(runs.parse_settings("# nothing\n"), {})
+        with self.assertRaisesRegex(ValueError, "not YAML: while .* line 2"):
+            runs.parse_settings("a:\n\tb: 1\n")
 
 
 class InDirectory(unittest.TestCase):
