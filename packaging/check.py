@@ -15,7 +15,7 @@ from pathlib import Path
 
 LIBRARIES = {"mpi": ("mpi", None), "hdf5": ("hdf5", "HDF5"), "openblas": ("openblas", None), "libarchive": ("libarchive", "libarchive"),
              "jansson": ("jansson", "Jansson"), "yaml-0.1": ("libyaml", "libyaml"), "libxxhash": ("xxhash", "xxHash"),
-             "zlib": ("zlib-api", "zlib"), "sentencepiece": ("sentencepiece", "SentencePiece"), "openmp": (None, None),
+             "zlib": ("zlib-api", "zlib"), "libpng": ("libpng", "libpng"), "sentencepiece": ("sentencepiece", "SentencePiece"), "openmp": (None, None),
              "threads": (None, None)}
 """dependency() of meson.build -> its package in Spack and in EasyBuild; None: the compiler or the toolchain brings it."""
 

@@ -39,12 +39,14 @@ class Stablemoe(MesonPackage):
     depends_on("libyaml")
     depends_on("xxhash")
     depends_on("zlib-api")
+    depends_on("libpng")
     depends_on("random123@1.13:")
 
     depends_on("python@3.10:", type="run", when="+analysis")
     depends_on("py-numpy", type="run", when="+analysis")
     depends_on("py-h5py", type="run", when="+analysis")
     depends_on("py-matplotlib", type="run", when="+analysis")
+    depends_on("py-pyyaml", type="run", when="+analysis")
 
     def meson_args(self):
         return [
