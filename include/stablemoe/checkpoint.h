@@ -18,6 +18,17 @@
 
 enum { SMOE_CHECKPOINT_FORMAT = 1 };
 
+/** What the best evaluation of a run is judged by. */
+typedef enum smoe_best_metric { SMOE_BEST_NONE, SMOE_BEST_LOSS, SMOE_BEST_BLEU } smoe_best_metric;
+
+/** The best evaluation of a run so far. */
+typedef struct smoe_best {
+  int metric;      /**< smoe_best_metric; SMOE_BEST_NONE: the run does not look for it */
+  int64_t update;  /**< of the best evaluation; 0: none has counted yet */
+  int64_t n_since; /**< evaluations after it */
+  double value;
+} smoe_best;
+
 /** What a checkpoint says beside the parameters. */
 typedef struct smoe_checkpoint_meta {
   int64_t update; /**< updates done */
@@ -28,6 +39,7 @@ typedef struct smoe_checkpoint_meta {
   uint64_t fingerprint;     /**< of the corpus */
   uint64_t tokenizer;       /**< hash of the corpus's tokenizer; 0 where unknown */
   int64_t n_averaged;       /**< checkpoints that this one is the mean of; 0: it is of one update */
+  smoe_best best;           /**< metric SMOE_BEST_NONE where the run does not look for it */
   char corpus[1024];        /**< path of the corpus, as given */
   char absolute[4096];      /**< the same from the root; "" where unknown */
   char *configuration;      /**< YAML text, in memory of smoe_alloc */
@@ -48,11 +60,26 @@ void smoe_checkpoint_set_products(const smoe_group *group, const char *text);
 smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *params,
                                  const smoe_checkpoint_meta *meta);
 
-/** Delete all but the newest keep_last checkpoints, and those whose update is a multiple of
- *  keep_every (0: none for good; keep_last 0: keep all). Collective; rank 0 deletes.
+/** Delete all but the newest keep_last checkpoints, those whose update is a multiple of
+ *  keep_every (0: none for good; keep_last 0: keep all), and that of update `best` (0: none). Collective; rank 0
+ *  deletes.
  */
 smoe_status smoe_checkpoint_prune(const char *directory, const smoe_group *group, int64_t keep_last,
-                                  int64_t keep_every);
+                                  int64_t keep_every, int64_t best);
+
+/** Point <directory>/best to the checkpoint of an update, where the file system has symbolic links; remove it where
+ *  there is no such checkpoint. Local (rank 0).
+ */
+void smoe_checkpoint_point_best(const char *directory, int64_t update);
+
+/** Find the best checkpoint of a run: that which its newest one names.
+ *
+ *  Collective over group: rank 0 reads.
+ *  run    in   run directory
+ *  path   out  in memory of smoe_alloc, on every rank; NULL on error
+ *  Errors:  agreed; SMOE_ERR_CONFIG where the run did not look for it, or its file is gone.
+ */
+smoe_status smoe_checkpoint_find_best(const char *run, const smoe_group *group, char **path);
 
 /** Check the seal of a checkpoint and read what it says of itself. Collective: rank 0 reads. Errors: agreed. */
 smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group, smoe_checkpoint_meta *meta);

@@ -103,6 +103,8 @@ typedef struct smoe_settings {
     int64_t checkpoint_every;   /**< updates; 0: only at the end */
     int64_t keep_last;          /**< checkpoints; 0: all */
     int64_t keep_every;         /**< updates between checkpoints kept for good; 0: none */
+    int64_t patience;           /**< evaluations; 0: none ends the training */
+    bool best;                  /**< keep the best checkpoint; train.patience does so too */
     int on_save_error;          /**< smoe_on_save_error */
   } train;
   struct {

@@ -16,7 +16,7 @@ typedef struct options {
   const char *corpus, *tokens, *translations;
   int split; /* smoe_split */
   int64_t sequences, documents;
-  bool experts, json;
+  bool experts, json, best;
 } options;
 
 static const char *const SPLITS[] = {"train", "valid", "test", NULL};
@@ -41,6 +41,7 @@ static const smoe_option OPTIONS[] = {
      "of a translation model: write direction, source, reference and translation of each pair to FILE, "
      "separated "
      "by tabs"},
+    SMOE_BEST_OPTION(options),
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "print one JSON object, with all of it, instead of text"},
 };
@@ -165,7 +166,9 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   const options *o = values;
   smoe_app_model m;
   viewer v = {0};
-  smoe_status status = smoe_app_task_open(&m, group, arguments->word[0], o->corpus, false);
+  char path[4096];
+  SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
+  smoe_status status = smoe_app_task_open(&m, group, path, o->corpus, false);
   if (status == SMOE_OK && !smoe_task_is_language(&m.task)) {
     status = smoe_evaluate_pairs(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json,
                                  o->translations);
@@ -177,7 +180,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
     status = SMOE_FAIL(SMOE_ERR_CONFIG, "--translations: '%s' is a language model, which does not translate",
                        arguments->word[0]);
   if (status != SMOE_OK) return status;
-  status = smoe_app_model_open(&m, group, arguments->word[0], o->corpus, false);
+  status = smoe_app_model_open(&m, group, path, o->corpus, false);
   if (status == SMOE_OK) status = evaluate(group, o, &m, &v);
   for (int64_t i = 0; v.beginning && i < v.breakdown.n_worst; i++) smoe_free(v.beginning[i]);
   smoe_free(v.beginning);

@@ -8,7 +8,7 @@
 
 typedef struct options {
   const char *output, *corpus;
-  bool split_experts;
+  bool split_experts, best;
 } options;
 
 static const smoe_option OPTIONS[] = {
@@ -17,6 +17,7 @@ static const smoe_option OPTIONS[] = {
      "model.safetensors)"},
     {0, "split-experts", SMOE_OPTION_FLAG, offsetof(options, split_experts), NULL,
      "write each expert to a file of its own, and NAME.safetensors.index.json, which says what is where"},
+    SMOE_BEST_OPTION(options),
     {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
      "corpus to take the tokenizer from (default: the one it was trained on)"},
 };
@@ -95,8 +96,9 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_checkpoint_meta meta = {0};
   smoe_corpus corpus = {0};
   smoe_config *config = smoe_app_config();
-  smoe_app_checkpoint_path(path, sizeof path, arguments->word[0]);
-  smoe_status status = smoe_checkpoint_read_meta(path, &alone, &meta);
+  const options *o = values;
+  smoe_status status = smoe_app_checkpoint_choose(path, sizeof path, &alone, arguments->word[0], o->best);
+  if (status == SMOE_OK) status = smoe_checkpoint_read_meta(path, &alone, &meta);
   if (status == SMOE_OK) status = smoe_config_parse(config, meta.configuration, path);
   if (status == SMOE_OK) status = find_tokenizer(&corpus, values, &meta, path);
   if (status == SMOE_OK) status = write_export(values, path, config, &meta, &corpus);

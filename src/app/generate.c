@@ -16,7 +16,7 @@ typedef struct options {
   const char *prompt_file, *corpus;
   int64_t n_tokens, n_samples;
   smoe_sampling sampling;
-  bool json, no_cache;
+  bool json, no_cache, best;
 } options;
 
 static const options DEFAULTS = {
@@ -39,6 +39,7 @@ static const smoe_option OPTIONS[] = {
      "choose among the fewest likeliest tokens that together have probability X (default 1: all)", 0, 1},
     {0, "seed", SMOE_OPTION_INT, offsetof(options, sampling.seed), "N",
      "another seed, another text (default 1)", 0, INT64_MAX},
+    SMOE_BEST_OPTION(options),
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "a JSON object for each text, one in a line, instead of text"},
     {0, "no-cache", SMOE_OPTION_FLAG, offsetof(options, no_cache), NULL,
@@ -241,7 +242,10 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_app_model m = {0};
   session s = {.m = &m, .group = group, .o = o};
   smoe_status status = smoe_prompts_read(&prompts, group, &o->prompts, o->prompt_file);
-  if (status == SMOE_OK) status = smoe_app_model_open(&m, group, arguments->word[0], o->corpus, true);
+  char path[4096];
+  if (status == SMOE_OK)
+    status = smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best);
+  if (status == SMOE_OK) status = smoe_app_model_open(&m, group, path, o->corpus, true);
   if (status == SMOE_OK) status = generate(&s, &prompts);
   smoe_decoder_destroy(s.decoder);
   if (s.tokenizer) smoe_tokenizer_close(s.tokenizer);

@@ -1,6 +1,7 @@
 #include "open_model.h"
 
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "stablemoe/log.h"
@@ -10,6 +11,27 @@ void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path) {
   char *file = smoe_checkpoint_resolve(path);
   snprintf(out, bytes, "%s", file);
   smoe_free(file);
+}
+
+static smoe_status check_directory(const char *path) {
+  struct stat info;
+  SMOE_CHECK(stat(path, &info) == 0 && S_ISDIR(info.st_mode), SMOE_ERR_CONFIG,
+             "--best: '%s' is not a run directory", path);
+  return SMOE_OK;
+}
+
+smoe_status smoe_app_checkpoint_choose(char *out, size_t bytes, const smoe_group *group, const char *path,
+                                       bool best) {
+  char *found;
+  if (!best) {
+    smoe_app_checkpoint_path(out, bytes, path);
+    return SMOE_OK;
+  }
+  SMOE_TRY_ALL(group, check_directory(path));
+  SMOE_TRY(smoe_checkpoint_find_best(path, group, &found));
+  snprintf(out, bytes, "%s", found);
+  smoe_free(found);
+  return SMOE_OK;
 }
 
 const char *smoe_app_corpus_path(const smoe_checkpoint_meta *meta) {

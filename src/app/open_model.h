@@ -19,6 +19,21 @@ typedef struct smoe_app_model {
 /** The checkpoint that a path means: itself, or a run directory's latest one. Local. */
 void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path);
 
+/** The option --best of a subcommand whose struct has a bool `best`. */
+#define SMOE_BEST_OPTION(type)                                                                               \
+  {                                                                                                          \
+    0, "best", SMOE_OPTION_FLAG, offsetof(type, best), NULL,                                                 \
+        "of a run directory: its best checkpoint instead of the latest (train.best, train.patience)"         \
+  }
+
+/** The checkpoint that a path means; with `best` it has to be a run directory, and the run's best one is meant.
+ *
+ *  Collective over group.
+ *  Errors:  agreed; SMOE_ERR_CONFIG where there is no best one.
+ */
+smoe_status smoe_app_checkpoint_choose(char *out, size_t bytes, const smoe_group *group, const char *path,
+                                       bool best);
+
 /** Open a checkpoint of a language model with its configuration and corpus.
  *
  *  Collective over group.

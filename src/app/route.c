@@ -11,10 +11,11 @@
 
 typedef struct options {
   const char *corpus;
-  bool json;
+  bool json, best;
 } options;
 
 static const smoe_option OPTIONS[] = {
+    SMOE_BEST_OPTION(options),
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL, "one JSON object instead of a table"},
     {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
      "corpus whose tokenizer to use (default: the one it was trained on)"},
@@ -254,7 +255,10 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   size_t bytes;
   smoe_app_model m = {0};
   smoe_status status = share_text(group, arguments->word[1], &text, &bytes);
-  if (status == SMOE_OK) status = smoe_app_model_open(&m, group, arguments->word[0], o->corpus, true);
+  char path[4096];
+  if (status == SMOE_OK)
+    status = smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best);
+  if (status == SMOE_OK) status = smoe_app_model_open(&m, group, path, o->corpus, true);
   if (status == SMOE_OK) status = with_model(&m, o, text, bytes);
   smoe_app_model_close(&m);
   smoe_free(text);

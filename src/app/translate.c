@@ -12,7 +12,7 @@ typedef struct options {
   const char *corpus, *to;
   int64_t n_best, max_length, beam, batch;
   double length_penalty;
-  bool json, truncate;
+  bool json, truncate, best;
 } options;
 
 static const options DEFAULTS = {.n_best = 1, .beam = 5, .batch = 8, .length_penalty = 1};
@@ -32,6 +32,7 @@ static const smoe_option OPTIONS[] = {
      "sentences of each of train.lanes lanes that are translated at a time (default 8)", 1, 65536},
     {0, "truncate", SMOE_OPTION_FLAG, offsetof(options, truncate), NULL,
      "cut a sentence that is longer than the model's context (default: an error line, and no translation)"},
+    SMOE_BEST_OPTION(options),
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "print one JSON object per sentence, with scores"},
     {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
@@ -189,7 +190,9 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_app_model m = {0};
   lines l = {0};
   smoe_tokenizer *tokenizer = NULL;
-  smoe_status status = smoe_app_task_open(&m, group, arguments->word[0], o->corpus, true);
+  char path[4096];
+  SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
+  smoe_status status = smoe_app_task_open(&m, group, path, o->corpus, true);
   if (status == SMOE_OK && smoe_task_is_language(&m.task))
     status = SMOE_FAIL(SMOE_ERR_CONFIG,
                        "'%s' is a language model: it continues texts by `stablemoe generate`, and "

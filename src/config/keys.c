@@ -108,6 +108,12 @@ static const smoe_key keys[] = {
     INT(train.keep_last, "3", 0, MANY, "checkpoints", "Newest checkpoints to keep; 0: keep all."),
     INT(train.keep_every, "0", 0, MANY, "updates",
         "Keep checkpoints at multiples of this many updates for good; 0: none."),
+    INT(train.patience, "0", 0, MANY, "evaluations",
+        "End the training when so many evaluations in a row have not improved on the best validation loss; "
+        "those of stage 1 do not count where a stage 2 follows; 0: go through all updates."),
+    BOOL(train.best, "false",
+         "Keep the checkpoint of the best evaluation, with one saved at each that improves; train.patience "
+         "does so too."),
     CHOICE(
         train.on_save_error, "stop", save_errors,
         "Where a checkpoint cannot be saved (disk full): end the run, or continue and try again at the next "

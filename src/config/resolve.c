@@ -80,6 +80,9 @@ smoe_status smoe_config_resolve(smoe_config *config) {
   SMOE_CHECK(s->model.width % s->model.heads == 0, SMOE_ERR_CONFIG,
              "model.heads %" PRId64 " does not divide model.width %" PRId64, s->model.heads, s->model.width);
   SMOE_TRY(check_batch(s));
+  SMOE_CHECK(s->train.evaluate_every > 0 || (s->train.patience == 0 && !s->train.best), SMOE_ERR_CONFIG,
+             "train.%s needs evaluations during the training: set train.evaluate_every",
+             s->train.patience > 0 ? "patience" : "best");
   SMOE_TRY(check_places(s));
   SMOE_CHECK(s->schedule.warmup <= s->train.updates, SMOE_ERR_CONFIG,
              "schedule.warmup %" PRId64 " is longer than train.updates %" PRId64

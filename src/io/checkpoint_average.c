@@ -107,6 +107,7 @@ static smoe_status write_meta(const averaging *a) {
   smoe_checkpoint_meta meta;
   SMOE_TRY(smoe_checkpoint_meta_of(a->file[a->n - 1], &meta));
   meta.n_averaged = (int64_t)a->n;
+  meta.best = (smoe_best){0};
   const smoe_status status = smoe_checkpoint_write_meta(a->output, &meta);
   smoe_free(meta.configuration);
   return status;

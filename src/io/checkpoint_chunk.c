@@ -93,6 +93,20 @@ smoe_status smoe_checkpoint_check(hid_t file) {
   return SMOE_OK;
 }
 
+static smoe_status read_best(hid_t file, smoe_best *best) {
+  int64_t metric;
+  if (!smoe_h5_has_attribute(file, "/meta", "best_metric")) return SMOE_OK;
+  SMOE_TRY(smoe_h5_get_i64(file, "/meta", "best_metric", &metric));
+  SMOE_TRY(smoe_h5_get_i64(file, "/meta", "best_update", &best->update));
+  SMOE_TRY(smoe_h5_get_i64(file, "/meta", "best_since", &best->n_since));
+  SMOE_TRY(smoe_h5_get_f64(file, "/meta", "best_value", &best->value));
+  SMOE_CHECK(metric == SMOE_BEST_LOSS || metric == SMOE_BEST_BLEU, SMOE_ERR_FORMAT,
+             "'%s' names its best evaluation by a metric that this program does not know",
+             smoe_h5_path(file));
+  best->metric = (int)metric;
+  return SMOE_OK;
+}
+
 smoe_status smoe_checkpoint_meta_of(hid_t file, smoe_checkpoint_meta *meta) {
   int64_t stage;
   *meta = (smoe_checkpoint_meta){0};
@@ -112,6 +126,7 @@ smoe_status smoe_checkpoint_meta_of(hid_t file, smoe_checkpoint_meta *meta) {
     SMOE_TRY(smoe_h5_get_u64(file, "/meta", "tokenizer", &meta->tokenizer));
   if (smoe_h5_has_attribute(file, "/meta", "corpus_absolute"))
     SMOE_TRY(smoe_h5_get_text(file, "/meta", "corpus_absolute", meta->absolute, sizeof meta->absolute));
+  SMOE_TRY(read_best(file, &meta->best));
   if (smoe_h5_has_attribute(file, "/meta", "averaged"))
     SMOE_TRY(smoe_h5_get_i64(file, "/meta", "averaged", &meta->n_averaged));
   return smoe_h5_read_document(file, "/meta/configuration", &meta->configuration);

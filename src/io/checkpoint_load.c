@@ -1,6 +1,8 @@
 #include <string.h>
+#include <unistd.h>
 
 #include "checkpoint_chunk.h"
+#include "part_file.h"
 
 smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group, smoe_checkpoint_meta *meta) {
   hid_t file;
@@ -21,6 +23,35 @@ smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group,
   meta->configuration = group->rank == 0 ? configuration : smoe_alloc(bytes);
   smoe_group_broadcast(group, meta->configuration, bytes, 0);
   return SMOE_OK;
+}
+
+/** Rank 0's part of it. */
+static smoe_status find_best(const char *run, const smoe_best *best, char **path) {
+  char *directory = smoe_sprintf("%s/checkpoints", run);
+  *path = smoe_step_path(directory, best->update);
+  smoe_free(directory);
+  SMOE_CHECK(best->metric != SMOE_BEST_NONE, SMOE_ERR_CONFIG,
+             "'%s' has no best checkpoint: it was trained without train.best and train.patience", run);
+  SMOE_CHECK(best->update > 0, SMOE_ERR_CONFIG, "'%s' has no best checkpoint: no evaluation has counted yet",
+             run);
+  SMOE_CHECK(access(*path, F_OK) == 0, SMOE_ERR_CONFIG, "the best checkpoint of '%s' is gone: '%s'", run,
+             *path);
+  return SMOE_OK;
+}
+
+smoe_status smoe_checkpoint_find_best(const char *run, const smoe_group *group, char **path) {
+  smoe_checkpoint_meta meta = {0};
+  char *newest = smoe_checkpoint_resolve(run);
+  *path = NULL;
+  smoe_status status = smoe_checkpoint_read_meta(newest, group, &meta);
+  if (status == SMOE_OK) status = smoe_group_agree(group, find_best(run, &meta.best, path));
+  if (status != SMOE_OK) {
+    smoe_free(*path);
+    *path = NULL;
+  }
+  smoe_free(meta.configuration);
+  smoe_free(newest);
+  return status;
 }
 
 /** Check that the names of a set are those of the table, no more and no fewer. Moments of parameters that

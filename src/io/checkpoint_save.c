@@ -42,6 +42,14 @@ static smoe_status write_versions(hid_t file) {
   return smoe_h5_set_text(file, "/meta", "mpi", mpi);
 }
 
+static smoe_status write_best(hid_t file, const smoe_best *best) {
+  if (best->metric == SMOE_BEST_NONE) return SMOE_OK;
+  SMOE_TRY(smoe_h5_set_i64(file, "/meta", "best_metric", best->metric));
+  SMOE_TRY(smoe_h5_set_i64(file, "/meta", "best_update", best->update));
+  SMOE_TRY(smoe_h5_set_i64(file, "/meta", "best_since", best->n_since));
+  return smoe_h5_set_f64(file, "/meta", "best_value", best->value);
+}
+
 smoe_status smoe_checkpoint_write_meta(hid_t file, const smoe_checkpoint_meta *meta) {
   SMOE_TRY(smoe_h5_document(file, "/meta/configuration", strlen(meta->configuration) + 1));
   SMOE_TRY(smoe_h5_write_document(file, "/meta/configuration", meta->configuration));
@@ -57,6 +65,7 @@ smoe_status smoe_checkpoint_write_meta(hid_t file, const smoe_checkpoint_meta *m
   SMOE_TRY(smoe_h5_set_u64(file, "/meta", "tokenizer", meta->tokenizer));
   SMOE_TRY(smoe_h5_set_text(file, "/meta", "corpus", meta->corpus));
   SMOE_TRY(smoe_h5_set_text(file, "/meta", "corpus_absolute", meta->absolute));
+  SMOE_TRY(write_best(file, &meta->best));
   if (meta->n_averaged > 0) SMOE_TRY(smoe_h5_set_i64(file, "/meta", "averaged", meta->n_averaged));
   return write_versions(file);
 }
@@ -136,18 +145,18 @@ static int64_t bytes_of(const smoe_params *params, int n_sets) {
   return n * n_sets * (int64_t)sizeof(smoe_real) + 4096 * (int64_t)params->n_params * n_sets;
 }
 
-/** Point <directory>/latest to a checkpoint. A rename, so that it is never missing. It is a convenience: a file system
- *  without symbolic links has none, and readers take the newest checkpoint.
+/** Point <directory>/<name> to a checkpoint. A rename, so that it is never missing. It is a convenience: a file
+ *  system without symbolic links has none, and readers take the newest checkpoint, or the one that it names.
  */
-static void point_latest(const char *directory, const char *path) {
-  char *link = smoe_sprintf("%s/latest", directory), *temporary = smoe_sprintf("%s.part", link);
+static void point(const char *directory, const char *name, const char *path) {
+  char *link = smoe_sprintf("%s/%s", directory, name), *temporary = smoe_sprintf("%s.part", link);
   unlink(temporary);
   const bool done = symlink(strrchr(path, '/') + 1, temporary) == 0 && rename(temporary, link) == 0;
   static bool warned;
   if (!done && !warned)
     smoe_warn(
-        "'%s' cannot be made: %s; 'latest' is left out, and a run directory stands for its newest checkpoint",
-        link, strerror(errno));
+        "'%s' cannot be made: %s; '%s' is left out, and a run directory stands for its newest checkpoint",
+        link, strerror(errno), name);
   warned |= !done;
   if (!done) {
     unlink(temporary);
@@ -155,6 +164,16 @@ static void point_latest(const char *directory, const char *path) {
   }
   smoe_free(link);
   smoe_free(temporary);
+}
+
+void smoe_checkpoint_point_best(const char *directory, int64_t update) {
+  char *path = smoe_step_path(directory, update), *link = smoe_sprintf("%s/best", directory);
+  if (update > 0 && access(path, F_OK) == 0)
+    point(directory, "best", path);
+  else
+    unlink(link);
+  smoe_free(path);
+  smoe_free(link);
 }
 
 char *smoe_checkpoint_resolve(const char *path) {
@@ -189,7 +208,7 @@ static smoe_status save(smoe_part_file *part, const char *directory, const save_
 
   mine = smoe_part_fault(part, "latest");
   SMOE_TRY_ALL(group, mine);
-  if (group->rank == 0) point_latest(directory, part->path);
+  if (group->rank == 0) point(directory, "latest", part->path);
   return SMOE_OK;
 }
 
@@ -229,12 +248,14 @@ static bool is_latest(const char *directory, int64_t update) {
   return smoe_step_of_name(target) == update;
 }
 
-static smoe_status prune(const char *directory, int64_t keep_last, int64_t keep_every) {
+static smoe_status prune(const char *directory, int64_t keep_last, int64_t keep_every, int64_t best) {
   size_t n;
   int64_t *update = smoe_step_list(directory, &n);
   smoe_status status = SMOE_OK;
   for (size_t i = (size_t)keep_last; i < n; i++) {
-    if ((keep_every > 0 && update[i] % keep_every == 0) || is_latest(directory, update[i])) continue;
+    if ((keep_every > 0 && update[i] % keep_every == 0) || update[i] == best ||
+        is_latest(directory, update[i]))
+      continue;
     char *path = smoe_step_path(directory, update[i]);
     if (unlink(path) != 0 && errno != ENOENT)
       status = SMOE_FAIL(SMOE_ERR_IO, "cannot delete the old checkpoint '%s': %s", path, strerror(errno));
@@ -245,7 +266,7 @@ static smoe_status prune(const char *directory, int64_t keep_last, int64_t keep_
 }
 
 smoe_status smoe_checkpoint_prune(const char *directory, const smoe_group *group, int64_t keep_last,
-                                  int64_t keep_every) {
+                                  int64_t keep_every, int64_t best) {
   if (keep_last <= 0) return SMOE_OK;
-  return smoe_group_agree(group, group->rank == 0 ? prune(directory, keep_last, keep_every) : SMOE_OK);
+  return smoe_group_agree(group, group->rank == 0 ? prune(directory, keep_last, keep_every, best) : SMOE_OK);
 }

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "patience.h"
 #include "replay.h"
 #include "resume.h"
 #include "stablemoe/bench.h"
@@ -30,6 +31,7 @@ typedef struct run {
   smoe_routing_log *log; /* NULL for a dense model */
   smoe_metrics metrics;
   smoe_progress progress;
+  smoe_patience patience;
   char *checkpoints, *routing; /* directories */
   smoe_run_lock *lock;         /* NULL on other ranks than 0 */
   double launched;             /* seconds when the run was set up: run.max_minutes counts from here */
@@ -149,6 +151,7 @@ static smoe_status load(run *r, const char *path, int64_t *update) {
   *update = meta.update;
   if (status == SMOE_OK) {
     smoe_resume_settle(r->config, path, &meta);
+    smoe_patience_load(&r->patience, path, &meta.best);
     r->n_sequences = meta.n_sequences_seen;
     r->n_tokens = meta.n_tokens_seen;
     r->task.data_offset = r->n_sequences - meta.update * r->task.ops->n_units(&r->task);
@@ -221,6 +224,8 @@ static smoe_status begin(run *r, const smoe_train_options *options, int64_t *upd
   *update = 0;
   if (options->resume) SMOE_TRY(resume(r, update));
   if (options->resume && *update == 0) SMOE_TRY(start_anew(r));
+  if (r->group->rank == 0)
+    smoe_checkpoint_point_best(r->checkpoints, r->patience.keeps ? r->patience.best.update : 0);
   SMOE_TRY(smoe_run_directory_describe(r->config, r->group));
   SMOE_TRY_ALL(r->group, r->group->rank == 0 ? keep_tokenizer(r) : SMOE_OK);
   SMOE_TRY(smoe_routing_log_rewind(r->group, r->routing, *update));
@@ -245,6 +250,7 @@ static smoe_status save(run *r, int64_t done) {
       .n_sequences_seen = r->n_sequences,
       .fingerprint = r->task.fingerprint,
       .tokenizer = r->task.tokenizer,
+      .best = r->patience.best,
       .configuration = smoe_config_text(r->config, false),
   };
   snprintf(meta.corpus, sizeof meta.corpus, "%s", settings->data.corpus);
@@ -256,8 +262,10 @@ static smoe_status save(run *r, int64_t done) {
   smoe_free(meta.configuration);
   SMOE_TRY(status);
   r->saved = done;
+  if (r->patience.best.update == done && r->group->rank == 0)
+    smoe_checkpoint_point_best(r->checkpoints, done);
   return smoe_checkpoint_prune(r->checkpoints, r->group, settings->train.keep_last,
-                               settings->train.keep_every);
+                               settings->train.keep_every, r->patience.best.update);
 }
 
 /* A checkpoint that fails in mid-run may be passed over; the last one of a run may not. */
@@ -277,14 +285,24 @@ static void record(run *r, int64_t done, const smoe_step_result *result) {
     smoe_probe(r->model, &r->task, r->log, done, smoe_stage(r->model, settings, done));
 }
 
-static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid) {
+/* Count an evaluation; returns true if its checkpoint is to be kept. What stage 1 learns is not yet the model. */
+static bool count(run *r, int64_t done, const smoe_evaluation *valid) {
+  const smoe_settings *settings = r->settings;
+  const bool counts = smoe_stage(r->model, settings, done) == 2 ||
+                      smoe_stage(r->model, settings, settings->train.updates - 1) == 1;
+  return counts && smoe_patience_count(&r->patience, done, valid->loss);
+}
+
+static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid, bool *best) {
   SMOE_TRY(smoe_evaluate(r->model, &r->task, SMOE_VALID, r->settings->train.evaluate_sequences, done,
                          smoe_stage(r->model, r->settings, done), valid));
-  char bigram[64] = "";
+  *best = count(r, done, valid);
+  char bigram[64] = "", since[96];
+  smoe_patience_describe(&r->patience, since, sizeof since);
   if (smoe_task_is_language(&r->task))
     snprintf(bigram, sizeof bigram, " (corpus bigram: %.4f)", r->task.corpus.bigram);
-  smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens%s", (long long)done,
-            valid->loss, valid->perplexity, valid->n_targets, bigram);
+  smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens%s%s", (long long)done,
+            valid->loss, valid->perplexity, valid->n_targets, bigram, since);
   return SMOE_OK;
 }
 
@@ -309,9 +327,10 @@ static smoe_status one_update(run *r, int64_t update) {
   record(r, done, &result);
 
   smoe_evaluation valid;
+  bool best = false;
   const bool evaluated =
       smoe_task_has_split(&r->task, SMOE_VALID) && (due(settings->train.evaluate_every, done) || last);
-  if (evaluated) SMOE_TRY(validate(r, done, &valid));
+  if (evaluated) SMOE_TRY(validate(r, done, &valid, &best));
   SMOE_TRY_ALL(r->group, smoe_run_lock_check(r->lock, false));
   r->n_sequences += r->task.ops->n_units(&r->task);
   r->n_tokens += r->task.ops->n_targets(&r->task, update);
@@ -321,9 +340,9 @@ static smoe_status one_update(run *r, int64_t update) {
   r->done = done;
   /* Asked after the last one too: a wish that came late must not stop the run that somebody goes on with. */
   const smoe_stop asked = smoe_stop_request(r->group, settings, r->launched);
-  const bool stop = asked != SMOE_STOP_NOT && !last;
-  if (due(settings->train.checkpoint_every, done) || last || stop)
-    SMOE_TRY(save_as_asked(r, done, last || stop));
+  const bool over = last || smoe_patience_over(&r->patience), stop = asked != SMOE_STOP_NOT && !over;
+  if (due(settings->train.checkpoint_every, done) || over || stop || best)
+    SMOE_TRY(save_as_asked(r, done, over || stop));
   return stop ? smoe_stop_report(asked, settings, done) : SMOE_OK;
 }
 
@@ -351,6 +370,15 @@ static smoe_status try_saving(const run *r) {
   return status;
 }
 
+static void report_patience(const run *r) {
+  const smoe_best *best = &r->patience.best;
+  if (!smoe_patience_over(&r->patience)) return;
+  smoe_note("early stop: the %s has not improved in %lld evaluations; the best is %.4f at update %lld "
+            "(train.patience %lld, --best of evaluate and others)",
+            smoe_patience_metric(best->metric), (long long)best->n_since, best->value,
+            (long long)best->update, (long long)r->patience.patience);
+}
+
 static smoe_status train(run *r, const smoe_train_options *options) {
   const smoe_settings *settings = r->settings;
   if (options->resume && !options->start && !options->dry_run) SMOE_TRY(check_resumable(r));
@@ -370,6 +398,11 @@ static smoe_status train(run *r, const smoe_train_options *options) {
               (long long)settings->train.updates);
     return SMOE_OK;
   }
+  if (smoe_patience_over(&r->patience)) {
+    report_patience(r);
+    smoe_note("nothing is left to do after update %lld: a larger train.patience goes on", (long long)update);
+    return SMOE_OK;
+  }
   r->saved = update;
   SMOE_TRY(check_unasked(r, options, update));
   SMOE_TRY(try_saving(r));
@@ -378,8 +411,10 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   if (options->trace) SMOE_TRY_ALL(r->group, smoe_phase_trace_begin(options->trace, r->group->rank));
   smoe_progress_begin(&r->progress, r->model, settings, update);
   const double began = smoe_seconds();
-  for (; update < settings->train.updates; update++) SMOE_TRY(one_update(r, update));
-  smoe_run_report_done(settings, smoe_seconds() - began);
+  for (; update < settings->train.updates && !smoe_patience_over(&r->patience); update++)
+    SMOE_TRY(one_update(r, update));
+  report_patience(r);
+  smoe_run_report_done(settings, r->done, smoe_seconds() - began);
   return SMOE_OK;
 }
 
@@ -388,6 +423,7 @@ smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_
   run r = {.config = config, .settings = settings, .group = group};
   r.checkpoints = smoe_sprintf("%s/checkpoints", settings->run.directory);
   r.routing = smoe_sprintf("%s/routing", settings->run.directory);
+  smoe_patience_begin(&r.patience, settings);
   r.launched = smoe_seconds();
   smoe_status status = train(&r, options);
   smoe_watchdog_stop();

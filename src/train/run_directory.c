@@ -90,6 +90,7 @@ static smoe_status open_on_root(const smoe_config *config, bool resume, bool ove
   }
   if (exists && !resume) {
     delete_file(directory, "checkpoints/latest");
+    delete_file(directory, "checkpoints/best");
     delete_file(directory, "average.h5");
     delete_file(directory, "metrics.csv");
     delete_file(directory, "log.txt");

@@ -69,12 +69,15 @@ smoe_status smoe_stop_report(smoe_stop stop, const smoe_settings *settings, int6
   return stop >= SMOE_STOP_INT ? SMOE_STOPPED_BY_HAND : SMOE_STOPPED;
 }
 
-void smoe_run_report_done(const smoe_settings *settings, double seconds) {
+void smoe_run_report_done(const smoe_settings *settings, int64_t done, double seconds) {
   char duration[32];
   smoe_progress_duration(duration, sizeof duration, seconds);
   char *model = smoe_checkpoint_resolve(settings->run.directory);
-  smoe_note("done: all %lld updates, in %s; the model is '%s'", (long long)settings->train.updates, duration,
-            model);
+  if (done < settings->train.updates)
+    smoe_note("done: %lld of %lld updates, in %s; the model is '%s'", (long long)done,
+              (long long)settings->train.updates, duration, model);
+  else
+    smoe_note("done: all %lld updates, in %s; the model is '%s'", (long long)done, duration, model);
   smoe_free(model);
 }
 

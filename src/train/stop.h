@@ -34,8 +34,8 @@ bool smoe_stop_clear(const smoe_group *group, const smoe_settings *settings);
  */
 smoe_status smoe_stop_report(smoe_stop stop, const smoe_settings *settings, int64_t done);
 
-/** Say that all updates are done, in so many seconds here. Local. */
-void smoe_run_report_done(const smoe_settings *settings, double seconds);
+/** Print that the training has ended after update `done`, its last one or earlier, in so many seconds here. Local. */
+void smoe_run_report_done(const smoe_settings *settings, int64_t done, double seconds);
 
 /** Say what is left of a run that an error ends: nothing where status is none. Local.
  *

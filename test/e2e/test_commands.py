@@ -127,6 +127,61 @@ class Commands(p.ProgramTest):
                 self.assertFalse(Path(out).exists() or Path(out + ".part").exists())
         self.assertRefused(self.program.run("average", last), "config", "--output is missing")
 
+    # A learning rate at which the validation loss soon gets no better; stage 2 begins after update 6.
+    STOPS = ("train.updates=60", "train.evaluate_every=2", "train.evaluate_sequences=2", "router.stage1_updates=6",
+             "train.checkpoint_every=5", "optimizer.lr=0.05", "optimizer.clip=0", "train.keep_last=2")
+
+    def test_early_stop(self):
+        """train.patience: the best is kept and the run ends, after a resume at the same update with the same bits."""
+        whole = self.train("patient", [*self.STOPS, "train.patience=3"], ranks=2)
+        self.assertFine(whole)
+        run = self.path("patient")
+        rows = p.metrics(run)
+        valid = {int(row[0]): float(row[rows[0].index("valid_loss")]) for row in rows[1:]
+                 if row[rows[0].index("valid_loss")] and int(row[0]) >= 6}
+        best, last = min(valid, key=valid.get), p.last_update(run)
+        self.assertEqual(last, best + 6, valid)
+        self.assertRegex(whole.err, rf"early stop: the validation loss has not improved in 3 evaluations; the best is "
+                                    rf"{valid[best]:.4f} at update {best} ")
+        self.assertIn(f"done: {last} of 60 updates", whole.err)
+        kept = p.files_of(run, "checkpoints")
+        self.assertEqual(kept[0], f"step-{best:09d}.h5")
+        self.assertEqual(Path(run, "checkpoints", "best").resolve().name, kept[0])
+        # --best is that checkpoint, for whatever reads one.
+        file = Path(run, "checkpoints", kept[0])
+        found = json.loads(self.on_ranks("evaluate", run, "--best", "--json", "-s", "valid", "-n", 2, ranks=(1, 2)))
+        self.assertEqual(found["update"], best)
+        self.assertAlmostEqual(found["loss"], valid[best], delta=1e-7)
+        self.assertEqual(self.on_ranks("generate", run, "--best", "-p", "ab", "-n", 9, "-t", 0, ranks=(1,)),
+                         self.on_ranks("generate", file, "-p", "ab", "-n", 9, "-t", 0, ranks=(1,)))
+        # From a checkpoint between two evaluations that brought nothing.
+        self.copy("patient", "parts")
+        for name in ("latest", f"step-{last:09d}.h5"):
+            Path(self.path("parts", "checkpoints", name)).unlink()
+        self.assertLess(best, int(p.files_of(self.path("parts"), "checkpoints")[-1][5:14]))
+        self.assertFine(self.train("parts", [*self.STOPS, "train.patience=3"], ranks=3, resume=True))
+        self.assertEqual(p.last_update(self.path("parts")), last)
+        self.assertEqual(p.different(p.checkpoint(run, last), p.checkpoint(self.path("parts"), last)), [])
+        with p.h5py.File(file.parent / "latest") as a, p.h5py.File(self.path("parts", "checkpoints", "latest")) as b:
+            for name in ("best_metric", "best_update", "best_since", "best_value"):
+                self.assertEqual(a["meta"].attrs[name], b["meta"].attrs[name], name)
+        # Once more: nothing is left; with more patience it goes on.
+        again = self.train("patient", [*self.STOPS, "train.patience=3"], resume=True)
+        self.assertFine(again)
+        self.assertIn(f"nothing is left to do after update {last}", again.err)
+        self.assertEqual(p.last_update(run), last)
+        self.assertFine(self.train("patient", [*self.STOPS, "train.patience=4"], resume=True))
+        self.assertGreater(p.last_update(run), last)
+
+    def test_best_refused(self):
+        for args, said in ((["evaluate", self.run_path, "--best"], "without train.best and train.patience"),
+                           (["evaluate", self.early, "--best"], "is not a run directory"),
+                           (["train", self.program.config, "-P", f"data.corpus={self.corpus}", "-P", "train.patience=2",
+                             "-P", "train.evaluate_every=0", "-P", f"run.directory={self.path('no')}"],
+                            "train.patience needs evaluations")):
+            with self.subTest(said):
+                self.assertRefused(self.program.run(*args, ranks=2), "config", said)
+
     def test_training_learns(self):
         losses = p.column(self.run_path, "valid_loss")
         at = [loss for loss in losses if not math.isnan(loss)]

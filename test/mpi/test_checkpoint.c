@@ -99,15 +99,17 @@ static void check_equal(const model *a, const model *b) {
 /** Meta data of an update. */
 static smoe_checkpoint_meta meta_of(int64_t update) {
   static char text[] = "model:\n  width: 33\n";
-  return (smoe_checkpoint_meta){.update = update,
-                                .stage = 2,
-                                .seed = UINT64_MAX - 1,
-                                .n_tokens_seen = 1234567890123,
-                                .fingerprint = 0xfedcba9876543210u,
-                                .tokenizer = 0x0123456789abcdefu,
-                                .corpus = "corpus.h5",
-                                .absolute = "/data/corpus.h5",
-                                .configuration = text};
+  return (smoe_checkpoint_meta){
+      .update = update,
+      .stage = 2,
+      .seed = UINT64_MAX - 1,
+      .n_tokens_seen = 1234567890123,
+      .fingerprint = 0xfedcba9876543210u,
+      .tokenizer = 0x0123456789abcdefu,
+      .corpus = "corpus.h5",
+      .absolute = "/data/corpus.h5",
+      .best = {.metric = SMOE_BEST_BLEU, .update = 9, .n_since = 2, .value = 1.0 / 3},
+      .configuration = text};
 }
 
 /** Load on these ranks into an empty model, and compare with one that was filled. */
@@ -217,6 +219,8 @@ static void test_meta(const char *path) {
   CHECK(read.n_tokens_seen == meta.n_tokens_seen && read.fingerprint == meta.fingerprint);
   CHECK(read.tokenizer == meta.tokenizer && strcmp(read.absolute, meta.absolute) == 0);
   CHECK(strcmp(read.corpus, meta.corpus) == 0 && strcmp(read.configuration, meta.configuration) == 0);
+  CHECK(read.best.metric == meta.best.metric && read.best.update == meta.best.update);
+  CHECK(read.best.n_since == meta.best.n_since && read.best.value == meta.best.value);
   smoe_free(read.configuration);
   CHECK_REFUSED(smoe_checkpoint_read_meta("/none/such.h5", &world, &read), SMOE_ERR_IO, "/none/such.h5");
 }
@@ -451,16 +455,16 @@ static void test_list_and_prune(void) {
     smoe_group_barrier(&world);
   }
   CHECK(access(rest, F_OK) != 0, "a leftover is still there");
-  CHECK_OK(smoe_checkpoint_prune(directory, &world, 0, 0));
+  CHECK_OK(smoe_checkpoint_prune(directory, &world, 0, 0, 0));
   check_updates(directory, (int64_t[]){60, 50, 40, 30, 20, 10}, 6);
   smoe_group_barrier(&world);
-  CHECK_OK(smoe_checkpoint_prune(directory, &world, 2, 30));
-  check_updates(directory, (int64_t[]){60, 50, 30}, 3);
+  CHECK_OK(smoe_checkpoint_prune(directory, &world, 2, 30, 20));
+  check_updates(directory, (int64_t[]){60, 50, 30, 20}, 4);
   smoe_group_barrier(&world);
   /* A run that went back to an older checkpoint keeps what it has just saved. */
   const smoe_checkpoint_meta meta = meta_of(35);
   CHECK_OK(smoe_checkpoint_save(directory, &m.params, &meta));
-  CHECK_OK(smoe_checkpoint_prune(directory, &world, 1, 0));
+  CHECK_OK(smoe_checkpoint_prune(directory, &world, 1, 0, 0));
   check_updates(directory, (int64_t[]){60, 35}, 2);
   end(&m);
   smoe_free(directory);

@@ -1,0 +1,86 @@
+/* Early stopping: what counts as the best evaluation, and when the patience is over. */
+#include <math.h>
+#include <string.h>
+
+#include "../../src/train/patience.h"
+#include "harness.h"
+#include "stablemoe/arena.h"
+
+static smoe_patience begin(int64_t patience, bool best) {
+  smoe_settings *settings = smoe_alloc(sizeof *settings);
+  settings->train.patience = patience;
+  settings->train.best = best;
+  smoe_patience p;
+  smoe_patience_begin(&p, settings);
+  smoe_free(settings);
+  return p;
+}
+
+static void test_off(void) {
+  smoe_patience p = begin(0, false);
+  for (int64_t i = 1; i < 50; i++) CHECK(!smoe_patience_count(&p, i, 1) && !smoe_patience_over(&p));
+  CHECK(p.best.metric == SMOE_BEST_NONE && p.best.update == 0);
+}
+
+static void test_best_alone(void) {
+  smoe_patience p = begin(0, true);
+  CHECK(smoe_patience_count(&p, 10, 3));
+  for (int64_t i = 11; i < 50; i++) CHECK(!smoe_patience_count(&p, i, 3) && !smoe_patience_over(&p));
+  CHECK(p.best.update == 10 && p.best.n_since == 39);
+}
+
+static void test_loss(void) {
+  smoe_patience p = begin(2, false);
+  const double value[] = {3, 2.5, 2.5, 2.4, NAN, 2.4};
+  const bool better[] = {true, true, false, true, false, false};
+  for (int64_t i = 0; i < 6; i++) {
+    CHECK(!smoe_patience_over(&p), "evaluation %d", (int)i);
+    CHECK(smoe_patience_count(&p, 10 * (i + 1), value[i]) == better[i], "evaluation %d", (int)i);
+  }
+  CHECK(smoe_patience_over(&p));
+  CHECK(p.best.update == 40 && p.best.n_since == 2 && p.best.value == 2.4);
+  char text[96];
+  smoe_patience_describe(&p, text, sizeof text);
+  CHECK(strcmp(text, " (best 2.4000 at update 40, 2 evaluations ago)") == 0, "%s", text);
+}
+
+/* A number that is not finite never becomes the best, whatever comes first. */
+static void test_not_finite(void) {
+  smoe_patience p = begin(2, false);
+  CHECK(!smoe_patience_count(&p, 10, NAN) && !smoe_patience_count(&p, 20, -INFINITY));
+  CHECK(smoe_patience_over(&p) && p.best.update == 0);
+}
+
+/* BLEU: higher is better. */
+static void test_bleu(void) {
+  smoe_patience p = begin(1, false);
+  p.best.metric = SMOE_BEST_BLEU;
+  CHECK(smoe_patience_count(&p, 1, 10) && smoe_patience_count(&p, 2, 11) && !smoe_patience_count(&p, 3, 9));
+  CHECK(smoe_patience_over(&p) && p.best.update == 2);
+}
+
+static void test_load(void) {
+  const smoe_best stored = {.metric = SMOE_BEST_LOSS, .update = 30, .n_since = 1, .value = 2};
+  smoe_patience p = begin(2, false), other = begin(2, false), off = begin(0, false);
+  smoe_patience_load(&p, "a", &stored);
+  CHECK(!smoe_patience_over(&p) && !smoe_patience_count(&p, 50, 2) && smoe_patience_over(&p));
+  CHECK(p.best.update == 30 && p.best.value == 2);
+  other.best.metric = SMOE_BEST_BLEU;
+  smoe_patience_load(&other, "a", &stored);
+  CHECK(other.best.update == 0 && other.best.metric == SMOE_BEST_BLEU);
+  smoe_patience_load(&off, "a", &stored);
+  CHECK(off.best.metric == SMOE_BEST_NONE && off.best.update == 0);
+  const smoe_best none = {.metric = SMOE_BEST_NONE};
+  smoe_patience_load(&p, "a", &none);
+  CHECK(p.best.update == 30);
+}
+
+int main(void) {
+  test_off();
+  test_best_alone();
+  test_loss();
+  test_not_finite();
+  test_bleu();
+  test_load();
+  return test_verdict("patience");
+}
