@@ -255,6 +255,9 @@ class Browser(unittest.TestCase):
         self.assertEqual(self.shown(), at)
         self.js("document.querySelector('.watch button').click()")
         self.until(lambda: self.shown() > at, "the page goes on after a pause")
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                    {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+        self.assertLess(self.js("return document.getElementById('side').offsetHeight"), 90)
         self.assertEqual(self.watch.end(), 0)
         self.until(lambda: "not reachable" in self.js("return document.querySelector('.watch .state').textContent"), "it is told")
         self.assertEqual(self.js("return faults"), [])
