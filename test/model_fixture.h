@@ -49,6 +49,8 @@ static inline void fixture_method_keys(smoe_config *config, const smoe_router_op
     const char *dot = strrchr(key->name, '.'), *value = NULL;
     if ((key->kind == SMOE_KEY_TEXT || key->kind == SMOE_KEY_PATH) && !key->def[0]) value = "none";
     if (key->kind == SMOE_KEY_INT && strcmp(dot, ".width") == 0) value = "4";
+    if (key->kind == SMOE_KEY_REAL && strcmp(dot, ".epsilon") == 0)
+      value = "0.9"; /* several experts to draw from */
     if (!value) continue;
     char *assignment = smoe_sprintf("%s=%s", key->name, value);
     fixture_try(smoe_config_override(config, assignment), assignment);

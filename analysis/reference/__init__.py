@@ -8,7 +8,8 @@ the line it differentiates where that is not obvious.
     counter_random  random numbers
     layers          norm, feed-forward layer, attention, block
     sublayers       those of other models: RMS norm, GELU, SwiGLU, rotary positions, attention of every form
-    routers         every routing method; call, distilled, assignment, scores, tables and top_choice are parts of theirs
+    routers         every routing method; call, distilled, assignment, sampled, scores, tables and
+                    top_choice are parts of theirs
     moe             the MoE layer: capacity, experts, combine
     model           the language model
     training        batches, gradients of an update, Adam, what is frozen and what decays

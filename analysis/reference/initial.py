@@ -42,13 +42,13 @@ def orthogonal(gain):
 def rule(name, shape, config):
     """What fills one copy of a parameter of this shape."""
     last, fan_in = name.rpartition("/")[2], shape[-1]
-    if last == "gamma":
+    if last in ("gamma", "omega"):
         return constant(1)
     if name.startswith("moe/router/cell/"):
         return uniform(1 / np.sqrt(int(config.router["width"])))
     if name.endswith(("router/projection", "router/head")):
         return uniform(1 / np.sqrt(fan_in))
-    if last in ("beta", "bias") or last in ("table", "visible") and "/router/" in name:
+    if last in ("beta", "bias", "offset") or last in ("table", "visible") and "/router/" in name:
         return constant(0)
     if name.endswith("router/centroid"):
         if config.method == "switch" and config.router["init"] == "normal":

@@ -44,19 +44,26 @@ def moe_forward(call, x):
     info = {"load": load, "dropped": int((expert >= 0).sum() - kept.sum()), "expert": expert, "kept": kept,
             "gate": gate, "gap": routing.gap, "learned": routing.learned, "distilled": routing.distilled,
             "terms": terms, **terms}
-    return x + np.einsum("tk,tkc->tc", gate, delta), terms, info, (call, x, routing, load, kept, delta, caches)
+    # A learned factor on each dimension of what experts add, of methods that have one.
+    omega = call.params.get(f"{call.prefix}/router/omega", 1.0)
+    return x + omega * np.einsum("tk,tkc->tc", gate, delta), terms, info, (call, x, routing, load, kept, delta, caches)
 
 
 def moe_backward(dy, grads, scale, cache):
     call, x, routing, load, kept, delta, caches = cache
-    expert, dx = routing.expert, dy.copy()
+    expert, dx, name = routing.expert, dy.copy(), f"{call.prefix}/router/omega"
+    method = METHODS[call.config.method]
+    if name in grads:
+        grads[name] += np.einsum("tk,tkc,tc->c", routing.gate, delta, dy)
+        dy = call.params[name] * dy
+    gate = method.expert_gates(call, routing) if hasattr(method, "expert_gates") else routing.gate
     for e in range(call.config.experts):
         token, slot = np.nonzero(kept & (expert == e))
-        ddelta = routing.gate[token, slot, None] * dy[token]
+        ddelta = gate[token, slot, None] * dy[token]
         dz = ddelta
         for s in reversed(range(call.config.sublayers)):
             name = f"{call.prefix}/expert/ffn{s}"
             dz = ffn_backward(dz, ffn_arrays(call.params, name, e), ffn_arrays(grads, name, e), caches[e, s])
         np.add.at(dx, token, dz - ddelta)  # delta = f(x) - x
     dgate = np.einsum("tc,tkc->tk", dy, delta)  # zero where the slot was dropped: delta is
-    return dx + METHODS[call.config.method].backward(call, x, routing, load, dgate, scale, grads)
+    return dx + method.backward(call, x, routing, load, dgate, scale, grads)

@@ -19,6 +19,7 @@ from .call import Routing, argmax, best, gap
 from .layers import sigmoid
 from .scores import (balance_loss, balance_slope, centroid, gates_to_experts, masked, probabilities, scores_backward,
                      softmax_backward)
+from .sampled import SparseMixer
 from .top_choice import Recurrent, TopK
 
 # ---- gates that are the sigmoid of one score: StableMoE, BASE, replay ----
@@ -357,5 +358,5 @@ class Replay:
 
 
 METHODS = {"stable": Stable(), "base": Base(), "base_stage2": BaseStage2(), "switch": Switch(), "topk": TopK(),
-           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "mask": Mask(), "recurrent": Recurrent(),
+           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "mask": Mask(), "recurrent": Recurrent(), "sparsemixer": SparseMixer(),
            "replay": Replay()}

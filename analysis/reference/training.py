@@ -34,7 +34,7 @@ def is_frozen(name, stage):
 
 def is_decayed(name):
     """Weight decay pulls at matrices, embeddings and the convolution's taps, not at gains, biases and tables."""
-    return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2") and \
+    return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2", "omega", "offset") and \
         not name.endswith(("/router/table", "/router/visible"))
 
 

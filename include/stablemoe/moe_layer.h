@@ -2,6 +2,8 @@
  *
  *      y = x + sum over slots k of gate_k * delta_k (+ shared experts),   delta = f_expert(norm(x)) - norm(x)
  *
+ *  where the router has an omega, each dimension of delta is multiplied by its own.
+ *
  *  As a layer between blocks it has no norm of its own: the experts' sublayers have one each. In place of a
  *  block's feed-forward layer it has one, which router and experts share.
  *
@@ -44,6 +46,9 @@ typedef struct smoe_moe_layer {
   smoe_real *drows;   /**< [M, C] */
   smoe_real *dgate;   /**< [N, K] */
   smoe_real *dnormed; /**< [N, C]; with a norm */
+  smoe_real *dscaled; /**< [N, C] omega times dy; with routers that have an omega */
+  smoe_real
+      *spread; /**< [N, K] what experts' gradients are multiplied by, in place of the gates; NULL: those */
   smoe_real *router_scratch;
 
   /* What routers hand on over depth; with routers that do. */

@@ -162,6 +162,14 @@ typedef struct smoe_router_ops {
   void (*backward)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                    smoe_real *dx, const smoe_real *dgate);
 
+  /** Methods whose backward estimates the gradient of a sampled choice: what it multiplies the true gradient of
+   *  each slot's gate by, factor [N, K]. NULL: 1, the gradient is exact.
+   */
+  void (*estimate)(const smoe_router *router, const smoe_route_call *call, smoe_real *factor);
+
+  /** Whether experts get the gradient times that factor, too. NULL: no. */
+  bool (*estimates_experts)(const smoe_router *router);
+
   /** Change parameters that are frozen from the start, from the loads of a whole update over all ranks: called
    *  after the optimizer's step, with the same bits on all ranks. NULL: nothing to change.
    */
@@ -187,6 +195,7 @@ struct smoe_router {
   size_t context;      /**< T of the longest sequence */
   int vocabulary;      /**< V */
   int index[8];        /**< parameters of the method, by its own numbering */
+  int omega;           /**< parameter [C]: factor on what experts add, dimension by dimension; -1: none */
   smoe_terms terms;    /**< loss terms; the same in all MoE layers */
   int32_t *table;      /**< [table_ints] of the method; NULL where no layer holds the router */
   bool compiled;       /**< the table is filled, and stays as it is */

@@ -29,10 +29,15 @@ static void groups_forward(smoe_moe_layer *moe, const smoe_real *x) {
   smoe_exchange_end_rows(ex, moe->slot);
 }
 
+/* What rows of gradients are multiplied by on their way to the experts. */
+static const smoe_real *spread(const smoe_moe_layer *moe) {
+  return moe->spread ? moe->spread : moe->gate;
+}
+
 /* ddelta = gate dy travels to the experts; their dx travels back and is added to dx. dy may be dx. */
 static void experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *dy) {
   smoe_phase(SMOE_PHASE_PACK);
-  smoe_dispatch(&moe->exchange, moe->drows, dy, moe->gate, moe->packing);
+  smoe_dispatch(&moe->exchange, moe->drows, dy, spread(moe), moe->packing);
   smoe_phase(SMOE_PHASE_EXPERTS);
   smoe_experts_backward(&moe->experts, moe->rows, moe->drows, moe->exchange.expert_offset);
   smoe_phase(SMOE_PHASE_PACK);
@@ -43,7 +48,7 @@ static void experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real
 static void groups_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *dy) {
   const smoe_exchange *ex = &moe->exchange;
   smoe_phase(SMOE_PHASE_PACK);
-  smoe_exchange_begin(ex, dy, moe->gate, moe->packing);
+  smoe_exchange_begin(ex, dy, spread(moe), moe->packing);
   for (int g = 0; g < ex->n_groups; g++) {
     int first, end;
     smoe_exchange_group(ex, g, &first, &end);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "moe_combine.h"
 #include "moe_experts.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/phase.h"
@@ -112,6 +113,9 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
     moe->drows = smoe_arena_reals(scratch, rows * c);
     moe->dgate = smoe_arena_reals(scratch, n * k);
     if (moe->norm != SMOE_NORM_NONE) moe->dnormed = smoe_arena_reals(scratch, n * c);
+    if (router->omega >= 0) moe->dscaled = smoe_arena_reals(scratch, n * c);
+    if (router->ops->estimates_experts && router->ops->estimates_experts(router))
+      moe->spread = smoe_arena_reals(scratch, n * k);
   }
   smoe_experts_layout(&moe->experts, tape, scratch, rows, memory->training);
   if (moe->shared.state) {
@@ -281,17 +285,6 @@ static smoe_layer_call shared_call(const smoe_moe_layer *moe, const smoe_pass *p
                            .x = x + (size_t)lane * tokens->lane_tokens * moe->width};
 }
 
-static void add_slots(const smoe_moe_layer *moe, smoe_real *y, size_t n) {
-  const size_t k = (size_t)moe->router.n_slots, c = moe->width;
-  if (k == 1) {
-    smoe_add_rows_scaled(y, moe->gate, 1, moe->slot, n, c);
-    return;
-  }
-  for (size_t t = 0; t < n; t++)
-    for (size_t i = t * k; i < (t + 1) * k; i++)
-      smoe_add_rows_scaled(y + t * c, moe->gate + i, 1, moe->slot + i * c, 1, c);
-}
-
 static void forward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *y, const smoe_real *in,
                         double *sums, size_t stride) {
   smoe_moe_layer *moe = layer->state;
@@ -304,7 +297,7 @@ static void forward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *y, 
 
   smoe_phase(SMOE_PHASE_COMBINE);
   if (n) memcpy(y, in, n * c * sizeof *y); /* a rank without tokens may have no arrays */
-  add_slots(moe, y, n);
+  smoe_moe_add_slots(moe, y, n);
   smoe_phase(SMOE_PHASE_EXPERTS);
   for (int lane = 0; lane < tokens->n_lanes && moe->shared.state; lane++) {
     const smoe_layer_call call = shared_call(moe, pass, lane, x);
@@ -344,7 +337,12 @@ static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy
   smoe_real *dx = norm ? moe->dnormed : dy;
   smoe_phase(SMOE_PHASE_COMBINE);
   /* y = x + sum_k gate_k delta_k: dgate = <dy, delta>; slots unused or dropped have delta = 0. */
-  for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(dy + i / k * c, moe->slot + i * c, c);
+  const smoe_real *ddelta = smoe_moe_scale_backward(moe, tokens, dy);
+  for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(ddelta + i / k * c, moe->slot + i * c, c);
+  for (int lane = 0; lane < tokens->n_lanes && moe->spread; lane++) {
+    const smoe_route_call call = call_of_lane(moe, lane, x, pass);
+    smoe_moe_spread(moe, &call, moe->spread + (size_t)lane * tokens->lane_tokens * k);
+  }
   if (norm && n) memset(dx, 0, n * c * sizeof *dx);
 
   smoe_phase(SMOE_PHASE_EXPERTS);
@@ -354,7 +352,7 @@ static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy
     call.dx = dx + first;
     smoe_layer_ffn_add_backward(&moe->shared, &call, dy + first);
   }
-  smoe_moe_experts_backward(moe, dx, dy);
+  smoe_moe_experts_backward(moe, dx, ddelta);
 
   smoe_phase(SMOE_PHASE_ROUTE);
   const smoe_route_loads loads = loads_of(moe);
@@ -433,7 +431,7 @@ static void extend_moe(smoe_layer *layer, const smoe_extend_call *call) {
   moe->experts.shape.decoding = false;
   if (!n) return;
   memcpy(call->y, call->x, n * c * sizeof *call->y);
-  add_slots(moe, call->y, n);
+  smoe_moe_add_slots(moe, call->y, n);
   const size_t lane_rows = shape_of(moe, call->pass)->lane_tokens;
   for (size_t first = 0; first < n && moe->shared.state; first += lane_rows) {
     const smoe_layer_call shared = {.pass = call->pass,

@@ -11,6 +11,7 @@ extern const smoe_router_ops smoe_router_expert_choice;
 extern const smoe_router_ops smoe_router_hash;
 extern const smoe_router_ops smoe_router_mask;
 extern const smoe_router_ops smoe_router_recurrent;
+extern const smoe_router_ops smoe_router_sparsemixer;
 extern const smoe_router_ops smoe_router_replay;
 extern const smoe_router_ops smoe_router_base;
 extern const smoe_router_ops smoe_router_base_stage2;
@@ -24,6 +25,7 @@ const smoe_router_ops *const smoe_router_methods[] = {
     &smoe_router_hash,
     &smoe_router_mask,
     &smoe_router_recurrent,
+    &smoe_router_sparsemixer,
     &smoe_router_base,
     &smoe_router_base_stage2,
     &smoe_router_replay,
@@ -80,6 +82,7 @@ void smoe_router_declare(smoe_router *router, const smoe_layer *layer) {
       .context = layer->spec.context,
       .vocabulary = (int)layer->spec.vocabulary,
       .terms = smoe_terms_common,
+      .omega = -1,
   };
   ops->declare(router, layer->params);
 }

@@ -14,10 +14,15 @@ SAME = {
     "mask-switch": (["router.method=mask", "router.mask.frequent_visible=4", "router.mask.rare_visible=4",
                      "router.mask.balance_weight=0.02"],
                     ["router.method=switch", "router.switch.jitter=0", "router.switch.balance_weight=0.02"]),
+    # The best expert alone takes part: top-1 with gate 1, whose router has no gradient.
+    "sparsemixer-top-1": (["router.method=sparsemixer", "router.sparsemixer.epsilon=0", "router.sparsemixer.omega=false",
+                           "router.sparsemixer.bias=false", "router.sparsemixer.balance_weight=0"],
+                          ["router.method=topk", "router.topk.k=1", "router.topk.balance_weight=0"]),
 }
 # Methods with more than one router's parameters to keep.
 RESUMED = {
     "recurrent": ["router.method=recurrent", "router.recurrent.bias_rate=0.01"],
+    "sparsemixer": ["router.method=sparsemixer", "router.sparsemixer.k=2", "router.sparsemixer.epsilon=0.5"],
 }
 FORM = ["moe.layers=2", "moe.position=scattered", "train.micro_batches=2", "moe.capacity_factor=1.2"]
 

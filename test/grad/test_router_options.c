@@ -74,6 +74,15 @@ int main(int argc, char **argv) {
   test_gradient("recurrent",
                 LIST("model.family=decoder", "moe.sublayers=1", "model.blocks=3", "model.decoder.kv_heads=1",
                      "router.recurrent.balance_over=sequence", "router.recurrent.balance_weight=1"));
+  test_gradient("sparsemixer router.sparsemixer.version=plain",
+                LIST("router.sparsemixer.k=2", "moe.experts=5", "router.sparsemixer.epsilon=0.6",
+                     "router.sparsemixer.z_loss_weight=1", "router.sparsemixer.balance_weight=1",
+                     "router.sparsemixer.balance_over=lane", "moe.capacity_factor=0.8",
+                     "train.batch_sequences=8"));
+  test_gradient("sparsemixer router.sparsemixer.version=plain",
+                LIST("router.sparsemixer.k=3", "moe.experts=4", "router.sparsemixer.epsilon=9",
+                     "router.sparsemixer.balance_on=all", "router.sparsemixer.mask=paper",
+                     "router.sparsemixer.balance_weight=1"));
   test_gradient("hash", LIST("router.hash.segments=3", "moe.capacity_factor=0.7"));
   test_gradient("hash",
                 LIST("router.hash.segments=3", "moe.capacity_factor=0.7", "router.hash.gate=sigmoid"));

@@ -63,6 +63,10 @@ VARIANTS["hash-gate"] = (["router.method=hash", "router.hash.gate=sigmoid", "opt
 VARIANTS["recurrent-depth"] = (["router.method=recurrent", "model.blocks=3", "moe.layers=3", "moe.position=scattered",
                                 "moe.experts=5", "train.lanes=7", "train.batch_sequences=14", "moe.capacity_factor=1.0",
                                 "router.recurrent.width=24"], None)
+VARIANTS["sparsemixer-v2"] = (["router.method=sparsemixer", "router.sparsemixer.version=v2", "router.sparsemixer.k=2",
+                               "router.sparsemixer.epsilon=0.6", "router.sparsemixer.expert_gradient=estimator",
+                               "moe.layers=2", "moe.position=scattered", "train.micro_batches=2", "moe.experts=5",
+                               "train.lanes=7", "train.batch_sequences=14", "moe.capacity_factor=1.0"], None)
 VARIANTS["multi-hash"] = (["router.method=hash", "router.hash.segments=2", "moe.inner=16"], None)
 
 

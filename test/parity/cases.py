@@ -95,6 +95,21 @@ METHODS = {
                         "router.recurrent.width": 6, "router.recurrent.balance_over": "lane"}, {}),
     "recurrent-mlp": ({"router.method": "recurrent", "router.recurrent.cell": "mlp",
                        "router.recurrent.width": 6}, {}),
+    "sparsemixer": (dict(INCONVENIENT, **{"router.method": "sparsemixer", "router.sparsemixer.epsilon": 0.7,
+                                          "router.sparsemixer.balance_weight": 0.4, "optimizer.decay": 0.1}),
+                    {"dropped": True}),
+    "sparsemixer-v2": (dict(INCONVENIENT, **{
+        "router.method": "sparsemixer", "router.sparsemixer.version": "v2", "router.sparsemixer.k": 2,
+        "router.sparsemixer.epsilon": 0.8, "router.sparsemixer.mask": "paper", "router.sparsemixer.omega": "false",
+        "router.sparsemixer.bias": "false", "router.sparsemixer.balance_on": "all",
+        "router.sparsemixer.balance_weight": 0.4, "router.sparsemixer.z_loss_weight": 0.03}), {"dropped": True}),
+    "sparsemixer-v2-star": ({
+        "router.method": "sparsemixer", "router.sparsemixer.version": "v2_star", "router.sparsemixer.k": 3,
+        "router.sparsemixer.epsilon": 9, "router.sparsemixer.best_whole": "false",
+        "router.sparsemixer.expert_gradient": "estimator", "router.sparsemixer.balance_over": "lane"}, {}),
+    "sparsemixer-uniform": ({
+        "router.method": "sparsemixer", "router.sparsemixer.version": "v1_uniform", "router.sparsemixer.epsilon": 0.9,
+        "router.sparsemixer.expert_gradient": "estimator", "train.micro_batches": 2}, {}),
     "expert-choice": (dict(INCONVENIENT, **{
         "router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
         "router.expert_choice.max_experts": 2, "moe.capacity_factor": 0.6}), {"dropped": True}),
@@ -151,6 +166,8 @@ RUNS = {
                      "router.topk.z_loss_weight": 0.02},
     "recurrent": {"router.method": "recurrent", "router.recurrent.width": 6, "moe.layers": 3,
                   "router.recurrent.balance_weight": 0.5, "optimizer.router_lr_factor": 0.7},
+    "sparsemixer": {"router.method": "sparsemixer", "router.sparsemixer.k": 2, "router.sparsemixer.epsilon": 0.6,
+                    "router.sparsemixer.balance_weight": 0.5},
     "expert-choice": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.5,
                       "router.expert_choice.max_experts": 3, "moe.capacity_factor": 0.4, "run.seed": 2},
     "expert-choice-experts": {"router.method": "expert_choice", "router.expert_choice.capacity": 1.2,

@@ -255,7 +255,7 @@ class Beginning(p.ProgramTest):
 
     def test_values(self):
         for name in ("stable", "stable-cnn", "stable-transformer", "switch", "hash-balanced", "hash-segments",
-                     "hash-position", "recurrent", "dense"):
+                     "hash-position", "recurrent", "sparsemixer", "dense"):
             with self.subTest(name):
                 self.check(f"begin-{name}", RUNS[name])
 

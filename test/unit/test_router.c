@@ -300,6 +300,7 @@ static const struct {
     {"hash", true, true, "it has no scores"},
     {"mask", true, true, "a token id sees some experts alone"},
     {"replay", true, true, "the log has chosen"},
+    {"sparsemixer", true, false, "experts are drawn"},
     {"topk router.topk.forced_balance=true", true, true, "experts take turns"},
     {"recurrent router.recurrent.forced_balance=true", true, true, "experts take turns"},
 };
