@@ -63,7 +63,7 @@ smoe_status smoe_mpi_check_path(const char *directory) {
   enum { LONGEST = 160 }; /* of 212 that were seen to work: names of files come behind it */
   char wanted[4096], *path = realpath(directory, NULL);
   const size_t length = strlen(path ? path : directory);
-  free(path);
+  free(path); /* memory of the C library */
   if (length <= LONGEST || smoe_mpi_io_layer(directory) != SMOE_LAYER_OMPIO) return SMOE_OK;
   setting("sharedfp", wanted, sizeof wanted);
   const bool named = strstr(wanted, "lockedfile") != NULL, without = wanted[0] == '^';
