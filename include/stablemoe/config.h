@@ -97,6 +97,7 @@ typedef struct smoe_settings {
     int64_t batch_tokens;    /**< per update on either side, padding included; translation */
     int64_t micro_batches;
     int64_t lanes;
+    int precision;              /**< smoe_precision (operand.h) */
     bool recompute;             /**< activations of blocks again in the backward pass */
     int64_t evaluate_every;     /**< updates; 0: only at the end */
     int64_t evaluate_sequences; /**< 0: the whole validation split */

@@ -1,7 +1,8 @@
 /** Token exchange: rows travel to the rank of their expert, within the replica, and back.
  *
  *  A plan is made per MoE layer and micro-batch from the router's choice.
- *  How rows travel (smoe_exchange_options) is a choice of its own and changes no bit.
+ *  How rows travel (smoe_exchange_options) is a choice of its own and changes no bit. In bf16 they are rounded
+ *  when they leave, to half the bytes, also those that stay on their rank.
  *  Dispatch and combine are adjoint: the backward of each is the other.
  *  On the expert's side rows stand by expert, then by global token index, so
  *  an expert's GEMM is the same call on any number of ranks.
@@ -10,6 +11,7 @@
 #define STABLEMOE_EXCHANGE_H
 
 #include "stablemoe/arena.h"
+#include "stablemoe/operand.h"
 #include "stablemoe/topology.h"
 
 /** How rows travel. None of it moves a bit of a result. */
@@ -42,6 +44,7 @@ typedef struct smoe_exchange_shape {
   int64_t n_replica_max;         /**< tokens of this rank's replica at most; 0: n_global_max */
   smoe_exchange_options options; /**< all zero: one MPI_Alltoallv */
   const int32_t *expert_at; /**< [E] expert at each place, read with every plan; NULL: expert e at place e */
+  smoe_precision precision; /**< in which rows travel */
 } smoe_exchange_shape;
 
 /** What a call leaves for the next one (src/comm/exchange.c). */
@@ -68,6 +71,7 @@ typedef struct smoe_exchange {
   int32_t *cursor;        /**< [2, E] while planning: place of an expert's next row, end of its rows */
   int *send_count, *send_offset, *recv_count, *recv_offset; /**< [G] ranks of the replica, in rows */
   MPI_Datatype row_type;                                    /**< one row; counts are rows then */
+  size_t row_bytes;                                         /**< of a row as it travels */
 
   int n_groups;                 /**< groups of whole local experts; 1 where nothing overlaps */
   int *send_block, *recv_block; /**< [G, n_groups + 1] rows of a rank and group: as send_offset, by group */
@@ -113,7 +117,7 @@ void smoe_exchange_plan(smoe_exchange *ex, int32_t *expert, size_t n);
 /** What the options come to on these ranks: "direct, MPI_Alltoallv". Local. */
 void smoe_exchange_describe(const smoe_exchange *ex, char *text, size_t bytes);
 
-/** Rows of scratch that the present plan's transfers need: n_send + n_recv, and n_relay of each
+/** Rows of scratch, of ex->row_bytes, that the present plan's transfers need: n_send + n_recv, and n_relay of each
  *  transfer that may be on its way. Local.
  */
 size_t smoe_exchange_scratch_rows(const smoe_exchange *ex);
@@ -139,7 +143,7 @@ double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repe
  *  out      out  [M, C] in expert order
  *  rows     in   [N, C] in token order
  *  scale    in   [N, K] factor of each row, or NULL for 1
- *  scratch       [smoe_exchange_scratch_rows(ex), C]
+ *  scratch       [smoe_exchange_scratch_rows(ex)] rows of ex->row_bytes
  *
  *  Writes:   out =
  *  Adjoint:  smoe_combine_add where scale is NULL; else smoe_combine_rows, then
@@ -148,7 +152,7 @@ double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repe
  *  Cost:     one transfer of n_send rows.
  */
 void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, const smoe_real *scale,
-                   smoe_real *scratch);
+                   void *scratch);
 
 /** Bring the experts' results back to the tokens' ranks, one row per slot.
  *
@@ -156,12 +160,12 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
  *
  *  out      out  [N, K, C]; rows of unused and dropped slots are zero
  *  rows     in   [M, C] in expert order
- *  scratch       [smoe_exchange_scratch_rows(ex), C]
+ *  scratch       [smoe_exchange_scratch_rows(ex)] rows of ex->row_bytes
  *
  *  Writes:   out =
  *  Adjoint:  smoe_dispatch of slot rows.
  */
-void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch);
+void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch);
 
 /** Bring rows back and add them to their tokens: the adjoint of smoe_dispatch.
  *
@@ -169,12 +173,12 @@ void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real 
  *
  *  out      inout  [N, C]; += sum over the token's slots, in slot order
  *  rows     in     [M, C] in expert order
- *  scratch         [smoe_exchange_scratch_rows(ex), C]
+ *  scratch         [smoe_exchange_scratch_rows(ex)] rows of ex->row_bytes
  *
  *  Writes:   out +=
  *  Adjoint:  smoe_dispatch without scale.
  */
-void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch);
+void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch);
 
 /** Groups of experts for the calls below, which let rows travel while experts compute; 0 where
  *  the calls above are to be used. The same on all ranks of the replica. Local.
@@ -193,7 +197,7 @@ void smoe_exchange_group(const smoe_exchange *ex, int g, int *first, int *end);
  *  rows, scale, scratch  as in smoe_dispatch; in use until the end
  */
 void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale,
-                         smoe_real *scratch);
+                         void *scratch);
 
 /** Wait for the rows of group g, and put them where its experts want them; group g + 1 departs. */
 void smoe_exchange_take(const smoe_exchange *ex, smoe_real *out, int g);

@@ -28,9 +28,8 @@ typedef struct smoe_experts {
   smoe_real *z[SMOE_SUBLAYERS_MAX]; /**< [M, C] input of the sublayer; z[0] is the expert's input */
   smoe_ffn_tape tape[SMOE_SUBLAYERS_MAX];
 
-  smoe_real *normed;  /**< scratch [M, C] */
-  smoe_real *dinner;  /**< scratch [M, smoe_ffn_columns]; backward only */
-  smoe_real *doutput; /**< scratch [M, C]; backward only */
+  smoe_ffn_scratch scratch; /**< of M rows */
+  smoe_real *doutput;       /**< scratch [M, C]; backward in fp32 only */
 } smoe_experts;
 
 /** Declare the parameters of an MoE layer's experts. Local. */
@@ -40,8 +39,9 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer);
 void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *scratch, size_t rows_max,
                          bool training);
 
-/** Reals of tape per row. Local. */
-double smoe_experts_tape_row(const smoe_experts *experts, bool training);
+/** Bytes of tape, and of scratch, per row. Local. */
+double smoe_experts_tape_bytes(const smoe_experts *experts, bool training);
+double smoe_experts_scratch_bytes(const smoe_experts *experts, bool training);
 
 /** delta = f(x) - x for the rows of all local experts.
  *

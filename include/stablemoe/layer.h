@@ -232,8 +232,9 @@ struct smoe_layer {
   smoe_layer_spec spec;
   const smoe_config *config;
   smoe_params *params;
-  int number;  /**< in the model's list, which tells its random numbers apart */
-  void *state; /**< the layer's own struct, ops->bytes, zeroed before declare */
+  smoe_precision precision; /**< of products' operands: train.precision */
+  int number;               /**< in the model's list, which tells its random numbers apart */
+  void *state;              /**< the layer's own struct, ops->bytes, zeroed before declare */
 };
 
 extern const smoe_layer_ops smoe_layer_embedding; /**< y = scale table[token] + position */
@@ -248,6 +249,12 @@ void smoe_layer_create(smoe_layer *layer, const smoe_layer_spec *spec, const smo
 
 /** Free it; accepts a zeroed one. Local. */
 void smoe_layer_destroy(smoe_layer *layer);
+
+/** Declare a matrix that products read, "<layer's name>/<name>", replicated, with decay. Local. Returns its index. */
+int smoe_layer_declare_weight(smoe_layer *layer, const char *name, const int64_t *shape, smoe_init init);
+
+/** What products read of a parameter; no operand where index is -1. Local. */
+smoe_operand smoe_layer_weight(const smoe_layer *layer, int index);
 
 /** Values of a parameter, and its gradient in the lane's slab; NULL where index is -1 (no such parameter). Local. */
 const smoe_real *smoe_layer_value(const smoe_layer *layer, int index);

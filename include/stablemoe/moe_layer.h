@@ -41,7 +41,7 @@ typedef struct smoe_moe_layer {
   int32_t *distilled; /**< [N] or -1 */
 
   /* Scratch. */
-  smoe_real *packing; /**< [smoe_exchange_scratch_max, C] */
+  void *packing;      /**< [smoe_exchange_scratch_max] rows as they travel */
   smoe_real *rows;    /**< [M, C] */
   smoe_real *drows;   /**< [M, C] */
   smoe_real *dgate;   /**< [N, K] */

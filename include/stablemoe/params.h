@@ -22,6 +22,7 @@
 
 #include "stablemoe/arena.h"
 #include "stablemoe/lanes.h"
+#include "stablemoe/operand.h"
 #include "stablemoe/topology.h"
 
 typedef enum smoe_sharding { SMOE_REPLICATED, SMOE_EXPERT } smoe_sharding;
@@ -47,11 +48,13 @@ typedef struct smoe_param {
   int n_dims;                   /**< of one copy: an expert's, for EXPERT */
   int64_t shape[SMOE_DIMS_MAX]; /**< of one copy; the file's shape of EXPERT is [E, shape...] */
   smoe_init init;
-  bool decay;    /**< weight decay applies */
-  bool frozen;   /**< no gradient, no optimizer step, not in the norm */
-  size_t count;  /**< elements of one copy */
-  int slab;      /**< that it stands in; final once the table is laid out */
-  size_t offset; /**< in a copy of the slab; there once the table is laid out */
+  bool decay;         /**< weight decay applies */
+  bool frozen;        /**< no gradient, no optimizer step, not in the norm */
+  size_t count;       /**< elements of one copy */
+  int slab;           /**< that it stands in; final once the table is laid out */
+  size_t offset;      /**< in a copy of the slab; there once the table is laid out */
+  bool rounded;       /**< has a bf16 copy, which products read */
+  size_t half_offset; /**< of that, in slab->half; there once the table is laid out */
 } smoe_param;
 
 /** A stretch of parameters that are kept, reduced, stepped and moved in one way. */
@@ -71,7 +74,9 @@ typedef struct smoe_slab {
   size_t slice_first; /**< first element of the slice of [n_local, count] that this rank owns */
   size_t slice_count; /**< all of it where there is one holder */
 
-  smoe_real *value;    /**< [n_local, count] */
+  smoe_real *value;    /**< [n_local, count]; who writes values calls smoe_params_round */
+  size_t half_count;   /**< elements of one copy that have a bf16 copy, with padding */
+  smoe_bf16 *half;     /**< [n_local, half_count] those */
   smoe_real *m;        /**< [slice_count] first moments of the own slice; NULL where nothing is learned */
   smoe_real *v;        /**< [slice_count] second moments */
   smoe_real *grad;     /**< [lanes.count, n_local, count] of each lane, or of this replica's tokens */
@@ -113,6 +118,16 @@ int smoe_params_begin_experts(smoe_params *params, int n_experts);
  */
 int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64_t *shape, smoe_init init,
                         bool decay, const char *name_format, ...) __attribute__((format(printf, 6, 7)));
+
+/** Keep a bf16 copy of a parameter, for the products that read it (smoe_params_operand). Local; before the table is
+ *  laid out. Twice is once.
+ */
+void smoe_params_keep_rounded(smoe_params *params, int index);
+
+/** Round values to their bf16 copies. Local; after every change of values. smoe_params_initialise,
+ *  smoe_params_allgather and smoe_params_move_experts end with it. Costs nothing where there are no copies.
+ */
+void smoe_params_round(smoe_params *params);
 
 /** Lay the table out on an arena (which may be measuring). Local.
  *
@@ -184,6 +199,11 @@ smoe_real *smoe_params_lane_grad(const smoe_params *params, int index, int lane)
 
 /** Values of a parameter of local expert j of its MoE layer. Local. */
 smoe_real *smoe_params_expert(const smoe_params *params, int index, int j);
+
+/** What products read of a parameter: its bf16 copy if there is one, else its values. j: local expert of its MoE layer; 0
+ *  for a replicated one. Local.
+ */
+smoe_operand smoe_params_operand(const smoe_params *params, int index, int j);
 
 /** Gradient of a parameter of local expert j of its MoE layer; NULL where it never learns. Local. */
 smoe_real *smoe_params_expert_grad(const smoe_params *params, int index, int j);

@@ -15,6 +15,7 @@
 typedef struct options {
   const char *corpus, *tokens, *translations;
   int split; /* smoe_split */
+  int precision;
   int64_t sequences, documents;
   bool experts, json, best;
 } options;
@@ -30,6 +31,8 @@ static const smoe_option OPTIONS[] = {
      "corpus to evaluate on (default: the one it was trained on)"},
     {'n', "sequences", SMOE_OPTION_INT, offsetof(options, sequences), "N",
      "only the first N sequences (default 0: all)", 0, INT64_MAX},
+    {0, "precision", SMOE_OPTION_CHOICE, offsetof(options, precision), NULL, SMOE_APP_PRECISION_HELP,
+     .choices = smoe_app_precisions},
     {'d', "documents", SMOE_OPTION_INT, offsetof(options, documents), "N",
      "list the N documents of the highest loss per token, of those that have 10 tokens (default 0)", 0,
      1000000},
@@ -166,9 +169,10 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   const options *o = values;
   smoe_app_model m;
   viewer v = {0};
+  const smoe_app_opening opening = {.corpus = o->corpus, .precision = o->precision};
   char path[4096];
   SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
-  smoe_status status = smoe_app_task_open(&m, group, path, o->corpus, false);
+  smoe_status status = smoe_app_task_open(&m, group, path, &opening);
   if (status == SMOE_OK && !smoe_task_is_language(&m.task)) {
     status = smoe_evaluate_pairs(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json,
                                  o->translations);
@@ -180,7 +184,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
     status = SMOE_FAIL(SMOE_ERR_CONFIG, "--translations: '%s' is a language model, which does not translate",
                        arguments->word[0]);
   if (status != SMOE_OK) return status;
-  status = smoe_app_model_open(&m, group, path, o->corpus, false);
+  status = smoe_app_model_open(&m, group, path, &opening);
   if (status == SMOE_OK) status = evaluate(group, o, &m, &v);
   for (int64_t i = 0; v.beginning && i < v.breakdown.n_worst; i++) smoe_free(v.beginning[i]);
   smoe_free(v.beginning);

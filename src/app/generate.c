@@ -16,6 +16,7 @@ typedef struct options {
   const char *prompt_file, *corpus;
   int64_t n_tokens, n_samples;
   smoe_sampling sampling;
+  int precision;
   bool json, no_cache, best;
 } options;
 
@@ -40,6 +41,8 @@ static const smoe_option OPTIONS[] = {
     {0, "seed", SMOE_OPTION_INT, offsetof(options, sampling.seed), "N",
      "another seed, another text (default 1)", 0, INT64_MAX},
     SMOE_BEST_OPTION(options),
+    {0, "precision", SMOE_OPTION_CHOICE, offsetof(options, precision), NULL, SMOE_APP_PRECISION_HELP,
+     .choices = smoe_app_precisions},
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "a JSON object for each text, one in a line, instead of text"},
     {0, "no-cache", SMOE_OPTION_FLAG, offsetof(options, no_cache), NULL,
@@ -241,11 +244,12 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_prompts prompts;
   smoe_app_model m = {0};
   session s = {.m = &m, .group = group, .o = o};
+  const smoe_app_opening opening = {.corpus = o->corpus, .single = true, .precision = o->precision};
   smoe_status status = smoe_prompts_read(&prompts, group, &o->prompts, o->prompt_file);
   char path[4096];
   if (status == SMOE_OK)
     status = smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best);
-  if (status == SMOE_OK) status = smoe_app_model_open(&m, group, path, o->corpus, true);
+  if (status == SMOE_OK) status = smoe_app_model_open(&m, group, path, &opening);
   if (status == SMOE_OK) status = generate(&s, &prompts);
   smoe_decoder_destroy(s.decoder);
   if (s.tokenizer) smoe_tokenizer_close(s.tokenizer);

@@ -7,6 +7,8 @@
 #include "stablemoe/log.h"
 #include "stablemoe/products.h"
 
+const char *const smoe_app_precisions[] = {"trained", "fp32", "bf16", NULL};
+
 void smoe_app_checkpoint_path(char *out, size_t bytes, const char *path) {
   char *file = smoe_checkpoint_resolve(path);
   snprintf(out, bytes, "%s", file);
@@ -38,13 +40,22 @@ const char *smoe_app_corpus_path(const smoe_checkpoint_meta *meta) {
   return meta->absolute[0] && access(meta->absolute, F_OK) == 0 ? meta->absolute : meta->corpus;
 }
 
-static smoe_status configure(smoe_app_model *m, const char *path, bool single) {
+static smoe_status set_precision(smoe_app_model *m, int precision) {
+  if (precision == 0) return SMOE_OK;
+  char *assignment = smoe_sprintf("train.precision=%s", smoe_app_precisions[precision]);
+  const smoe_status status = smoe_config_override(m->config, assignment);
+  smoe_free(assignment);
+  return status;
+}
+
+static smoe_status configure(smoe_app_model *m, const char *path, const smoe_app_opening *opening) {
   m->config = smoe_app_config();
   char *origin = smoe_sprintf("configuration in '%s'", path);
   smoe_status status = smoe_config_parse(m->config, m->meta.configuration, origin);
   smoe_free(origin);
   /* Capacity is a share of a batch, and a text alone has none to share. */
-  if (status == SMOE_OK && single) status = smoe_config_override(m->config, "moe.capacity_factor=0");
+  if (status == SMOE_OK && opening->single) status = smoe_config_override(m->config, "moe.capacity_factor=0");
+  if (status == SMOE_OK) status = set_precision(m, opening->precision);
   if (status != SMOE_OK) return status;
   /* A model is not bound to the library that it was trained with. */
   const int products = smoe_config_settings(m->config)->run.products;
@@ -54,12 +65,13 @@ static smoe_status configure(smoe_app_model *m, const char *path, bool single) {
 }
 
 smoe_status smoe_app_task_open(smoe_app_model *m, const smoe_group *group, const char *path,
-                               const char *corpus, bool single) {
+                               const smoe_app_opening *opening) {
   *m = (smoe_app_model){.group = group};
   smoe_app_checkpoint_path(m->file, sizeof m->file, path);
   SMOE_TRY(smoe_checkpoint_read_meta(m->file, group, &m->meta));
-  SMOE_TRY_ALL(group, configure(m, m->file, single));
-  SMOE_TRY(smoe_task_open(&m->task, m->config, group, corpus ? corpus : smoe_app_corpus_path(&m->meta)));
+  SMOE_TRY_ALL(group, configure(m, m->file, opening));
+  SMOE_TRY(smoe_task_open(&m->task, m->config, group,
+                          opening->corpus ? opening->corpus : smoe_app_corpus_path(&m->meta)));
   return smoe_group_agree(
       group, smoe_corpus_check_tokenizer(&m->task.corpus, m->meta.tokenizer, m->meta.fingerprint, m->file));
 }
@@ -74,14 +86,14 @@ smoe_status smoe_app_model_build(smoe_app_model *m, const smoe_model_shape *shap
 }
 
 smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, const char *path,
-                                const char *corpus, bool single) {
-  SMOE_TRY(smoe_app_task_open(m, group, path, corpus, single));
+                                const smoe_app_opening *opening) {
+  SMOE_TRY(smoe_app_task_open(m, group, path, opening));
   SMOE_CHECK(smoe_task_is_language(&m->task), SMOE_ERR_CONFIG,
              "'%s' is a translation model; use `stablemoe translate`, or `stablemoe evaluate` for its BLEU",
              m->file);
   smoe_model_shape shape = {0};
   SMOE_TRY_ALL(group, m->task.ops->shape(&m->task, &shape, false));
-  if (single) {
+  if (opening->single) {
     shape.n_lanes = 1;
     shape.lane_sequences = 1;
   }

@@ -7,6 +7,20 @@
 #include "stablemoe/model.h"
 #include "stablemoe/task.h"
 
+/** How to open a model; all zero: as it was trained. */
+typedef struct smoe_app_opening {
+  const char *corpus; /**< corpus to use instead of the one it was trained on; NULL: that one */
+  bool single;        /**< one sequence at a time (generation), and no capacity; else the training's batch */
+  int precision;      /**< index into smoe_app_precisions */
+} smoe_app_opening;
+
+/** Values of the option --precision: "trained" (that of the training), "fp32", "bf16"; NULL-terminated. */
+extern const char *const smoe_app_precisions[];
+
+/** What help says of it. */
+#define SMOE_APP_PRECISION_HELP                                                                              \
+  "precision of what matrix products read (default trained: as train.precision was in training)"
+
 typedef struct smoe_app_model {
   const smoe_group *group;
   char file[4096]; /**< the checkpoint */
@@ -39,16 +53,14 @@ smoe_status smoe_app_checkpoint_choose(char *out, size_t bytes, const smoe_group
  *  Collective over group.
  *
  *  path       in  a checkpoint, or a run directory: its latest one
- *  corpus     in  corpus to use instead of the one it was trained on; NULL: that one
- *  single     in  true: one sequence at a time (generation), and no capacity; false: the training's batch
  *  Errors:    agreed on all ranks.
  */
 smoe_status smoe_app_model_open(smoe_app_model *out, const smoe_group *group, const char *path,
-                                const char *corpus, bool single);
+                                const smoe_app_opening *opening);
 
 /** The first part of it, for any task: checkpoint, configuration and corpus. Collective. Errors: agreed. */
 smoe_status smoe_app_task_open(smoe_app_model *out, const smoe_group *group, const char *path,
-                               const char *corpus, bool single);
+                               const smoe_app_opening *opening);
 
 /** The second: the model in a shape, in place of one that is there. Collective. Errors: agreed. */
 smoe_status smoe_app_model_build(smoe_app_model *model, const smoe_model_shape *shape);

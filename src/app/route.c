@@ -258,7 +258,8 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   char path[4096];
   if (status == SMOE_OK)
     status = smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best);
-  if (status == SMOE_OK) status = smoe_app_model_open(&m, group, path, o->corpus, true);
+  if (status == SMOE_OK)
+    status = smoe_app_model_open(&m, group, path, &(smoe_app_opening){.corpus = o->corpus, .single = true});
   if (status == SMOE_OK) status = with_model(&m, o, text, bytes);
   smoe_app_model_close(&m);
   smoe_free(text);

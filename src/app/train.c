@@ -5,6 +5,7 @@
 
 #include "app.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/bf16.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/log.h"
 #include "stablemoe/products.h"
@@ -112,15 +113,26 @@ static void compare_with_core(const smoe_group *group) {
   smoe_free(gemm);
 }
 
+/* What makes the products, and what the bits depend on, in memory of smoe_alloc. */
+static char *products_of(const smoe_config *config) {
+  if (smoe_config_settings(config)->train.precision != SMOE_BF16) return smoe_strdup(smoe_products_facts());
+  if (!smoe_bf16_pays())
+    smoe_warn("train.precision=bf16 is not faster than fp32 here: its products are made by %s",
+              smoe_bf16_name());
+  return smoe_sprintf("%s; products of bf16 by %s", smoe_products_facts(), smoe_bf16_name());
+}
+
 static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
   const options *o = values;
   smoe_config *config = smoe_app_config();
   smoe_status status = smoe_group_agree(group, configure(config, arguments->word[0], &o->set));
   if (status == SMOE_OK) status = smoe_app_config_compare(group, config);
   if (status == SMOE_OK) {
+    char *facts = products_of(config);
     smoe_note("%d rank%s, " SMOE_REAL_NAME ", GEMM by %s", group->n_ranks, group->n_ranks == 1 ? "" : "s",
-              smoe_products_facts());
-    smoe_checkpoint_set_products(group, smoe_products_facts());
+              facts);
+    smoe_checkpoint_set_products(group, facts);
+    smoe_free(facts);
     compare_with_core(group);
     smoe_train_options train = o->train;
     train.resume |= train.start;

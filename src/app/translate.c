@@ -12,6 +12,7 @@ typedef struct options {
   const char *corpus, *to;
   int64_t n_best, max_length, beam, batch;
   double length_penalty;
+  int precision;
   bool json, truncate, best;
 } options;
 
@@ -33,6 +34,8 @@ static const smoe_option OPTIONS[] = {
     {0, "truncate", SMOE_OPTION_FLAG, offsetof(options, truncate), NULL,
      "cut a sentence that is longer than the model's context (default: an error line, and no translation)"},
     SMOE_BEST_OPTION(options),
+    {0, "precision", SMOE_OPTION_CHOICE, offsetof(options, precision), NULL, SMOE_APP_PRECISION_HELP,
+     .choices = smoe_app_precisions},
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "print one JSON object per sentence, with scores"},
     {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
@@ -190,9 +193,10 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_app_model m = {0};
   lines l = {0};
   smoe_tokenizer *tokenizer = NULL;
+  const smoe_app_opening opening = {.corpus = o->corpus, .single = true, .precision = o->precision};
   char path[4096];
   SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
-  smoe_status status = smoe_app_task_open(&m, group, path, o->corpus, true);
+  smoe_status status = smoe_app_task_open(&m, group, path, &opening);
   if (status == SMOE_OK && smoe_task_is_language(&m.task))
     status = SMOE_FAIL(SMOE_ERR_CONFIG,
                        "'%s' is a language model: it continues texts by `stablemoe generate`, and "

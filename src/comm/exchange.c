@@ -2,7 +2,7 @@
  *
  * Rows in send order stand at the front of scratch, rows in order of arrival behind them, on the
  * way there and on the way back. On one rank both orders are the same and nothing is sent: rows
- * are packed straight to where they are wanted.
+ * are packed straight to where they are wanted, by way of scratch if they are rounded.
  */
 #include <math.h>
 #include <string.h>
@@ -18,19 +18,54 @@ static void pass_fault_site(void) {
   if (smoe_fault("exchange.transfer")) SMOE_PANIC(SMOE_ERR_MPI, "injected fault at exchange.transfer");
 }
 
-static smoe_real *arrivals(const smoe_exchange *ex, smoe_real *scratch) {
-  return scratch + ex->n_send * ex->shape.width;
+static char *arrivals(const smoe_exchange *ex, char *scratch) {
+  return scratch + ex->n_send * ex->row_bytes;
 }
 
+/* ---- rows as they travel ---- */
+
+static bool rounds(const smoe_exchange *ex) {
+  return ex->shape.precision == SMOE_BF16;
+}
+
+/* to = factor from. */
+static void leave(const smoe_exchange *ex, void *to, const smoe_real *restrict from, smoe_real factor) {
+  const size_t C = ex->shape.width;
+  smoe_real *restrict real = to;
+  if (rounds(ex))
+    smoe_bf16_round_row(to, from, factor, C);
+  else if (factor == 1)
+    memcpy(to, from, ex->row_bytes);
+  else
+    for (size_t c = 0; c < C; c++) real[c] = factor * from[c];
+}
+
+static void arrive(const smoe_exchange *ex, smoe_real *to, const void *from) {
+  if (rounds(ex))
+    smoe_bf16_expand_row(to, from, ex->shape.width);
+  else
+    memcpy(to, from, ex->row_bytes);
+}
+
+static void arrive_add(const smoe_exchange *ex, smoe_real *restrict to, const void *from) {
+  const smoe_real *restrict real = from;
+  if (rounds(ex))
+    smoe_bf16_add_row(to, from, ex->shape.width);
+  else
+    for (size_t c = 0; c < ex->shape.width; c++) to[c] += real[c];
+}
+
+/* ---- the transfer ---- */
+
 /* All rows at once, and waited for. */
-static void transfer(const smoe_exchange *ex, smoe_direction direction, smoe_real *scratch) {
+static void transfer(const smoe_exchange *ex, smoe_direction direction, char *scratch) {
   const bool there = direction == SMOE_DISPATCH;
   pass_fault_site();
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
   if (ex->plain) {
-    smoe_real *first = scratch, *second = arrivals(ex, scratch);
-    const smoe_real *out = there ? first : second;
-    smoe_real *in = there ? second : first;
+    char *first = scratch, *second = arrivals(ex, scratch);
+    const char *out = there ? first : second;
+    char *in = there ? second : first;
     const int *out_count = there ? ex->send_count : ex->recv_count;
     const int *out_offset = there ? ex->send_offset : ex->recv_offset;
     const int *in_count = there ? ex->recv_count : ex->send_count;
@@ -48,45 +83,39 @@ static void transfer(const smoe_exchange *ex, smoe_direction direction, smoe_rea
 }
 
 /* Rows first to end - 1 in send order: those of the kept slots, times the slots' factors. */
-static void pack_slots(const smoe_exchange *ex, smoe_real *restrict out, const smoe_real *restrict rows,
+static void pack_slots(const smoe_exchange *ex, void *out, const smoe_real *restrict rows,
                        const smoe_real *scale, size_t first, size_t end) {
   const size_t C = ex->shape.width, K = (size_t)ex->shape.n_slots;
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= (end - first) * C)
   for (size_t i = first; i < end; i++) {
     const size_t slot = (size_t)ex->send_row[i];
-    const smoe_real *from = rows + slot / K * C;
-    smoe_real *to = out + i * C;
-    if (scale) {
-      const smoe_real factor = scale[slot];
-      for (size_t c = 0; c < C; c++) to[c] = factor * from[c];
-    } else {
-      memcpy(to, from, C * sizeof *to);
-    }
+    leave(ex, (char *)out + i * ex->row_bytes, rows + slot / K * C, scale ? scale[slot] : 1);
   }
 }
 
 /* Rows first to end - 1 in order of arrival, to their places in expert order. */
-static void place_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *arrived, size_t first,
+static void place_rows(const smoe_exchange *ex, smoe_real *out, const char *arrived, size_t first,
                        size_t end) {
   const size_t C = ex->shape.width;
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= (end - first) * C)
   for (size_t i = first; i < end; i++)
-    memcpy(out + (size_t)ex->recv_place[i] * C, arrived + i * C, C * sizeof *out);
+    arrive(ex, out + (size_t)ex->recv_place[i] * C, arrived + i * ex->row_bytes);
 }
 
 /* The same rows from expert order. */
-static void collect_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, size_t first,
+static void collect_rows(const smoe_exchange *ex, char *out, const smoe_real *rows, size_t first,
                          size_t end) {
   const size_t C = ex->shape.width;
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= (end - first) * C)
   for (size_t i = first; i < end; i++)
-    memcpy(out + i * C, rows + (size_t)ex->recv_place[i] * C, C * sizeof *out);
+    leave(ex, out + i * ex->row_bytes, rows + (size_t)ex->recv_place[i] * C, 1);
 }
 
 void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, const smoe_real *scale,
-                   smoe_real *scratch) {
+                   void *scratch) {
   if (ex->topology->experts.n_ranks == 1) {
-    pack_slots(ex, out, rows, scale, 0, ex->n_send);
+    pack_slots(ex, rounds(ex) ? scratch : out, rows, scale, 0, ex->n_send);
+    if (rounds(ex)) smoe_bf16_expand(out, scratch, ex->n_send * ex->shape.width);
     return;
   }
   pack_slots(ex, scratch, rows, scale, 0, ex->n_send);
@@ -95,14 +124,18 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
 }
 
 /* The experts' rows back on the tokens' ranks, in send order; valid until scratch is used again. */
-static const smoe_real *return_rows(const smoe_exchange *ex, const smoe_real *rows, smoe_real *scratch) {
-  if (ex->topology->experts.n_ranks == 1) return rows;
+static const void *return_rows(const smoe_exchange *ex, const smoe_real *rows, char *scratch) {
+  if (ex->topology->experts.n_ranks == 1) {
+    if (!rounds(ex)) return rows;
+    smoe_bf16_round((smoe_bf16 *)scratch, rows, ex->n_send * ex->shape.width);
+    return scratch;
+  }
   collect_rows(ex, arrivals(ex, scratch), rows, 0, ex->n_recv);
   transfer(ex, SMOE_COMBINE, scratch);
   return scratch;
 }
 
-static void write_slots(const smoe_exchange *ex, smoe_real *out, const smoe_real *returned) {
+static void write_slots(const smoe_exchange *ex, smoe_real *out, const char *returned) {
   const size_t C = ex->shape.width, n_slots = ex->n_tokens * (size_t)ex->shape.n_slots;
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= n_slots * C)
   for (size_t s = 0; s < n_slots; s++) {
@@ -110,29 +143,25 @@ static void write_slots(const smoe_exchange *ex, smoe_real *out, const smoe_real
     if (place < 0)
       memset(out + s * C, 0, C * sizeof *out);
     else
-      memcpy(out + s * C, returned + (size_t)place * C, C * sizeof *out);
+      arrive(ex, out + s * C, returned + (size_t)place * ex->row_bytes);
   }
 }
 
-static void add_slots(const smoe_exchange *ex, smoe_real *out, const smoe_real *returned) {
+static void add_slots(const smoe_exchange *ex, smoe_real *out, const char *returned) {
   const size_t C = ex->shape.width, K = (size_t)ex->shape.n_slots;
 #pragma omp parallel for schedule(static) if (PARALLEL_MIN <= ex->n_tokens * C)
-  for (size_t t = 0; t < ex->n_tokens; t++) {
-    smoe_real *restrict to = out + t * C;
+  for (size_t t = 0; t < ex->n_tokens; t++)
     for (size_t k = 0; k < K; k++) {
       const int32_t place = ex->slot_place[t * K + k];
-      if (place < 0) continue;
-      const smoe_real *restrict from = returned + (size_t)place * C;
-      for (size_t c = 0; c < C; c++) to[c] += from[c];
+      if (place >= 0) arrive_add(ex, out + t * C, returned + (size_t)place * ex->row_bytes);
     }
-  }
 }
 
-void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
+void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch) {
   write_slots(ex, out, return_rows(ex, rows, scratch));
 }
 
-void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, smoe_real *scratch) {
+void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch) {
   add_slots(ex, out, return_rows(ex, rows, scratch));
 }
 
@@ -151,7 +180,7 @@ static void depart(const smoe_exchange *ex, int g) {
 }
 
 void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale,
-                         smoe_real *scratch) {
+                         void *scratch) {
   smoe_exchange_state *state = ex->state;
   state->rows = rows;
   state->scale = scale;
@@ -217,8 +246,8 @@ void smoe_exchange_progress(const smoe_exchange *ex) {
 
 double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repeats) {
   const smoe_group *group = &ex->topology->experts;
-  const size_t R = (size_t)group->n_ranks, n = R * rows * ex->shape.width;
-  smoe_real *out = smoe_alloc(n * sizeof *out), *in = smoe_alloc(n * sizeof *in);
+  const size_t R = (size_t)group->n_ranks, n = R * rows * ex->row_bytes;
+  char *out = smoe_alloc(n), *in = smoe_alloc(n);
   int *count = smoe_alloc(R * sizeof *count), *offset = smoe_alloc(R * sizeof *offset);
   for (size_t r = 0; r < R; r++) {
     count[r] = (int)rows;

@@ -9,7 +9,7 @@ static const double SLICE_BYTES = 1 << 30; /* the byte counts inside MPI librari
 
 static size_t piece_rows(const smoe_exchange *ex) {
   const double bytes = ex->shape.options.slice_bytes > 0 ? ex->shape.options.slice_bytes : SLICE_BYTES;
-  const double rows = bytes / (double)(ex->shape.width * sizeof(smoe_real));
+  const double rows = bytes / (double)ex->row_bytes;
   return rows < 1 ? 1 : rows > INT32_MAX ? INT32_MAX : (size_t)rows;
 }
 
@@ -125,7 +125,7 @@ void smoe_exchange_blocks_declare(smoe_exchange *ex, smoe_arena *arena) {
   ex->state->arrived = smoe_alloc(counters * sizeof *ex->state->arrived);
   ex->state->sent = smoe_alloc(counters * sizeof *ex->state->sent);
   ex->state->messages =
-      smoe_messages_create(ex->topology->experts.comm, ex->row_type, ex->shape.width, piece_rows(ex));
+      smoe_messages_create(ex->topology->experts.comm, ex->row_type, ex->row_bytes, piece_rows(ex));
 }
 
 void smoe_exchange_blocks_release(smoe_exchange *ex) {

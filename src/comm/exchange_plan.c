@@ -52,9 +52,11 @@ void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, con
   ex->recv_count = smoe_arena_take(arena, G * sizeof *ex->recv_count);
   ex->recv_offset = smoe_arena_take(arena, G * sizeof *ex->recv_offset);
 
+  ex->row_bytes = shape->width * smoe_precision_bytes(shape->precision);
   ex->row_type = MPI_DATATYPE_NULL;
   if (arena->base) {
-    SMOE_MPI(MPI_Type_contiguous((int)shape->width, SMOE_MPI_REAL, &ex->row_type));
+    const bool half = shape->precision == SMOE_BF16;
+    SMOE_MPI(MPI_Type_contiguous((int)shape->width, half ? MPI_UINT16_T : SMOE_MPI_REAL, &ex->row_type));
     SMOE_MPI(MPI_Type_commit(&ex->row_type));
   }
   smoe_exchange_blocks_declare(ex, arena);

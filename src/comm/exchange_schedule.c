@@ -22,7 +22,7 @@ typedef struct transfer {
   smoe_messages *messages;
   smoe_direction direction;
   int g, me, n_ranks;
-  smoe_real *from, *to;             /* rows that leave, and those that arrive */
+  char *from, *to;                  /* rows that leave, and those that arrive */
   const int *from_block, *to_block; /* where a rank's rows stand in them */
   int after, arrived, sent;
 } transfer;
@@ -30,7 +30,7 @@ typedef struct transfer {
 static transfer transfer_of(const smoe_exchange *ex, smoe_direction direction, int g, int after) {
   const smoe_exchange_state *state = ex->state;
   const bool there = direction == SMOE_DISPATCH;
-  smoe_real *first = state->scratch, *second = state->scratch + ex->n_send * ex->shape.width;
+  char *first = state->scratch, *second = state->scratch + ex->n_send * ex->row_bytes;
   return (transfer){
       .ex = ex,
       .messages = state->messages,
@@ -62,7 +62,7 @@ static int tag_of(const transfer *t, leg_kind leg, int node) {
 
 static smoe_message message_of(const transfer *t, bool send, int rank) {
   const int *block = (send ? t->from_block : t->to_block) + (size_t)rank * ((size_t)t->ex->n_groups + 1);
-  return (smoe_message){.at = (send ? t->from : t->to) + (size_t)block[t->g] * t->ex->shape.width,
+  return (smoe_message){.at = (send ? t->from : t->to) + (size_t)block[t->g] * t->ex->row_bytes,
                         .rows = (size_t)(block[t->g + 1] - block[t->g]),
                         .peer = rank,
                         .tag = tag_of(t, DIRECT, 0),
@@ -74,7 +74,7 @@ static smoe_message message_of(const transfer *t, bool send, int rank) {
 /* What a rank has for its own experts stays here. */
 static void copy_own(const transfer *t) {
   const smoe_message from = message_of(t, true, t->me), to = message_of(t, false, t->me);
-  if (from.rows) memcpy(to.at, from.at, from.rows * t->ex->shape.width * sizeof *to.at);
+  if (from.rows) memcpy(to.at, from.at, from.rows * t->ex->row_bytes);
 }
 
 static void add_direct(const transfer *t, bool send, int rank) {
@@ -127,20 +127,20 @@ static size_t rows_to_node(const transfer *t, int s, int y) {
   return n;
 }
 
-static smoe_real *take_relay(const transfer *t, size_t rows) {
+static char *take_relay(const transfer *t, size_t rows) {
   smoe_exchange_state *state = t->ex->state;
   const size_t first = t->ex->n_send + t->ex->n_recv + state->relayed[t->direction];
   state->relayed[t->direction] += rows;
-  return state->scratch + first * t->ex->shape.width;
+  return state->scratch + first * t->ex->row_bytes;
 }
 
 /* Collect what ranks of this rank's node x send to node y, then pass it on. */
 static void add_carry_out(const transfer *t, int x, int y) {
   const smoe_nodes *nodes = &t->ex->topology->nodes;
-  const size_t C = t->ex->shape.width;
+  const size_t bytes = t->ex->row_bytes;
   size_t total = 0, at = 0;
   for (int i = nodes->first[x]; i < nodes->first[x + 1]; i++) total += rows_to_node(t, nodes->rank[i], y);
-  smoe_real *buffer = take_relay(t, total);
+  char *buffer = take_relay(t, total);
   const int collected = smoe_messages_counter(t->messages, 0);
   for (int i = nodes->first[x]; i < nodes->first[x + 1]; i++) {
     smoe_message in = {.peer = nodes->rank[i],
@@ -149,7 +149,7 @@ static void add_carry_out(const transfer *t, int x, int y) {
                        .counts = {collected, SMOE_NO_COUNTER}};
     const bool whole = is_stretch(t->ex, y);
     for (int k = nodes->first[y]; k < nodes->first[y + 1]; k = whole ? nodes->first[y + 1] : k + 1) {
-      in.at = buffer + at * C;
+      in.at = buffer + at * bytes;
       in.rows = whole ? rows_to_node(t, in.peer, y)
                       : smoe_exchange_rows_between(t->ex, t->direction, in.peer, nodes->rank[k], t->g);
       smoe_messages_add(t->messages, &in);
@@ -169,10 +169,10 @@ static void add_carry_out(const transfer *t, int x, int y) {
 /* Receive what node y sends to this rank's node x, then hand it out. */
 static void add_carry_in(const transfer *t, int x, int y) {
   const smoe_nodes *nodes = &t->ex->topology->nodes;
-  const size_t C = t->ex->shape.width;
+  const size_t bytes = t->ex->row_bytes;
   size_t total = 0, at = 0;
   for (int i = nodes->first[y]; i < nodes->first[y + 1]; i++) total += rows_to_node(t, nodes->rank[i], x);
-  smoe_real *buffer = take_relay(t, total);
+  char *buffer = take_relay(t, total);
   const int here = smoe_messages_counter(t->messages, 0);
   const smoe_message in = {.at = buffer,
                            .rows = total,
@@ -184,7 +184,7 @@ static void add_carry_in(const transfer *t, int x, int y) {
   for (int i = nodes->first[y]; i < nodes->first[y + 1]; i++)
     for (int k = nodes->first[x]; k < nodes->first[x + 1]; k++) {
       const smoe_message out = {
-          .at = buffer + at * C,
+          .at = buffer + at * bytes,
           .rows = smoe_exchange_rows_between(t->ex, t->direction, nodes->rank[i], nodes->rank[k], t->g),
           .peer = nodes->rank[k],
           .tag = tag_of(t, SCATTER, y),

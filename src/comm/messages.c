@@ -19,7 +19,7 @@ typedef struct counter {
 struct smoe_messages {
   MPI_Comm comm;
   MPI_Datatype row_type;
-  size_t width, piece_rows;
+  size_t row_bytes, piece_rows;
   entry *entry;
   counter *counter;
   MPI_Request *request; /* posted pieces that are not complete */
@@ -30,11 +30,12 @@ struct smoe_messages {
   size_t n_open; /* messages that are not complete */
 };
 
-smoe_messages *smoe_messages_create(MPI_Comm comm, MPI_Datatype row_type, size_t width, size_t piece_rows) {
+smoe_messages *smoe_messages_create(MPI_Comm comm, MPI_Datatype row_type, size_t row_bytes,
+                                    size_t piece_rows) {
   smoe_messages *messages = smoe_alloc(sizeof *messages);
   messages->comm = comm;
   messages->row_type = row_type;
-  messages->width = width;
+  messages->row_bytes = row_bytes;
   messages->piece_rows = piece_rows;
   return messages;
 }
@@ -69,7 +70,7 @@ int smoe_messages_counter(smoe_messages *messages, int n) {
   return (int)messages->n_counters++;
 }
 
-static void post_piece(smoe_messages *messages, int index, smoe_real *at, int rows) {
+static void post_piece(smoe_messages *messages, int index, char *at, int rows) {
   size_t max = messages->requests_max;
   messages->request = grown(messages->request, messages->n_requests, &max, sizeof *messages->request);
   if (max != messages->requests_max) {
@@ -93,7 +94,7 @@ static void post(smoe_messages *messages, int index) {
   const smoe_message message = messages->entry[index].message;
   for (size_t first = 0; first < message.rows; first += messages->piece_rows) {
     const size_t left = message.rows - first;
-    post_piece(messages, index, message.at + first * messages->width,
+    post_piece(messages, index, message.at + first * messages->row_bytes,
                (int)(left < messages->piece_rows ? left : messages->piece_rows));
   }
 }

@@ -14,7 +14,7 @@
 enum { SMOE_NO_COUNTER = -1 };
 
 typedef struct smoe_message {
-  smoe_real *at; /* [rows, width]; of the caller until all is complete */
+  char *at; /* [rows] of row_bytes; of the caller until all is complete */
   size_t rows;
   int peer, tag;
   bool send;     /* else it is received */
@@ -24,8 +24,9 @@ typedef struct smoe_message {
 
 typedef struct smoe_messages smoe_messages;
 
-/* Local. Messages of more than piece_rows rows go in pieces. row_type is one row of width reals. */
-smoe_messages *smoe_messages_create(MPI_Comm comm, MPI_Datatype row_type, size_t width, size_t piece_rows);
+/* Local. Messages of more than piece_rows rows go in pieces. row_type is one row of row_bytes. */
+smoe_messages *smoe_messages_create(MPI_Comm comm, MPI_Datatype row_type, size_t row_bytes,
+                                    size_t piece_rows);
 
 /* Give it back; NULL is fine. Local. */
 void smoe_messages_destroy(smoe_messages *messages);

@@ -1,5 +1,5 @@
 #include "stablemoe/kernel.h"
-
+#include "stablemoe/map.h"
 #include "vector.h"
 
 static const smoe_real density_at_0 = (smoe_real)0.39894228040143267794; /* 1 / sqrt(2 pi) */
@@ -50,6 +50,30 @@ void smoe_bias_gelu_forward(smoe_real *y, smoe_real *x, const smoe_real *b, size
   }
 }
 
+/* Columns of a row that are computed in fp32 before they are rounded. */
+enum { COLUMNS = 1024 };
+
+static size_t columns_from(size_t j, size_t f) {
+  return f - j < COLUMNS ? f - j : COLUMNS;
+}
+
+void smoe_gelu_operand(smoe_operand h, smoe_real *x, const smoe_real *b, size_t n, size_t f) {
+  if (!h.half) {
+    smoe_bias_gelu_forward(h.wide, x, b, n, f);
+    return;
+  }
+#pragma omp parallel for if (n * f > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < f; j += COLUMNS) {
+      smoe_real y[COLUMNS], *row = x + i * f + j;
+      if (b)
+        row_bias_gelu(y, row, b + j, columns_from(j, f));
+      else
+        piece_gelu(y, row, columns_from(j, f));
+      smoe_bf16_round_row(h.half + i * f + j, y, 1, columns_from(j, f));
+    }
+}
+
 static void piece_gelu_backward(smoe_real *restrict dy, const smoe_real *restrict x, size_t n) {
   for (size_t j = 0; j < n; j++) {
     const normal at = normal_at(x[j]);
@@ -62,32 +86,81 @@ void smoe_gelu_backward(smoe_real *dy, const smoe_real *x, size_t n) {
   for (size_t i = 0; i < n; i += PIECE) piece_gelu_backward(dy + i, x + i, n - i < PIECE ? n - i : PIECE);
 }
 
+void smoe_gelu_backward_operand(smoe_operand d, smoe_real *dh, const smoe_real *x, size_t n) {
+#pragma omp parallel for if (n > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i += PIECE) {
+    const size_t length = n - i < PIECE ? n - i : PIECE;
+    piece_gelu_backward(dh + i, x + i, length);
+    if (d.half) smoe_bf16_round_row(d.half + i, dh + i, 1, length);
+  }
+}
+
 /* smoe_sigmoid without a branch. */
 static inline smoe_real sigmoid(smoe_real x) {
   const smoe_real e = exp_real(x < 0 ? x : -x);
   return (x < 0 ? e : 1) / (1 + e);
 }
 
-static void row_swiglu(smoe_real *restrict h, const smoe_real *restrict ab, size_t f) {
-  for (size_t j = 0; j < f; j++) h[j] = ab[j] * sigmoid(ab[j]) * ab[f + j];
+static void row_swiglu(smoe_real *restrict h, const smoe_real *restrict a, const smoe_real *restrict b,
+                       size_t f) {
+  for (size_t j = 0; j < f; j++) h[j] = a[j] * sigmoid(a[j]) * b[j];
 }
 
 void smoe_swiglu_forward(smoe_real *h, const smoe_real *ab, size_t n, size_t f) {
 #pragma omp parallel for if (n * f > PARALLEL_MIN)
-  for (size_t i = 0; i < n; i++) row_swiglu(h + i * f, ab + i * 2 * f, f);
+  for (size_t i = 0; i < n; i++) row_swiglu(h + i * f, ab + i * 2 * f, ab + i * 2 * f + f, f);
+}
+
+void smoe_swiglu_operand(smoe_operand h, const smoe_real *ab, size_t n, size_t f) {
+  if (!h.half) {
+    smoe_swiglu_forward(h.wide, ab, n, f);
+    return;
+  }
+#pragma omp parallel for if (n * f > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < f; j += COLUMNS) {
+      smoe_real y[COLUMNS];
+      const smoe_real *row = ab + i * 2 * f + j;
+      row_swiglu(y, row, row + f, columns_from(j, f));
+      smoe_bf16_round_row(h.half + i * f + j, y, 1, columns_from(j, f));
+    }
 }
 
 /* d silu(a) / da = s + a s (1 - s), s = sigmoid(a). */
-static void row_swiglu_backward(smoe_real *dab, const smoe_real *restrict dh, const smoe_real *ab, size_t f) {
-#pragma omp simd /* dab and ab are equal or apart */
+static void row_swiglu_backward(smoe_real *da, smoe_real *db, const smoe_real *restrict dh,
+                                const smoe_real *a, const smoe_real *b, size_t f) {
+#pragma omp simd /* gradients and values are equal or apart */
   for (size_t j = 0; j < f; j++) {
-    const smoe_real a = ab[j], b = ab[f + j], s = sigmoid(a), silu = a * s;
-    dab[j] = dh[j] * b * (s + silu * (1 - s));
-    dab[f + j] = dh[j] * silu;
+    const smoe_real gate = a[j], up = b[j], s = sigmoid(gate), silu = gate * s;
+    da[j] = dh[j] * up * (s + silu * (1 - s));
+    db[j] = dh[j] * silu;
   }
 }
 
 void smoe_swiglu_backward(smoe_real *dab, const smoe_real *dh, const smoe_real *ab, size_t n, size_t f) {
 #pragma omp parallel for if (n * f > PARALLEL_MIN)
-  for (size_t i = 0; i < n; i++) row_swiglu_backward(dab + i * 2 * f, dh + i * f, ab + i * 2 * f, f);
+  for (size_t i = 0; i < n; i++) {
+    smoe_real *d = dab + i * 2 * f;
+    const smoe_real *row = ab + i * 2 * f;
+    row_swiglu_backward(d, d + f, dh + i * f, row, row + f, f);
+  }
+}
+
+void smoe_swiglu_backward_operand(smoe_operand d, const smoe_real *dh, const smoe_real *ab, size_t n,
+                                  size_t f) {
+  if (!d.half) {
+    smoe_swiglu_backward(d.wide, dh, ab, n, f);
+    return;
+  }
+#pragma omp parallel for if (n * f > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++)
+    for (size_t j = 0; j < f; j += COLUMNS) {
+      smoe_real gate[COLUMNS], up[COLUMNS];
+      const size_t length = columns_from(j, f);
+      const smoe_real *row = ab + i * 2 * f + j;
+      smoe_bf16 *to = d.half + i * 2 * f + j;
+      row_swiglu_backward(gate, up, dh + i * f + j, row, row + f, length);
+      smoe_bf16_round_row(to, gate, 1, length);
+      smoe_bf16_round_row(to + f, up, 1, length);
+    }
 }

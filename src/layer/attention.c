@@ -26,6 +26,7 @@ static void declare_attention(smoe_layer *layer) {
                                     .kv_heads = spec->kv_heads,
                                     .head = head,
                                     .norm = spec->norm,
+                                    .precision = layer->precision,
                                     .causal = spec->causal,
                                     .cross = spec->cross};
   const int64_t c = (int64_t)spec->width, columns = (int64_t)smoe_attention_columns(&a->shape);
@@ -39,12 +40,12 @@ static void declare_attention(smoe_layer *layer) {
   if (spec->norm != SMOE_NORM_NONE) a->gamma = smoe_layer_declare(layer, "norm/gamma", vector_c, one, false);
   if (spec->norm == SMOE_NORM_LAYER) a->beta = smoe_layer_declare(layer, "norm/beta", vector_c, zero, false);
   const char *weight = spec->cross ? "q/weight" : "qkv/weight", *bias = spec->cross ? "q/bias" : "qkv/bias";
-  a->qkv = smoe_layer_declare(layer, weight, (int64_t[]){columns, c, 0}, shared, true);
+  a->qkv = smoe_layer_declare_weight(layer, weight, (int64_t[]){columns, c, 0}, shared);
   if (spec->bias) a->qkv_bias = smoe_layer_declare(layer, bias, (int64_t[]){columns, 0}, zero, false);
-  if (spec->cross) a->kv = smoe_layer_declare(layer, "kv/weight", (int64_t[]){kv, c, 0}, shared, true);
+  if (spec->cross) a->kv = smoe_layer_declare_weight(layer, "kv/weight", (int64_t[]){kv, c, 0}, shared);
   if (spec->cross && spec->bias)
     a->kv_bias = smoe_layer_declare(layer, "kv/bias", (int64_t[]){kv, 0}, zero, false);
-  a->proj = smoe_layer_declare(layer, "proj/weight", (int64_t[]){c, c, 0}, xavier, true);
+  a->proj = smoe_layer_declare_weight(layer, "proj/weight", (int64_t[]){c, c, 0}, xavier);
   if (spec->bias) a->proj_bias = smoe_layer_declare(layer, "proj/bias", vector_c, zero, false);
 }
 
@@ -65,12 +66,12 @@ static void layout_tape(smoe_layer *layer, const smoe_layer_memory *memory) {
   const size_t lanes = (size_t)memory->tape_lanes, n = lanes * memory->shape[layer->spec.stream].lane_tokens;
   const size_t side = lanes * memory->shape[SMOE_ENCODER].lane_tokens, head = a->shape.head;
   a->kept = memory->tape_lanes > 1;
-  a->tape =
-      (smoe_attention_tape){.mean = smoe_arena_reals(memory->tape, n),
-                            .rstd = smoe_arena_reals(memory->tape, n),
-                            .qkv = smoe_arena_reals(memory->tape, n * smoe_attention_columns(&a->shape)),
-                            .attended = smoe_arena_reals(memory->tape, n * a->shape.heads * head),
-                            .lse = smoe_arena_reals(memory->tape, n * a->shape.heads)};
+  a->tape = (smoe_attention_tape){
+      .mean = smoe_arena_reals(memory->tape, n),
+      .rstd = smoe_arena_reals(memory->tape, n),
+      .qkv = smoe_arena_reals(memory->tape, n * smoe_attention_columns(&a->shape)),
+      .attended = smoe_arena_operand(memory->tape, a->shape.precision, n * a->shape.heads * head),
+      .lse = smoe_arena_reals(memory->tape, n * a->shape.heads)};
   if (a->shape.cross) a->tape.kv = smoe_arena_reals(memory->tape, side * 2 * a->shape.kv_heads * head);
 }
 
@@ -85,16 +86,27 @@ static void layout_attention(smoe_layer *layer, const smoe_layer_memory *memory)
   const smoe_attention sizes = smoe_attention_sizes(&a->shape, &rows);
   const size_t scratch = smoe_attend_scratch(&sizes),
                row = shape->lane_sequences * a->shape.heads * sizes.keys;
+  const size_t side = a->shape.cross ? source->lane_tokens : 0, kv = 2 * a->shape.kv_heads * a->shape.head;
+  const size_t columns = smoe_attention_columns(&a->shape);
+  const bool half = a->shape.precision == SMOE_BF16;
+  smoe_arena *arena = memory->scratch;
   a->buffer = (smoe_attention_buffers){
-      .normed = smoe_arena_reals(memory->scratch, lane * c),
-      .attention = smoe_arena_reals(memory->scratch, memory->training || scratch > row ? scratch : row)};
+      .normed = smoe_arena_operand(arena, a->shape.precision, lane * c),
+      .attention = smoe_arena_reals(arena, memory->training || scratch > row ? scratch : row)};
+  if (half) {
+    a->buffer.side = smoe_arena_operand(arena, SMOE_BF16, side * c);
+    a->buffer.out = smoe_arena_reals(arena, lane * wide);
+  }
   if (!memory->training) return;
-  a->buffer.dnormed = smoe_arena_reals(memory->scratch, lane * c);
-  a->buffer.dqkv = smoe_arena_reals(memory->scratch, lane * smoe_attention_columns(&a->shape));
-  a->buffer.dout = smoe_arena_reals(memory->scratch, lane * wide);
-  if (a->shape.cross)
-    a->buffer.dkv =
-        smoe_arena_reals(memory->scratch, source->lane_tokens * 2 * a->shape.kv_heads * a->shape.head);
+  a->buffer.dnormed = smoe_arena_reals(arena, lane * c);
+  a->buffer.dqkv = smoe_arena_reals(arena, lane * columns);
+  a->buffer.dout = smoe_arena_reals(arena, lane * wide);
+  if (a->shape.cross) a->buffer.dkv = smoe_arena_reals(arena, side * kv);
+  if (half) {
+    a->buffer.dy = smoe_arena_operand(arena, SMOE_BF16, lane * c);
+    a->buffer.dqkv_half = smoe_arena_operand(arena, SMOE_BF16, lane * columns);
+    a->buffer.dkv_half = smoe_arena_operand(arena, SMOE_BF16, side * kv);
+  }
   if (layer->spec.dropout > 0) a->dy = smoe_arena_reals(memory->scratch, lane * c);
 }
 
@@ -103,9 +115,9 @@ static void layout_attention(smoe_layer *layer, const smoe_layer_memory *memory)
 static smoe_attention_values values_of(const smoe_layer *layer) {
   const attention *a = layer->state;
   return (smoe_attention_values){smoe_layer_value(layer, a->gamma), smoe_layer_value(layer, a->beta),
-                                 smoe_layer_value(layer, a->qkv),   smoe_layer_value(layer, a->qkv_bias),
-                                 smoe_layer_value(layer, a->kv),    smoe_layer_value(layer, a->kv_bias),
-                                 smoe_layer_value(layer, a->proj),  smoe_layer_value(layer, a->proj_bias)};
+                                 smoe_layer_weight(layer, a->qkv),  smoe_layer_value(layer, a->qkv_bias),
+                                 smoe_layer_weight(layer, a->kv),   smoe_layer_value(layer, a->kv_bias),
+                                 smoe_layer_weight(layer, a->proj), smoe_layer_value(layer, a->proj_bias)};
 }
 
 static smoe_attention_grads grads_of(const smoe_layer *layer, int lane) {
@@ -126,7 +138,7 @@ static smoe_attention_tape tape_of(const attention *a, const smoe_layer_call *ca
                                .qkv = tape->qkv + first * smoe_attention_columns(&a->shape),
                                .kv =
                                    tape->kv ? tape->kv + side * 2 * a->shape.kv_heads * a->shape.head : NULL,
-                               .attended = tape->attended + first * wide,
+                               .attended = smoe_operand_at(tape->attended, first * wide),
                                .lse = tape->lse + first * a->shape.heads};
 }
 
@@ -180,7 +192,8 @@ static size_t state_reals_attention(const smoe_layer *layer, size_t n_sequences,
 }
 
 /* Queries of the new rows against the keys and values of the state. */
-static void attend_state(const attention *a, const smoe_extend_call *call, const smoe_real *state) {
+static void attend_state(const attention *a, const smoe_extend_call *call, smoe_real *attended,
+                         const smoe_real *state) {
   const smoe_attention_shape *shape = &a->shape;
   const size_t columns = smoe_attention_columns(shape), kv = 2 * shape->kv_heads * shape->head;
   const size_t stride = shape->cross ? kv : columns,
@@ -204,7 +217,7 @@ static void attend_state(const attention *a, const smoe_extend_call *call, const
         .offset = &first,
     };
     const smoe_real *q = a->tape.qkv + s * call->n * columns, *own = k + s * length * stride;
-    smoe_real *out = a->tape.attended + s * call->n * shape->heads * shape->head;
+    smoe_real *out = attended + s * call->n * shape->heads * shape->head;
     if (call->n == 1)
       smoe_attend_row(out, q, own, own + shape->kv_heads * shape->head, a->buffer.attention, &sizes);
     else
@@ -221,13 +234,18 @@ static void extend_attention(smoe_layer *layer, const smoe_extend_call *call) {
   smoe_norm_rows(shape->norm, a->buffer.normed, a->tape.mean, a->tape.rstd, call->x, w.gamma, w.beta, n, c);
   for (size_t i = 0; i < n && a->rope; i++) a->position[i] = (int32_t)(call->first + i % call->n);
   smoe_attention_project(shape, &w, a->tape.qkv, a->buffer.normed, a->position, n, true);
-  if (shape->cross && call->first == 0)
-    smoe_attention_project_side(shape, &w, call->state, call->side, call->n_sequences * call->side_context);
+  if (shape->cross && call->first == 0) {
+    const size_t n_side = call->n_sequences * call->side_context;
+    smoe_attention_project_side(shape, &w, call->state,
+                                smoe_operand_of(a->buffer.side, call->side, n_side * c), n_side);
+  }
   for (size_t s = 0; s < call->n_sequences && !shape->cross; s++)
     memcpy(call->state + (s * call->length_max + call->first) * columns, a->tape.qkv + s * call->n * columns,
            call->n * columns * sizeof *call->state);
-  attend_state(a, call, call->state);
-  smoe_linear_rows(call->y, a->tape.attended, w.proj, w.proj_bias, n, shape->heads * shape->head, c);
+  smoe_real *out = a->tape.attended.wide ? a->tape.attended.wide : a->buffer.out;
+  attend_state(a, call, out, call->state);
+  const size_t wide = shape->heads * shape->head;
+  smoe_map_rows(call->y, smoe_operand_of(a->tape.attended, out, n * wide), w.proj, w.proj_bias, n, wide, c);
   smoe_add(call->y, call->x, n * c);
 }
 

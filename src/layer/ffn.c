@@ -9,15 +9,18 @@ typedef struct ffn {
   int gamma, beta, w1, b1, w2, b2; /* parameters */
   bool kept;                       /* every lane has a tape of its own */
   smoe_ffn_tape tape;
-  smoe_real *normed, *dinner, *dnormed; /* scratch */
-  smoe_real *dy;                        /* scratch [lane tokens, C]: gradient behind the dropout */
+  smoe_ffn_scratch scratch;
+  smoe_real *dy; /* scratch [lane tokens, C]: gradient behind the dropout */
 } ffn;
 
 static void declare_ffn(smoe_layer *layer) {
   const smoe_layer_spec *spec = &layer->spec;
   ffn *f = layer->state;
-  f->shape = (smoe_ffn_shape){
-      .width = spec->width, .inner = spec->inner, .norm = spec->norm, .activation = spec->activation};
+  f->shape = (smoe_ffn_shape){.width = spec->width,
+                              .inner = spec->inner,
+                              .norm = spec->norm,
+                              .activation = spec->activation,
+                              .precision = layer->precision};
   const int64_t c = (int64_t)spec->width, inner = (int64_t)spec->inner;
   const int64_t columns = (int64_t)smoe_ffn_columns(&f->shape);
   const smoe_init one = {SMOE_INIT_CONSTANT, 1, false}, zero = {SMOE_INIT_CONSTANT, 0, false};
@@ -28,33 +31,27 @@ static void declare_ffn(smoe_layer *layer) {
   f->gamma = f->beta = f->b1 = f->b2 = -1;
   if (spec->norm != SMOE_NORM_NONE) f->gamma = smoe_layer_declare(layer, "norm/gamma", vector_c, one, false);
   if (spec->norm == SMOE_NORM_LAYER) f->beta = smoe_layer_declare(layer, "norm/beta", vector_c, zero, false);
-  f->w1 = smoe_layer_declare(layer, "w1", (int64_t[]){columns, c, 0}, from_c, true);
+  f->w1 = smoe_layer_declare_weight(layer, "w1", (int64_t[]){columns, c, 0}, from_c);
   if (spec->bias) f->b1 = smoe_layer_declare(layer, "b1", vector_f, from_c, false);
-  f->w2 = smoe_layer_declare(layer, "w2", (int64_t[]){c, inner, 0}, from_f, true);
+  f->w2 = smoe_layer_declare_weight(layer, "w2", (int64_t[]){c, inner, 0}, from_f);
   if (spec->bias) f->b2 = smoe_layer_declare(layer, "b2", vector_c, from_f, false);
 }
 
 static void layout_ffn(smoe_layer *layer, const smoe_layer_memory *memory) {
   ffn *f = layer->state;
-  const size_t lane = memory->shape[layer->spec.stream].lane_tokens, c = f->shape.width;
-  const size_t n = (size_t)memory->tape_lanes * lane, pre = smoe_ffn_pre(&f->shape);
+  const size_t lane = memory->shape[layer->spec.stream].lane_tokens;
   f->kept = memory->tape_lanes > 1;
-  f->tape = (smoe_ffn_tape){.mean = smoe_arena_reals(memory->tape, n),
-                            .rstd = smoe_arena_reals(memory->tape, n),
-                            .pre = pre ? smoe_arena_reals(memory->tape, n * pre) : NULL,
-                            .h = smoe_arena_reals(memory->tape, n * f->shape.inner)};
-  f->normed = smoe_arena_reals(memory->scratch, lane * c);
-  if (!memory->training) return;
-  f->dinner = smoe_arena_reals(memory->scratch, lane * smoe_ffn_scratch_columns(&f->shape));
-  f->dnormed = smoe_arena_reals(memory->scratch, lane * c);
-  if (layer->spec.dropout > 0) f->dy = smoe_arena_reals(memory->scratch, lane * c);
+  f->tape = smoe_ffn_take_tape(&f->shape, memory->tape, (size_t)memory->tape_lanes * lane);
+  f->scratch = smoe_ffn_take_scratch(&f->shape, memory->scratch, lane, memory->training);
+  if (memory->training && layer->spec.dropout > 0)
+    f->dy = smoe_arena_reals(memory->scratch, lane * f->shape.width);
 }
 
 static smoe_ffn_values values_of(const smoe_layer *layer) {
   const ffn *f = layer->state;
   return (smoe_ffn_values){smoe_layer_value(layer, f->gamma), smoe_layer_value(layer, f->beta),
-                           smoe_layer_value(layer, f->w1),    smoe_layer_value(layer, f->b1),
-                           smoe_layer_value(layer, f->w2),    smoe_layer_value(layer, f->b2)};
+                           smoe_layer_weight(layer, f->w1),   smoe_layer_value(layer, f->b1),
+                           smoe_layer_weight(layer, f->w2),   smoe_layer_value(layer, f->b2)};
 }
 
 static smoe_ffn_tape tape_of(const ffn *f, const smoe_layer_call *call) {
@@ -65,7 +62,7 @@ static void recompute_ffn(smoe_layer *layer, const smoe_layer_call *call) {
   const ffn *f = layer->state;
   const smoe_ffn_values w = values_of(layer);
   const smoe_ffn_tape tape = tape_of(f, call);
-  smoe_ffn_inner(&f->shape, &w, &tape, f->normed, call->x, call->n);
+  smoe_ffn_inner(&f->shape, &w, &tape, &f->scratch, call->x, call->n);
 }
 
 static smoe_ffn_grads grads_of(const smoe_layer *layer, int lane) {
@@ -79,27 +76,29 @@ void smoe_layer_ffn_add(smoe_layer *layer, const smoe_layer_call *call, smoe_rea
   const ffn *f = layer->state;
   const smoe_ffn_values w = values_of(layer);
   const smoe_ffn_tape tape = tape_of(f, call);
-  smoe_ffn_inner(&f->shape, &w, &tape, f->normed, call->x, call->n);
-  smoe_ffn_outer(&f->shape, &w, &tape, f->normed, call->n);
-  smoe_add(y, f->normed, call->n * f->shape.width);
+  smoe_ffn_inner(&f->shape, &w, &tape, &f->scratch, call->x, call->n);
+  smoe_ffn_outer(&f->shape, &w, &tape, f->scratch.rows, call->n);
+  smoe_add(y, f->scratch.rows, call->n * f->shape.width);
 }
 
-void smoe_layer_ffn_add_backward(smoe_layer *layer, const smoe_layer_call *call, const smoe_real *dy) {
+void smoe_layer_ffn_add_backward(smoe_layer *layer, const smoe_layer_call *call, const smoe_real *dy_rows) {
   const ffn *f = layer->state;
   const smoe_ffn_values w = values_of(layer);
   const smoe_ffn_tape tape = tape_of(f, call);
   const smoe_ffn_grads g = grads_of(layer, call->lane);
+  smoe_phase_sublayer(SMOE_PHASE_NORM);
+  const smoe_operand dy = smoe_operand_of(f->scratch.dy, dy_rows, call->n * f->shape.width);
   smoe_ffn_backward_outer_weights(&f->shape, &g, &tape, dy, call->n);
-  smoe_ffn_backward_inner(&f->shape, &w, &tape, f->dinner, dy, call->n);
-  smoe_ffn_backward_inner_weights(&f->shape, &w, &g, &tape, f->normed, f->dinner, call->x, call->n);
-  smoe_ffn_backward_input(&f->shape, &w, &g, &tape, call->dx, f->dnormed, f->dinner, call->x, call->n);
+  smoe_ffn_backward_inner(&f->shape, &w, &tape, &f->scratch, dy, call->n);
+  smoe_ffn_backward_inner_weights(&f->shape, &w, &g, &tape, &f->scratch, call->x, call->n);
+  smoe_ffn_backward_input(&f->shape, &w, &g, &tape, &f->scratch, call->dx, call->x, call->n);
 }
 
 static void forward_ffn(smoe_layer *layer, const smoe_layer_call *call) {
   const ffn *f = layer->state;
   const smoe_ffn_values w = values_of(layer);
   const smoe_ffn_tape tape = tape_of(f, call);
-  smoe_ffn_inner(&f->shape, &w, &tape, f->normed, call->x, call->n);
+  smoe_ffn_inner(&f->shape, &w, &tape, &f->scratch, call->x, call->n);
   smoe_ffn_outer(&f->shape, &w, &tape, call->y, call->n);
   smoe_layer_dropout(layer, call, call->y);
   smoe_add(call->y, call->x, call->n * f->shape.width);
@@ -117,7 +116,7 @@ static void extend_ffn(smoe_layer *layer, const smoe_extend_call *call) {
   const smoe_ffn_values w = values_of(layer);
   const size_t n = call->n_sequences * call->n;
   shape.decoding = true;
-  smoe_ffn_inner(&shape, &w, &f->tape, f->normed, call->x, n);
+  smoe_ffn_inner(&shape, &w, &f->tape, &f->scratch, call->x, n);
   smoe_ffn_outer(&shape, &w, &f->tape, call->y, n);
   smoe_add(call->y, call->x, n * shape.width);
 }

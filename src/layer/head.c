@@ -8,11 +8,13 @@
 
 typedef struct head {
   int gamma, beta, weight;
-  size_t rows;                 /* of a slice */
-  smoe_real *mean, *rstd;      /* tape [N] */
-  smoe_real *normed, *dnormed; /* scratch [lane tokens, C] */
-  smoe_real *logits;           /* scratch [copies rows, V] */
-  smoe_real *loss;             /* scratch [lane tokens] */
+  size_t rows;            /* of a slice */
+  smoe_real *mean, *rstd; /* tape [N] */
+  smoe_operand normed;    /* scratch [lane tokens, C] */
+  smoe_real *dnormed;     /* scratch [lane tokens, C] */
+  smoe_real *logits;      /* scratch [copies rows, V] */
+  smoe_operand dlogits;   /* scratch [copies rows, V]: bf16 alone */
+  smoe_real *loss;        /* scratch [lane tokens] */
 } head;
 
 static void declare_head(smoe_layer *layer) {
@@ -29,8 +31,9 @@ static void declare_head(smoe_layer *layer) {
   if (spec->tied)
     h->weight = smoe_params_find(layer->params, "embedding/table");
   else
-    h->weight = smoe_layer_declare(layer, "weight", (int64_t[]){(int64_t)spec->vocabulary, c, 0},
-                                   (smoe_init){SMOE_INIT_NORMAL, 1 / sqrt((double)c), false}, true);
+    h->weight = smoe_layer_declare_weight(layer, "weight", (int64_t[]){(int64_t)spec->vocabulary, c, 0},
+                                          (smoe_init){SMOE_INIT_NORMAL, 1 / sqrt((double)c), false});
+  if (layer->precision == SMOE_BF16) smoe_params_keep_rounded(layer->params, h->weight);
 }
 
 /* Rows of a slice: about 16 MiB of logits, whatever the vocabulary. */
@@ -46,18 +49,21 @@ static void layout_head(smoe_layer *layer, const smoe_layer_memory *memory) {
   const size_t n = shape->n_tokens, lane = shape->lane_tokens, c = layer->spec.width;
   h->mean = smoe_arena_reals(memory->tape, n);
   h->rstd = smoe_arena_reals(memory->tape, n);
-  h->normed = smoe_arena_reals(memory->scratch, lane * c);
+  h->normed = smoe_arena_operand(memory->scratch, layer->precision, lane * c);
   h->loss = smoe_arena_reals(memory->scratch, lane);
   h->rows = slice_rows(layer->spec.vocabulary, lane);
   h->logits = smoe_arena_reals(memory->scratch, h->rows * layer->spec.vocabulary);
-  if (memory->training) h->dnormed = smoe_arena_reals(memory->scratch, lane * c);
+  if (!memory->training) return;
+  h->dnormed = smoe_arena_reals(memory->scratch, lane * c);
+  if (layer->precision == SMOE_BF16)
+    h->dlogits = smoe_arena_operand(memory->scratch, SMOE_BF16, h->rows * layer->spec.vocabulary);
 }
 
 static void slice(smoe_layer *layer, const smoe_layer_call *call, size_t r, size_t rows) {
   const head *h = layer->state;
   const size_t c = layer->spec.width, v = layer->spec.vocabulary;
-  const smoe_real *weight = smoe_layer_value(layer, h->weight);
-  smoe_linear_forward(h->logits, h->normed + r * c, weight, NULL, rows, c, v);
+  const smoe_operand weight = smoe_layer_weight(layer, h->weight), x = smoe_operand_at(h->normed, r * c);
+  smoe_map_forward(h->logits, x, weight, NULL, rows, c, v);
   call->objective->rows(call->objective,
                         &(smoe_objective_call){.logits = h->logits,
                                                .loss = h->loss + r,
@@ -69,9 +75,9 @@ static void slice(smoe_layer *layer, const smoe_layer_call *call, size_t r, size
                                                .scale = (smoe_real)(1.0 / (double)call->pass->n_targets),
                                                .gradient = call->pass->training});
   if (!call->pass->training) return;
-  smoe_linear_backward_weight(smoe_layer_grad(layer, h->weight, call->lane), NULL, h->logits,
-                              h->normed + r * c, rows, c, v);
-  smoe_linear_backward_input(h->dnormed + r * c, h->logits, weight, rows, c, v, false);
+  const smoe_operand dlogits = smoe_operand_of(h->dlogits, h->logits, rows * v);
+  smoe_map_backward_weight(smoe_layer_grad(layer, h->weight, call->lane), NULL, dlogits, x, rows, c, v);
+  smoe_map_backward_input(h->dnormed + r * c, dlogits, weight, rows, c, v, false);
 }
 
 /* Writes dx = dL/dx in training: there is no backward of its own. */
@@ -103,8 +109,8 @@ void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_rea
   const size_t c = layer->spec.width;
   smoe_norm_rows(layer->spec.norm, h->normed, h->mean, h->rstd, x, smoe_layer_value(layer, h->gamma),
                  smoe_layer_value(layer, h->beta), n, c);
-  (decoding ? smoe_linear_rows : smoe_linear_forward)(logits, h->normed, smoe_layer_value(layer, h->weight),
-                                                      NULL, n, c, layer->spec.vocabulary);
+  (decoding ? smoe_map_rows : smoe_map_forward)(logits, h->normed, smoe_layer_weight(layer, h->weight), NULL,
+                                                n, c, layer->spec.vocabulary);
 }
 
 size_t *smoe_layer_head_rows(smoe_layer *layer) {

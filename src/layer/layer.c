@@ -5,14 +5,27 @@
 
 void smoe_layer_create(smoe_layer *layer, const smoe_layer_spec *spec, const smoe_config *config,
                        smoe_params *params) {
-  *layer =
-      (smoe_layer){.spec = *spec, .config = config, .params = params, .state = smoe_alloc(spec->ops->bytes)};
+  *layer = (smoe_layer){.spec = *spec,
+                        .config = config,
+                        .params = params,
+                        .precision = (smoe_precision)smoe_config_settings(config)->train.precision,
+                        .state = smoe_alloc(spec->ops->bytes)};
 }
 
 void smoe_layer_destroy(smoe_layer *layer) {
   if (layer->state && layer->spec.ops->release) layer->spec.ops->release(layer);
   smoe_free(layer->state);
   *layer = (smoe_layer){0};
+}
+
+int smoe_layer_declare_weight(smoe_layer *layer, const char *name, const int64_t *shape, smoe_init init) {
+  const int index = smoe_layer_declare(layer, name, shape, init, true);
+  if (layer->precision == SMOE_BF16) smoe_params_keep_rounded(layer->params, index);
+  return index;
+}
+
+smoe_operand smoe_layer_weight(const smoe_layer *layer, int index) {
+  return index < 0 ? (smoe_operand){0} : smoe_params_operand(layer->params, index, 0);
 }
 
 const smoe_real *smoe_layer_value(const smoe_layer *layer, int index) {

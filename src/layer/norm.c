@@ -33,8 +33,8 @@ static void layout_norm(smoe_layer *layer, const smoe_layer_memory *memory) {
 static void rows(smoe_layer *layer, smoe_real *y, const smoe_real *x, size_t first, size_t n) {
   const norm *s = layer->state;
   smoe_phase_sublayer(SMOE_PHASE_NORM);
-  smoe_norm_rows(layer->spec.norm, y, s->mean + first, s->rstd + first, x, smoe_layer_value(layer, s->gamma),
-                 smoe_layer_value(layer, s->beta), n, layer->spec.width);
+  smoe_norm_rows(layer->spec.norm, (smoe_operand){.wide = y}, s->mean + first, s->rstd + first, x,
+                 smoe_layer_value(layer, s->gamma), smoe_layer_value(layer, s->beta), n, layer->spec.width);
 }
 
 static size_t first_of(const smoe_layer *layer, const smoe_layer_call *call) {

@@ -78,14 +78,14 @@ static layer_tape tape_of_layer(smoe_real *at, const sizes *s, int layer) {
   const size_t n = s->n, nd = s->n * s->d;
   at += (size_t)layer * layer_reals(s);
   layer_tape tape = {.x = at, .u = at + nd};
-  tape.attention.attended = at + 2 * nd;
+  tape.attention.attended.wide = at + 2 * nd;
   tape.attention.qkv = at + 3 * nd;
   tape.attention.lse = at + 6 * nd;
   tape.attention.mean = tape.attention.lse + n * s->heads;
   tape.attention.rstd = tape.attention.mean + n;
   tape.ffn.mean = tape.attention.rstd + n;
   tape.ffn.rstd = tape.ffn.mean + n;
-  tape.ffn.h = tape.ffn.rstd + n;
+  tape.ffn.h.wide = tape.ffn.rstd + n;
   return tape;
 }
 
@@ -102,20 +102,18 @@ static smoe_real *last_of(const smoe_real *tape, const sizes *s) {
 
 typedef struct buffers {
   smoe_attention_buffers attention;
-  smoe_real *normed, *dnormed; /* [N, D], the attention's */
-  smoe_real *dinner;           /* [N, F] */
+  smoe_ffn_scratch ffn; /* shares rows with the attention */
 } buffers;
 
 static buffers buffers_of(smoe_real *scratch, const sizes *s) {
   const size_t nd = s->n * s->d;
-  return (buffers){.attention = {.normed = scratch,
-                                 .dnormed = scratch + nd,
-                                 .dout = scratch + 2 * nd,
-                                 .dqkv = scratch + 3 * nd,
-                                 .attention = scratch + 6 * nd + s->n * s->f},
-                   .normed = scratch,
-                   .dnormed = scratch + nd,
-                   .dinner = scratch + 6 * nd};
+  return (buffers){
+      .attention = {.normed = {.wide = scratch},
+                    .dnormed = scratch + nd,
+                    .dout = scratch + 2 * nd,
+                    .dqkv = scratch + 3 * nd,
+                    .attention = scratch + 6 * nd + s->n * s->f},
+      .ffn = {.normed = {.wide = scratch}, .rows = scratch + nd, .dinner = {.wide = scratch + 6 * nd}}};
 }
 
 size_t smoe_distill_transformer_scratch(const smoe_router *router, const smoe_distill_options *options,
@@ -130,6 +128,7 @@ static int index_of(int first, int layer, int name) {
 }
 
 #define VALUE(layer, name) smoe_params_shared(router->params, index_of(first, layer, name))
+#define WEIGHT(layer, name) smoe_params_operand(router->params, index_of(first, layer, name), 0)
 #define GRAD(layer, name) smoe_params_lane_grad(router->params, index_of(first, layer, name), call->lane)
 
 static smoe_attention_shape attention_shape(const sizes *s) {
@@ -148,14 +147,14 @@ static smoe_ffn_shape ffn_shape(const sizes *s) {
 static smoe_attention_values attention_values(const smoe_router *router, int first, int l) {
   return (smoe_attention_values){.gamma = VALUE(l, GAMMA1),
                                  .beta = VALUE(l, BETA1),
-                                 .qkv = VALUE(l, QKV),
-                                 .proj = VALUE(l, PROJ),
+                                 .qkv = WEIGHT(l, QKV),
+                                 .proj = WEIGHT(l, PROJ),
                                  .proj_bias = VALUE(l, PROJ_BIAS)};
 }
 
 static smoe_ffn_values ffn_values(const smoe_router *router, int first, int l) {
-  return (smoe_ffn_values){VALUE(l, GAMMA2), VALUE(l, BETA2), VALUE(l, W1),
-                           VALUE(l, B1),     VALUE(l, W2),    VALUE(l, B2)};
+  return (smoe_ffn_values){VALUE(l, GAMMA2), VALUE(l, BETA2), WEIGHT(l, W1),
+                           VALUE(l, B1),     WEIGHT(l, W2),   VALUE(l, B2)};
 }
 
 static void layer_forward(smoe_real *y, const layer_tape *tape, const smoe_router *router,
@@ -168,7 +167,7 @@ static void layer_forward(smoe_real *y, const layer_tape *tape, const smoe_route
   const smoe_attention_rows rows = {tape->x, call->n_sequences, call->n_context, NULL, NULL, NULL, 0, NULL};
   smoe_attention_sublayer(&attention, &wa, &tape->attention, &buffer->attention, tape->u, &rows);
   smoe_add(tape->u, tape->x, s->n * s->d);
-  smoe_ffn_inner(&ffn, &wf, &tape->ffn, buffer->normed, tape->u, s->n);
+  smoe_ffn_inner(&ffn, &wf, &tape->ffn, &buffer->ffn, tape->u, s->n);
   smoe_ffn_outer(&ffn, &wf, &tape->ffn, y, s->n);
   smoe_add(y, tape->u, s->n * s->d);
 }
@@ -188,10 +187,11 @@ static void layer_backward(smoe_real *dx, const layer_tape *tape, const smoe_rou
                                    .qkv = GRAD(l, QKV),
                                    .proj = GRAD(l, PROJ),
                                    .proj_bias = GRAD(l, PROJ_BIAS)};
-  smoe_ffn_backward_outer_weights(&ffn, &gf, &tape->ffn, dx, s->n);
-  smoe_ffn_backward_inner(&ffn, &wf, &tape->ffn, buffer->dinner, dx, s->n);
-  smoe_ffn_backward_inner_weights(&ffn, &wf, &gf, &tape->ffn, buffer->normed, buffer->dinner, tape->u, s->n);
-  smoe_ffn_backward_input(&ffn, &wf, &gf, &tape->ffn, dx, buffer->dnormed, buffer->dinner, tape->u, s->n);
+  const smoe_operand dy = {.wide = dx};
+  smoe_ffn_backward_outer_weights(&ffn, &gf, &tape->ffn, dy, s->n);
+  smoe_ffn_backward_inner(&ffn, &wf, &tape->ffn, &buffer->ffn, dy, s->n);
+  smoe_ffn_backward_inner_weights(&ffn, &wf, &gf, &tape->ffn, &buffer->ffn, tape->u, s->n);
+  smoe_ffn_backward_input(&ffn, &wf, &gf, &tape->ffn, &buffer->ffn, dx, tape->u, s->n);
 
   const smoe_attention_rows rows = {tape->x, call->n_sequences, call->n_context, NULL, NULL, NULL, 0, NULL};
   smoe_attention_sublayer_backward(&attention, &wa, &ga, &tape->attention, &buffer->attention, dx, NULL, dx,
@@ -233,9 +233,9 @@ void smoe_distill_transformer_backward(smoe_real *dtable, smoe_real *dh, const s
   const smoe_real *last = last_of(tape, &s), *mean = last + s.n * s.d;
   /* The norm adds to its dx and dh is its dy, so the gradient changes places. */
   smoe_real *dx = dh;
-  memcpy(buffer.dnormed, dh, s.n * s.d * sizeof *dh);
+  memcpy(buffer.ffn.rows, dh, s.n * s.d * sizeof *dh);
   memset(dx, 0, s.n * s.d * sizeof *dx);
-  smoe_norm_backward(dx, GRAD(s.layers, GAMMA), GRAD(s.layers, BETA), buffer.dnormed, last,
+  smoe_norm_backward(dx, GRAD(s.layers, GAMMA), GRAD(s.layers, BETA), buffer.ffn.rows, last,
                      VALUE(s.layers, GAMMA), mean, mean + s.n, s.n, s.d);
   for (int l = s.layers - 1; l >= 0; l--) {
     const layer_tape layer = tape_of_layer((smoe_real *)tape, &s, l);

@@ -12,7 +12,8 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
                             .shape = {.width = spec->width,
                                       .inner = spec->inner,
                                       .norm = spec->expert_norm,
-                                      .activation = spec->activation},
+                                      .activation = spec->activation,
+                                      .precision = layer->precision},
                             .n_sublayers = spec->sublayers,
                             .number = smoe_params_begin_experts(params, spec->experts)};
   const int64_t c = (int64_t)spec->width, f = (int64_t)spec->inner;
@@ -37,16 +38,10 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
     sub->w2 = DECLARE(down, identity ? zero : from_f, true, "w2");
     if (spec->bias) sub->b2 = DECLARE(vector_c, from_f, false, "b2");
 #undef DECLARE
+    if (layer->precision != SMOE_BF16) continue;
+    smoe_params_keep_rounded(params, sub->w1);
+    smoe_params_keep_rounded(params, sub->w2);
   }
-}
-
-static void layout_sublayer(smoe_experts *experts, int s, smoe_arena *tape, size_t rows) {
-  const size_t pre = smoe_ffn_pre(&experts->shape);
-  experts->z[s] = smoe_arena_reals(tape, rows * experts->shape.width);
-  experts->tape[s].h = smoe_arena_reals(tape, rows * experts->shape.inner);
-  experts->tape[s].mean = smoe_arena_reals(tape, rows);
-  experts->tape[s].rstd = smoe_arena_reals(tape, rows);
-  experts->tape[s].pre = pre ? smoe_arena_reals(tape, rows * pre) : NULL;
 }
 
 void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *scratch, size_t rows_max,
@@ -54,28 +49,37 @@ void smoe_experts_layout(smoe_experts *experts, smoe_arena *tape, smoe_arena *sc
   experts->rows_max = rows_max;
   for (int s = 0; s < experts->n_sublayers; s++) {
     if (s == 0 || training) {
-      layout_sublayer(experts, s, tape, rows_max);
+      experts->z[s] = smoe_arena_reals(tape, rows_max * experts->shape.width);
+      experts->tape[s] = smoe_ffn_take_tape(&experts->shape, tape, rows_max);
       continue;
     }
     /* Without a backward one set of buffers serves all sublayers. */
     experts->z[s] = experts->z[0];
     experts->tape[s] = experts->tape[0];
   }
-  experts->normed = smoe_arena_reals(scratch, rows_max * experts->shape.width);
-  if (training) {
-    experts->dinner = smoe_arena_reals(scratch, rows_max * smoe_ffn_scratch_columns(&experts->shape));
+  experts->scratch = smoe_ffn_take_scratch(&experts->shape, scratch, rows_max, training);
+  if (training && experts->shape.precision == SMOE_FP32)
     experts->doutput = smoe_arena_reals(scratch, rows_max * experts->shape.width);
-  }
 }
 
-double smoe_experts_tape_row(const smoe_experts *experts, bool training) {
+double smoe_experts_tape_bytes(const smoe_experts *experts, bool training) {
   const smoe_ffn_shape *shape = &experts->shape;
   return (training ? experts->n_sublayers : 1) *
-         (double)(shape->width + shape->inner + smoe_ffn_pre(shape) + 2);
+         (double)(shape->width * sizeof(smoe_real) + smoe_ffn_tape_bytes(shape));
+}
+
+double smoe_experts_scratch_bytes(const smoe_experts *experts, bool training) {
+  const smoe_ffn_shape *shape = &experts->shape;
+  const bool doutput = training && shape->precision == SMOE_FP32;
+  return (double)(smoe_ffn_scratch_bytes(shape, training) + (doutput ? shape->width * sizeof(smoe_real) : 0));
 }
 
 static const smoe_real *value(const smoe_experts *experts, int index, int j) {
   return index < 0 ? NULL : smoe_params_expert(experts->params, index, j);
+}
+
+static smoe_operand weight(const smoe_experts *experts, int index, int j) {
+  return smoe_params_operand(experts->params, index, j);
 }
 
 static smoe_real *grad(const smoe_experts *experts, int index, int j) {
@@ -86,8 +90,8 @@ static smoe_real *grad(const smoe_experts *experts, int index, int j) {
 static smoe_ffn_values values_of(const smoe_experts *experts, int s, int j) {
   const smoe_sublayer *sub = &experts->sublayer[s];
   return (smoe_ffn_values){value(experts, sub->gamma, j), value(experts, sub->beta, j),
-                           value(experts, sub->w1, j),    value(experts, sub->b1, j),
-                           value(experts, sub->w2, j),    value(experts, sub->b2, j)};
+                           weight(experts, sub->w1, j),   value(experts, sub->b1, j),
+                           weight(experts, sub->w2, j),   value(experts, sub->b2, j)};
 }
 
 static smoe_ffn_grads grads_of(const smoe_experts *experts, int s, int j) {
@@ -102,9 +106,9 @@ static void sublayer_forward(smoe_experts *experts, int s, int j, smoe_real *del
   const size_t c = experts->shape.width;
   const smoe_ffn_values w = values_of(experts, s, j);
   const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], &experts->shape, first);
-  smoe_real *z = experts->z[s] + first * c;
-  smoe_real *y = experts->normed + first * c; /* norm(z) first, then the sublayer's output */
-  smoe_ffn_inner(&experts->shape, &w, &tape, y, z, m);
+  const smoe_ffn_scratch scratch = smoe_ffn_scratch_at(&experts->scratch, &experts->shape, first);
+  smoe_real *z = experts->z[s] + first * c, *y = scratch.rows;
+  smoe_ffn_inner(&experts->shape, &w, &tape, &scratch, z, m);
   smoe_ffn_outer(&experts->shape, &w, &tape, y, m);
 
   if (s == 0)
@@ -131,15 +135,31 @@ void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t
   smoe_experts_forward_some(experts, delta, offset, 0, n_local);
 }
 
-/* What sublayer s's output has as gradient, on rows from `first` on. */
-static const smoe_real *output_gradient(const smoe_experts *experts, int s, const smoe_real *ddelta,
-                                        size_t first) {
-  return (s + 1 < experts->n_sublayers ? experts->doutput : ddelta) + first * experts->shape.width;
+/* The gradient of sublayer s's output on rows from `first` on: as an operand, once it is made. */
+static smoe_operand output_gradient(const smoe_experts *experts, int s, const smoe_real *ddelta,
+                                    size_t first) {
+  const smoe_operand dy = smoe_operand_at(experts->scratch.dy, first * experts->shape.width);
+  const smoe_real *rows = s + 1 < experts->n_sublayers ? experts->doutput : ddelta;
+  return dy.half ? dy : (smoe_operand){.wide = (smoe_real *)rows + first * experts->shape.width};
 }
 
 /* delta is the sum of the sublayers' outputs; output s has gradient ddelta plus that of the later
- * sublayers' input, which is in dx. Leaves the gradients of output and inner rows in scratch, for the
- * weights. */
+ * sublayers' input, which is in dx. */
+static void make_output_gradient(smoe_experts *experts, int s, const smoe_real *dx, const smoe_real *ddelta,
+                                 size_t first, size_t m) {
+  const size_t c = experts->shape.width, at = first * c;
+  const smoe_operand dy = smoe_operand_at(experts->scratch.dy, at);
+  if (s + 1 == experts->n_sublayers) {
+    (void)smoe_operand_of(dy, ddelta + at, m * c);
+    return;
+  }
+  smoe_real *sum = dy.half ? experts->scratch.rows + at : experts->doutput + at;
+  memcpy(sum, ddelta + at, m * c * sizeof *sum);
+  smoe_add(sum, dx + at, m * c);
+  (void)smoe_operand_of(dy, sum, m * c);
+}
+
+/* Leaves the gradients of output and inner rows in scratch, for the weights. */
 static void sublayer_backward_rows(smoe_experts *experts, int s, int j, smoe_real *dx,
                                    const smoe_real *ddelta, size_t first, size_t m) {
   const smoe_ffn_shape *shape = &experts->shape;
@@ -147,28 +167,21 @@ static void sublayer_backward_rows(smoe_experts *experts, int s, int j, smoe_rea
   const smoe_ffn_values w = values_of(experts, s, j);
   const smoe_ffn_grads g = grads_of(experts, s, j);
   const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], shape, first);
-  smoe_real *acc = dx + first * c, *dinner = experts->dinner + first * smoe_ffn_scratch_columns(shape);
-  if (s + 1 < experts->n_sublayers) {
-    smoe_real *doutput = experts->doutput + first * c;
-    memcpy(doutput, ddelta + first * c, m * c * sizeof *doutput);
-    smoe_add(doutput, acc, m * c);
-  }
-  smoe_ffn_backward_inner(shape, &w, &tape, dinner, output_gradient(experts, s, ddelta, first), m);
-  smoe_ffn_backward_input(shape, &w, &g, &tape, acc, experts->normed + first * c, dinner,
-                          experts->z[s] + first * c, m);
+  const smoe_ffn_scratch scratch = smoe_ffn_scratch_at(&experts->scratch, shape, first);
+  make_output_gradient(experts, s, dx, ddelta, first, m);
+  smoe_ffn_backward_inner(shape, &w, &tape, &scratch, output_gradient(experts, s, ddelta, first), m);
+  smoe_ffn_backward_input(shape, &w, &g, &tape, &scratch, dx + first * c, experts->z[s] + first * c, m);
 }
 
 static void sublayer_backward_weights(smoe_experts *experts, int s, int j, const smoe_real *ddelta,
                                       size_t first, size_t m) {
   const smoe_ffn_shape *shape = &experts->shape;
-  const size_t c = shape->width;
   const smoe_ffn_values w = values_of(experts, s, j);
   const smoe_ffn_grads g = grads_of(experts, s, j);
   const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], shape, first);
+  const smoe_ffn_scratch scratch = smoe_ffn_scratch_at(&experts->scratch, shape, first);
   smoe_ffn_backward_outer_weights(shape, &g, &tape, output_gradient(experts, s, ddelta, first), m);
-  smoe_ffn_backward_inner_weights(shape, &w, &g, &tape, experts->normed + first * c,
-                                  experts->dinner + first * smoe_ffn_scratch_columns(shape),
-                                  experts->z[s] + first * c, m);
+  smoe_ffn_backward_inner_weights(shape, &w, &g, &tape, &scratch, experts->z[s] + first * shape->width, m);
 }
 
 static void expert_backward_rows(smoe_experts *experts, int j, smoe_real *dx, const smoe_real *ddelta,

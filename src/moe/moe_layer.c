@@ -59,12 +59,13 @@ static void progress(const void *exchange) {
   smoe_exchange_progress(exchange);
 }
 
-static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings,
+static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings, smoe_precision precision,
                             const smoe_token_shape *tokens, smoe_arena *fixed) {
   const smoe_router *router = &moe->router;
   const smoe_exchange_shape shape = {.n_experts = router->n_experts,
                                      .n_slots = router->n_slots,
                                      .width = moe->width,
+                                     .precision = precision,
                                      .n_tokens_max = tokens->n_tokens,
                                      .n_global_max = tokens->n_global,
                                      .capacity_factor = settings->moe.capacity_factor,
@@ -84,7 +85,7 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   const smoe_token_shape *tokens = &memory->shape[moe->stream];
   const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width;
   smoe_arena *tape = memory->tape, *scratch = memory->scratch;
-  layout_exchange(moe, smoe_config_settings(layer->config), tokens, memory->fixed);
+  layout_exchange(moe, smoe_config_settings(layer->config), layer->precision, tokens, memory->fixed);
   if (moe->norm != SMOE_NORM_NONE) {
     moe->x = smoe_arena_reals(tape, n * c);
     moe->mean = smoe_arena_reals(tape, n);
@@ -106,7 +107,8 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   moe->distilled = smoe_arena_ints(tape, n);
 
   const size_t rows = smoe_exchange_rows_max(&moe->exchange);
-  moe->packing = smoe_arena_reals(scratch, smoe_exchange_scratch_max(&moe->exchange) * c);
+  moe->packing =
+      smoe_arena_take(scratch, smoe_exchange_scratch_max(&moe->exchange) * moe->exchange.row_bytes);
   moe->rows = smoe_arena_reals(scratch, rows * c);
   moe->router_scratch = smoe_arena_reals(scratch, router->ops->scratch_reals(router, tokens->lane_tokens));
   if (memory->training) {
@@ -135,12 +137,12 @@ static double untouched_moe(const smoe_layer *layer, bool training, bool with_sc
   const double balanced = (double)moe->exchange.shape.n_replica_max * moe->router.n_slots * share;
   const double rows = (double)smoe_exchange_rows_max(&moe->exchange) - balanced;
   if (!(rows > 0) || params->n_experts == 0) return 0;
-  const double c = (double)moe->width, columns = (double)smoe_ffn_scratch_columns(&moe->experts.shape);
-  const double tape = smoe_experts_tape_row(&moe->experts, training);
-  /* packing, rows, normed; drows, doutput, dinner */
-  const double packing = smoe_exchange_scratch_share(&moe->exchange);
-  const double scratch = (training ? packing + 4 : packing + 2) * c + (training ? columns : 0);
-  return rows * (tape + (with_scratch ? scratch : 0)) * (double)sizeof(smoe_real);
+  const double c = (double)moe->width * (double)sizeof(smoe_real);
+  const double packing = smoe_exchange_scratch_share(&moe->exchange) * (double)moe->exchange.row_bytes;
+  /* packing, rows, drows */
+  const double scratch =
+      packing + (training ? 2 : 1) * c + smoe_experts_scratch_bytes(&moe->experts, training);
+  return rows * (smoe_experts_tape_bytes(&moe->experts, training) + (with_scratch ? scratch : 0));
 }
 
 static void release_moe(smoe_layer *layer) {
@@ -267,7 +269,8 @@ static const smoe_real *normed_input(smoe_moe_layer *moe, const smoe_real *x, si
   if (moe->norm == SMOE_NORM_NONE) return x;
   const smoe_params *params = moe->params;
   smoe_phase(SMOE_PHASE_NORM);
-  smoe_norm_rows(moe->norm, moe->x, moe->mean, moe->rstd, x, smoe_params_shared(params, moe->gamma),
+  smoe_norm_rows(moe->norm, (smoe_operand){.wide = moe->x}, moe->mean, moe->rstd, x,
+                 smoe_params_shared(params, moe->gamma),
                  moe->beta < 0 ? NULL : smoe_params_shared(params, moe->beta), n, moe->width);
   return moe->x;
 }

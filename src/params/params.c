@@ -88,6 +88,11 @@ int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64
   return params->n_params++;
 }
 
+void smoe_params_keep_rounded(smoe_params *params, int index) {
+  SMOE_ASSERT(!params->laid_out);
+  params->param[index].rounded = true;
+}
+
 /* Give every parameter its place; those that are frozen by now go to the slabs that never learn. */
 static void place_params(smoe_params *params) {
   for (int p = 0; p < params->n_params; p++) {
@@ -95,6 +100,9 @@ static void place_params(smoe_params *params) {
     param->slab += param->frozen;
     param->offset = params->slab[param->slab].count;
     params->slab[param->slab].count += round_to_unit(param->count);
+    if (!param->rounded) continue;
+    param->half_offset = params->slab[param->slab].half_count;
+    params->slab[param->slab].half_count += round_to_unit(param->count);
   }
   for (int s = 0; s < params->n_slabs; s++) find_slice(&params->slab[s]);
   params->laid_out = true;
@@ -109,6 +117,7 @@ static smoe_real *take_zero(smoe_arena *arena, size_t n) {
 
 static void lay_out(smoe_slab *slab, smoe_arena *arena, bool training) {
   slab->value = take_zero(arena, slab_size(slab));
+  slab->half = smoe_arena_take(arena, (size_t)slab->n_local * slab->half_count * sizeof *slab->half);
   slab->m = slab->v = slab->grad = slab->grad_own = NULL;
   if (!training || !slab->learns) return;
   slab->m = take_zero(arena, slab->slice_count);
@@ -198,6 +207,16 @@ static void zero(smoe_real *values, size_t n) {
   if (values && n) memset(values, 0, n * sizeof *values);
 }
 
+void smoe_params_round(smoe_params *params) {
+  for (int p = 0; p < params->n_params; p++) {
+    const smoe_param *param = &params->param[p];
+    const smoe_slab *slab = smoe_params_slab(params, p);
+    for (int j = 0; j < slab->n_local && param->rounded; j++)
+      smoe_bf16_round(slab->half + (size_t)j * slab->half_count + param->half_offset,
+                      slab->value + (size_t)j * slab->count + param->offset, param->count);
+  }
+}
+
 void smoe_params_initialise(smoe_params *params, uint64_t seed) {
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *slab = &params->slab[s];
@@ -212,6 +231,7 @@ void smoe_params_initialise(smoe_params *params, uint64_t seed) {
       fill(slab->value + (size_t)j * slab->count + param->offset, param, seed,
            smoe_slab_expert_number(slab, j));
   }
+  smoe_params_round(params);
 }
 
 void smoe_params_clear_gradients(smoe_params *params) {
@@ -290,6 +310,7 @@ void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *exp
     smoe_free(moved);
   }
   memcpy(slab->expert_at, expert_at, (size_t)slab->n_experts * sizeof *expert_at);
+  smoe_params_round(params);
 }
 
 void smoe_params_allgather(smoe_params *params, bool all) {
@@ -298,6 +319,7 @@ void smoe_params_allgather(smoe_params *params, bool all) {
     if ((slab->learns || all) && slab->count > 0)
       smoe_share_slices(&slab->holders, slab->value, slab_size(slab));
   }
+  smoe_params_round(params);
 }
 
 int smoe_params_find(const smoe_params *params, const char *name) {
@@ -336,6 +358,14 @@ smoe_real *smoe_params_expert(const smoe_params *params, int index, int j) {
   const smoe_slab *slab = smoe_params_slab(params, index);
   SMOE_ASSERT(params->param[index].sharding == SMOE_EXPERT && j >= 0 && j < slab->n_local);
   return slab->value + (size_t)j * slab->count + params->param[index].offset;
+}
+
+smoe_operand smoe_params_operand(const smoe_params *params, int index, int j) {
+  const smoe_param *param = &params->param[index];
+  const smoe_slab *slab = smoe_params_slab(params, index);
+  SMOE_ASSERT(params->laid_out && j >= 0 && j < slab->n_local);
+  if (!param->rounded) return (smoe_operand){.wide = slab->value + (size_t)j * slab->count + param->offset};
+  return (smoe_operand){.half = slab->half + (size_t)j * slab->half_count + param->half_offset};
 }
 
 smoe_real *smoe_params_expert_grad(const smoe_params *params, int index, int j) {

@@ -140,7 +140,7 @@ static void measure_link(smoe_bench *bench, const smoe_model *model, size_t rows
   enum { REPEATS = 20 };
   const size_t g = (size_t)model->topology.experts.n_ranks;
   smoe_bench_link *link = &bench->link[bench->n_links++];
-  link->bytes = (double)(g * rows * model->width * sizeof(smoe_real));
+  link->bytes = (double)(g * rows * model->moe[0]->exchange.row_bytes);
   link->seconds = smoe_exchange_bare_seconds(&model->moe[0]->exchange, rows, REPEATS);
   smoe_group_max_f64(&model->params.group, &link->seconds, 1);
 }
@@ -151,7 +151,7 @@ static void measure_exchange(smoe_bench *bench, const smoe_model *model) {
   bench->exchange_rate = bench->bare_rate = NAN;
   if (model->n_moe == 0 || g == 1) return;
   bench->exchange_rows = (double)model->shape[SMOE_MAIN].n_replica / g * model->moe[0]->router.n_slots;
-  const double bytes = bench->exchange_rows * (double)model->width * sizeof(smoe_real);
+  const double bytes = bench->exchange_rows * (double)model->moe[0]->exchange.row_bytes;
   const double calls = 4.0 * (double)settings->train.micro_batches * model->n_moe;
   bench->exchange_rate = bytes * calls / bench->stage[bench->n_stages - 1].phase[SMOE_PHASE_TRANSFER];
   const size_t rows = bench->exchange_rows > g ? (size_t)(bench->exchange_rows / g) : 1;

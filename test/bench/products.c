@@ -17,7 +17,7 @@
 enum { ROUNDS = 24, WAYS = 3 };
 
 typedef struct memory {
-  smoe_real *x, *w, *y, *scratch;
+  smoe_real *x, *w, *y;
   smoe_bf16 *bx, *bw;
 } memory;
 
@@ -33,11 +33,11 @@ static void in_fp32(const memory *m, int pass, size_t n, size_t c, size_t o) {
 
 static void in_bf16(const memory *m, int pass, size_t n, size_t c, size_t o) {
   if (pass == 0)
-    smoe_bf16_linear_forward(m->y, m->bx, m->bw, NULL, m->scratch, n, c, o);
+    smoe_bf16_linear_forward(m->y, m->bx, m->bw, NULL, n, c, o);
   else if (pass == 1)
-    smoe_bf16_linear_backward_input(m->y, m->bx, m->bw, m->scratch, n, c, o, false);
+    smoe_bf16_linear_backward_input(m->y, m->bx, m->bw, n, c, o, false);
   else
-    smoe_bf16_linear_backward_weight(m->y, m->bx, m->bw, m->scratch, n, c, o);
+    smoe_bf16_linear_backward_weight(m->y, m->bx, m->bw, n, c, o);
 }
 
 static double once(const memory *m, int way, int pass, size_t n, size_t c, size_t o) {
@@ -89,8 +89,8 @@ int main(void) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   const size_t most = (size_t)8192 * 3072;
   memory m = {smoe_alloc(most * sizeof(smoe_real)), smoe_alloc(most * sizeof(smoe_real)),
-              smoe_alloc(most * sizeof(smoe_real)), smoe_alloc(4 * most * sizeof(smoe_real)),
-              smoe_alloc(most * sizeof(smoe_bf16)), smoe_alloc(most * sizeof(smoe_bf16))};
+              smoe_alloc(most * sizeof(smoe_real)), smoe_alloc(most * sizeof(smoe_bf16)),
+              smoe_alloc(most * sizeof(smoe_bf16))};
   for (size_t i = 0; i < most; i++) m.x[i] = m.w[i] = (smoe_real)(i % 7) - 3;
   smoe_bf16_round(m.bx, m.x, most);
   smoe_bf16_round(m.bw, m.w, most);

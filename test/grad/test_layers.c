@@ -153,7 +153,7 @@ static double layer_value(void *context, uint64_t *piece) {
     spec->ops->forward(&p->layer, &call);
   }
   if (spec->ops == &smoe_layer_ffn && spec->activation == SMOE_RELU)
-    piece_add_active(piece, smoe_layer_ffn_tape(&p->layer)->h, N * spec->inner);
+    piece_add_active(piece, smoe_layer_ffn_tape(&p->layer)->h.wide, N * spec->inner);
   return difference_fold(p->weight, p->y, N * C);
 }
 
@@ -277,7 +277,8 @@ static double experts_value(void *context, uint64_t *piece) {
   smoe_experts *experts = &p->moe->experts;
   smoe_experts_forward(experts, p->y, p->expert_offset);
   for (int s = 0; s < experts->n_sublayers; s++)
-    piece_add_active(piece, experts->tape[s].h, (size_t)p->expert_offset[EXPERTS] * experts->shape.inner);
+    piece_add_active(piece, experts->tape[s].h.wide,
+                     (size_t)p->expert_offset[EXPERTS] * experts->shape.inner);
   return difference_fold(p->weight, p->y, (size_t)p->expert_offset[EXPERTS] * C);
 }
 
@@ -336,7 +337,7 @@ static double moe_value(void *context, uint64_t *piece) {
   piece_add_choices(piece, moe->learned, N);
   for (int s = 0; s < moe->experts.n_sublayers; s++)
     if (moe->experts.shape.activation == SMOE_RELU)
-      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
+      piece_add_active(piece, moe->experts.tape[s].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
   double terms = 0;
   for (int lane = 0; lane < LANES; lane++) terms += fixture_terms(&sums[lane].sums, &moe->router.terms);
   return difference_fold(p->weight, p->y, N * C) + terms / (double)p->context.n_targets;

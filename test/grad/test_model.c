@@ -10,14 +10,14 @@ static void add_decisions(const smoe_model *model, uint64_t *piece) {
   const size_t n = model->shape[SMOE_MAIN].n_tokens;
   for (int i = 0; i < model->n_layers; i++)
     if (model->layer[i].spec.ops == &smoe_layer_ffn && model->layer[i].spec.activation == SMOE_RELU)
-      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h, n * model->layer[i].spec.inner);
+      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h.wide, n * model->layer[i].spec.inner);
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_moe_layer *moe = model->moe[m];
     piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
     piece_add_choices(piece, moe->learned, n);
     for (int s = 0; s < moe->experts.n_sublayers; s++)
       if (moe->experts.shape.activation == SMOE_RELU)
-        piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
+        piece_add_active(piece, moe->experts.tape[s].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
   }
 }
 

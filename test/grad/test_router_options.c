@@ -15,12 +15,13 @@ static double value(void *context, uint64_t *piece) {
   fixture_forward(f, 0);
   for (int i = 0; i < f->model->n_layers; i++)
     if (f->model->layer[i].spec.ops == &smoe_layer_ffn)
-      piece_add_active(piece, smoe_layer_ffn_tape(&f->model->layer[i])->h, n * f->model->layer[i].spec.inner);
+      piece_add_active(piece, smoe_layer_ffn_tape(&f->model->layer[i])->h.wide,
+                       n * f->model->layer[i].spec.inner);
   for (int m = 0; m < f->model->n_moe; m++) {
     const smoe_moe_layer *moe = f->model->moe[m];
     piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
     for (int s = 0; s < moe->experts.n_sublayers; s++)
-      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
+      piece_add_active(piece, moe->experts.tape[s].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
   }
   return fixture_loss_of_sums(f);
 }

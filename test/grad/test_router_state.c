@@ -167,7 +167,7 @@ static double value(void *context, uint64_t *piece) {
                                sizeof *sums / sizeof(double));
     piece_add_choices(piece, moe->expert, N);
     for (int s = 0; s < moe->experts.n_sublayers; s++)
-      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
+      piece_add_active(piece, moe->experts.tape[s].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
     for (int lane = 0; lane < LANES; lane++) terms += fixture_terms(&sums[lane].sums, &moe->router.terms);
   }
   return difference_fold(p->weight, p->x[LAYERS], N * C) + terms / (double)p->context.n_targets;

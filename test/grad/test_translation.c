@@ -87,7 +87,7 @@ static double value(void *context, uint64_t *piece) {
   for (int i = 0; i < model->n_layers; i++) {
     const smoe_layer_spec *spec = &model->layer[i].spec;
     if (spec->ops == &smoe_layer_ffn)
-      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h,
+      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h.wide,
                        p->batch.shape[spec->stream].n_tokens * spec->inner);
   }
   for (int m = 0; m < model->n_moe; m++) {
@@ -96,7 +96,7 @@ static double value(void *context, uint64_t *piece) {
     piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
     piece_add_choices(piece, moe->learned, n);
     for (int s = 0; s < moe->experts.n_sublayers; s++)
-      piece_add_active(piece, moe->experts.tape[s].h, moe->exchange.n_recv * moe->experts.shape.inner);
+      piece_add_active(piece, moe->experts.tape[s].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
   }
   return loss_of(p);
 }

@@ -38,6 +38,11 @@ VARIANTS = {
     "two-level": (["comm.exchange=two_level", "comm.node_ranks=1", "comm.overlap=1", "comm.slice_mib=0.001",
                    "moe.capacity_factor=1.0"], True),
     "dense": (["moe.layers=0"], None),
+    # Products of bf16, rows that travel so, and their copies of experts that move.
+    "bf16": (["train.precision=bf16", "moe.layers=2", "moe.position=scattered", "moe.sublayers=2",
+              "train.micro_batches=2", "moe.capacity_factor=1.0", "comm.overlap=2"], True),
+    "bf16-decoder": (["train.precision=bf16", "model.family=decoder", "moe.sublayers=1", "router.method=topk",
+                      "model.decoder.shared_experts=1", "model.decoder.dropout=0.1", "train.recompute=true"], None),
     # Experts in place of feed-forward layers.
     "decoder": (["model.family=decoder", "moe.sublayers=1", "router.method=topk", "model.heads=4",
                  "model.decoder.kv_heads=2", "model.decoder.shared_experts=1", "model.decoder.dropout=0.1",
@@ -50,7 +55,7 @@ VARIANTS = {
 
 
 # With --small, on more than two ranks: every way of the exchange, replicas, threads.
-SMALL = ("two-layers", "uneven", "replicas", "threads", "overlap", "two-level")
+SMALL = ("two-layers", "uneven", "replicas", "threads", "overlap", "two-level", "bf16")
 
 # Distilled routers that look at more than the word, and choices of methods that draw random numbers.
 for features in ("bigram", "cnn", "transformer"):

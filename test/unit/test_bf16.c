@@ -4,6 +4,7 @@
 #include "near.h"
 #include "stablemoe/bf16.h"
 #include "stablemoe/kernel.h"
+#include "stablemoe/map.h"
 
 static float from_bits(uint32_t bits) {
   float x;
@@ -63,7 +64,7 @@ typedef struct sides {
   size_t n, c, o;
   smoe_bf16 *x, *w, *dy;                /* [N, C], [O, C], [N, O] */
   smoe_real *wide_x, *wide_w, *wide_dy; /* the same numbers */
-  smoe_real *b, *scratch;
+  smoe_real *b;
 } sides;
 
 static smoe_bf16 *rounded(smoe_real *wide, size_t n) {
@@ -82,12 +83,11 @@ static sides sides_create(size_t n, size_t c, size_t o) {
   s.x = rounded(s.wide_x, n * c);
   s.w = rounded(s.wide_w, o * c);
   s.dy = rounded(s.wide_dy, n * o);
-  s.scratch = values_zero(smoe_bf16_scratch(n, c, o));
   return s;
 }
 
 static void sides_free(sides *s) {
-  smoe_free(s->x), smoe_free(s->w), smoe_free(s->dy), smoe_free(s->b), smoe_free(s->scratch);
+  smoe_free(s->x), smoe_free(s->w), smoe_free(s->dy), smoe_free(s->b);
   smoe_free(s->wide_x), smoe_free(s->wide_w), smoe_free(s->wide_dy);
 }
 
@@ -98,14 +98,19 @@ static void check_sum(const char *what, double got, double want, double sizes, s
   CHECK(fabs(got - want) <= bound, "%s: %.9g, not %.9g: beyond %.2g", what, got, want, bound);
 }
 
+static void relu_forward(smoe_bf16 *h, const sides *s, const smoe_real *b, size_t n) {
+  smoe_map_relu_forward((smoe_operand){.half = h}, (smoe_operand){.half = s->x}, (smoe_operand){.half = s->w},
+                        b, n, s->c, s->o, false);
+}
+
 static void check_forward(const sides *s, bool bias) {
   const size_t n = s->n, c = s->c, o = s->o;
   smoe_real *y = values_uniform(n * o, 5);
   smoe_bf16 *h = smoe_alloc(n * o * sizeof *h + 1);
   smoe_real *wide_h = values_zero(n * o);
   for (size_t i = 0; i < n * o; i++) y[i] = NAN; /* must not be read */
-  smoe_bf16_linear_forward(y, s->x, s->w, bias ? s->b : NULL, s->scratch, n, c, o);
-  smoe_bf16_linear_relu_forward(h, s->x, s->w, bias ? s->b : NULL, s->scratch, n, c, o);
+  smoe_bf16_linear_forward(y, s->x, s->w, bias ? s->b : NULL, n, c, o);
+  relu_forward(h, s, bias ? s->b : NULL, n);
   smoe_bf16_expand(wide_h, h, n * o);
   for (size_t i = 0; i < n; i++)
     for (size_t j = 0; j < o; j++) {
@@ -128,7 +133,7 @@ static void check_backward(const sides *s) {
             *dw_before = values_copy(dw, o * c);
   for (size_t i = 0; i < n * c; i++) dx[i] = NAN;
   for (int add = 0; add < 2; add++) {
-    smoe_bf16_linear_backward_input(dx, s->dy, s->w, s->scratch, n, c, o, add);
+    smoe_bf16_linear_backward_input(dx, s->dy, s->w, n, c, o, add);
     for (size_t i = 0; i < n; i++)
       for (size_t l = 0; l < c; l++) {
         double sum = 0, sizes = 0;
@@ -140,7 +145,21 @@ static void check_backward(const sides *s) {
         check_sum("input gradient", dx[i * c + l], (1 + add) * sum, (1 + add) * sizes, o + 1, 0);
       }
   }
-  smoe_bf16_linear_backward_weight(dw, s->dy, s->x, s->scratch, n, c, o);
+  smoe_bf16 *rounded_dx = smoe_alloc(n * c * sizeof *rounded_dx + 1);
+  smoe_real *wide_dx = values_zero(n * c), *db = values_zero(o);
+  smoe_bf16_linear_backward_input(dx, s->dy, s->w, n, c, o, false);
+  smoe_bf16_linear_backward_input_rounded(rounded_dx, s->dy, s->w, n, c, o);
+  smoe_bf16_expand(wide_dx, rounded_dx, n * c);
+  for (size_t i = 0; i < n * c; i++)
+    check_sum("input gradient, rounded", wide_dx[i], dx[i], (double)o, o, SMOE_BF16_EPSILON);
+  smoe_bf16_linear_backward_bias(db, s->dy, n, o);
+  for (size_t j = 0; j < o; j++) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += s->wide_dy[i * o + j];
+    check_sum("bias gradient", db[j], sum, (double)n, n, 0);
+  }
+  smoe_free(rounded_dx), smoe_free(wide_dx), smoe_free(db);
+  smoe_bf16_linear_backward_weight(dw, s->dy, s->x, n, c, o);
   for (size_t j = 0; j < o; j++)
     for (size_t l = 0; l < c; l++) {
       double sum = dw_before[j * c + l], sizes = fabs(sum);
@@ -165,12 +184,12 @@ static void products(size_t n, size_t c, size_t o) {
 /* Both ways: how far they may be from each other follows from the length of the sums. */
 static void ways(size_t n, size_t c, size_t o) {
   smoe_bf16_force_fallback(true);
-  sides s = sides_create(n, c, o); /* with scratch for both */
+  sides s = sides_create(n, c, o);
   smoe_real *slow = values_zero(n * o), *fast = values_zero(n * o);
-  smoe_bf16_linear_forward(slow, s.x, s.w, s.b, s.scratch, n, c, o);
-  CHECK(!smoe_bf16_native() && smoe_bf16_scratch(1, 1, 1) > 0, "the fallback is forced");
+  smoe_bf16_linear_forward(slow, s.x, s.w, s.b, n, c, o);
+  CHECK(!smoe_bf16_native(), "the fallback is forced");
   smoe_bf16_force_fallback(false);
-  smoe_bf16_linear_forward(fast, s.x, s.w, s.b, s.scratch, n, c, o);
+  smoe_bf16_linear_forward(fast, s.x, s.w, s.b, n, c, o);
   for (size_t i = 0; i < n * o; i++)
     check_sum("one way and the other", fast[i], slow[i], (double)c, 2 * c, 0);
   smoe_free(slow), smoe_free(fast);
@@ -185,11 +204,11 @@ typedef struct results {
 } results;
 
 static void compute(results r, const sides *s, size_t n) {
-  smoe_bf16_linear_forward(r.y, s->x, s->w, s->b, s->scratch, n, s->c, s->o);
-  smoe_bf16_linear_relu_forward(r.h, s->x, s->w, s->b, s->scratch, n, s->c, s->o);
-  smoe_bf16_linear_backward_input(r.dx, s->dy, s->w, s->scratch, n, s->c, s->o, false);
+  smoe_bf16_linear_forward(r.y, s->x, s->w, s->b, n, s->c, s->o);
+  relu_forward(r.h, s, s->b, n);
+  smoe_bf16_linear_backward_input(r.dx, s->dy, s->w, n, s->c, s->o, false);
   memset(r.dw, 0, s->o * s->c * sizeof *r.dw);
-  smoe_bf16_linear_backward_weight(r.dw, s->dy, s->x, s->scratch, n, s->c, s->o);
+  smoe_bf16_linear_backward_weight(r.dw, s->dy, s->x, n, s->c, s->o);
 }
 
 /* Where an expert's rows are in memory follows from the number of ranks; the bits must not. */
@@ -242,7 +261,8 @@ static void relu_backward(void) {
   smoe_bf16 hb[9], d[9];
   smoe_real back[9];
   smoe_bf16_round(hb, h, 9);
-  smoe_bf16_relu_backward(d, dh, hb, 9);
+  smoe_bf16_round(d, dh, 9);
+  smoe_bf16_relu_backward(d, hb, 9);
   smoe_bf16_expand(back, d, 9);
   for (int i = 0; i < 9; i++)
     CHECK(back[i] == want[i] || (isnan(back[i]) && isnan(want[i])), "relu backward [%d]: %g, not %g", i,
