@@ -187,6 +187,7 @@ static inline void fixture_randomise(smoe_params *params, uint64_t seed) {
                                                                    smoe_hash_text(param->name), first + i));
     }
   }
+  smoe_params_round(params);
 }
 
 /** Token ids and targets by global token index: about one in `one_in` is padding; 0: none is. */

@@ -12,7 +12,8 @@ typedef struct smoe_bench_stage {
   int stage;
   double seconds;            /**< of an update: median over the updates of the slowest rank's time */
   double tokens_per_s;       /**< all ranks together */
-  double peak_fraction;      /**< model FLOP per second over the fp32 peak of all cores that threads run on */
+  double peak_fraction;      /**< model FLOP per second over the peak of all cores that threads run on, in the
+                                  precision of training; in fp32 where the core has no bf16 */
   double phase[SMOE_PHASES]; /**< seconds of an update, mean over ranks */
   double load_max_over_mean; /**< rows of the busiest rank over the mean */
   double loss;               /**< of the last update: to see that two runs computed the same */
@@ -50,8 +51,13 @@ typedef struct smoe_bench {
   double planned_bytes, peak_bytes;          /**< per rank, the largest */
   int n_updates, n_moe, n_experts, n_slots;  /**< sizes of the arrays in stage[]; K */
   int n_ranks, expert_ranks, n_nodes, cores; /**< R; G; machines; cores of rank 0's machine */
+  smoe_precision precision;                  /**< of training */
+  double exchange_row_bytes;                 /**< of a row that travels; 0 without MoE layers */
   int64_t vocabulary, shared_parameters, expert_parameters;
 } smoe_bench;
+
+/** The peak that peak_fraction is a share of, FLOP per second of a core. Local. */
+double smoe_bench_peak(const smoe_bench *bench);
 
 typedef struct smoe_bench_options {
   int warmup, updates; /**< per stage */

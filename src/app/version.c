@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "app.h"
+#include "stablemoe/bf16.h"
 #include "stablemoe/io_probe.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/mpi_facts.h"
@@ -30,5 +31,7 @@ void smoe_app_version(FILE *out) {
   fprintf(out, "  MPI            %s\n", smoe_mpi_name());
   fprintf(out, "  HDF5           %s\n", smoe_hdf5_name());
   fprintf(out, "  BLAS           %s\n", smoe_blas_description());
+  fprintf(out, "  bf16           %s: %s\n", smoe_bf16_name(),
+          smoe_bf16_pays() ? "faster than fp32 here" : "not faster than fp32 here");
   fprintf(out, "  SentencePiece  %s\n", SMOE_BUILD_SENTENCEPIECE);
 }

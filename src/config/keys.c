@@ -100,7 +100,7 @@ static const smoe_key keys[] = {
         train.precision, "fp32", precisions,
         "Precision of what matrix products read: in bf16 weights, activations and gradients are rounded for "
         "them, and rows travel to experts so; sums, parameters and moments stay fp32. Faster on CPUs with "
-        "bf16 instructions (`stablemoe doctor` says whether)."),
+        "bf16 instructions (`stablemoe --version` tells)."),
     BOOL(train.recompute, "false",
          "Compute the blocks' activations again in the backward pass instead of keeping them: much less "
          "memory, "

@@ -179,9 +179,16 @@ static void describe(smoe_bench *bench, const smoe_model *model, const smoe_benc
   bench->n_moe = model->n_moe;
   bench->n_experts = model->params.n_experts;
   bench->n_slots = model->n_moe ? model->moe[0]->router.n_slots : 0;
+  bench->precision = (smoe_precision)smoe_config_settings(model->config)->train.precision;
+  bench->exchange_row_bytes = model->n_moe ? (double)model->moe[0]->exchange.row_bytes : 0;
   bench->vocabulary = (int64_t)model->vocabulary;
   bench->shared_parameters = smoe_params_total(&model->params, SMOE_REPLICATED);
   bench->expert_parameters = smoe_params_total(&model->params, SMOE_EXPERT);
+}
+
+double smoe_bench_peak(const smoe_bench *bench) {
+  return bench->precision == SMOE_BF16 && isfinite(bench->core_peak_bf16) ? bench->core_peak_bf16
+                                                                          : bench->core_peak;
 }
 
 /* Rates of GEMM and the most that a core can do, of the slowest rank; what the stages reach of it. */
@@ -202,7 +209,7 @@ static void measure_core(smoe_bench *bench, const smoe_group *group, const smoe_
   bench->core_peak_bf16 = rate[3] < 0 ? -rate[3] : NAN;
   const double cores = (double)group->n_ranks * smoe_threads();
   for (int s = 0; s < bench->n_stages; s++)
-    bench->stage[s].peak_fraction = bench->flops / bench->stage[s].seconds / cores / bench->core_peak;
+    bench->stage[s].peak_fraction = bench->flops / bench->stage[s].seconds / cores / smoe_bench_peak(bench);
 }
 
 static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,

@@ -38,11 +38,12 @@ static void print_table(const smoe_bench *bench, const smoe_settings *settings, 
   fprintf(out,
           "  GEMM         %10.2f GFLOP/s per rank on the model's shapes; the update reaches %.3f of it\n",
           1e-9 * bench->gemm_rate, bench->efficiency);
-  fprintf(out, "  core's peak  %10.2f GFLOP/s in fp32 (%s); the update reaches %.3f of it\n",
-          1e-9 * bench->core_peak, bench->core_isa, bench->stage[bench->n_stages - 1].peak_fraction);
+  fprintf(out, "  core's peak  %10.2f GFLOP/s in fp32 (%s)", 1e-9 * bench->core_peak, bench->core_isa);
   if (isfinite(bench->core_peak_bf16))
-    fprintf(out, "               %10.2f GFLOP/s in bf16 (%s)\n", 1e-9 * bench->core_peak_bf16,
-            bench->core_isa_bf16);
+    fprintf(out, ", %.2f in bf16 (%s)", 1e-9 * bench->core_peak_bf16, bench->core_isa_bf16);
+  fprintf(out, "\n               the update, trained in %s, reaches %.3f of %.2f\n",
+          smoe_precision_name(bench->precision), bench->stage[bench->n_stages - 1].peak_fraction,
+          1e-9 * smoe_bench_peak(bench));
   if (isfinite(bench->exchange_rate))
     fprintf(out,
             "  exchange     %10.2f GB/s, waiting included; a bare MPI_Alltoallv of this size %.2f GB/s\n",
@@ -127,6 +128,8 @@ static void print_json(const smoe_bench *bench, const smoe_settings *settings, i
     print_stage(bench, &bench->stage[s], out);
   }
   fputs("], ", out);
+  fprintf(out, "\"precision\": \"%s\", \"exchange_row_bytes\": %.0f, ", smoe_precision_name(bench->precision),
+          bench->exchange_row_bytes);
   number(out, "flops_per_update", bench->flops);
   number(out, "gemm_flops_per_s", bench->gemm_rate);
   number(out, "gemm_flops_per_processor_s", bench->processor_rate);

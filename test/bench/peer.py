@@ -25,6 +25,10 @@ Peak memory is that of updates at the speed measured, from the kernel (ru_maxrss
 libraries included, summed over processes; here it is the largest rank's times the ranks,
 after updates of both stages.
 
+With --precision bf16 this program trains with train.precision=bf16, and PyTorch in fp32 or under
+bf16 autocast, whatever is faster for it. What pins kernels to another CPU is taken out of
+the environment for both.
+
 The peer is meant to be a good one (peer_model.py), and is run with the piece of the batch,
 the form of Adam and the waiting of threads that are fastest here, found before the rounds.
 """
@@ -47,6 +51,9 @@ CONFIGS = HERE.parents[1] / "configs" / "bench"
 SHAPES = {"width256-dense": ("width256", False), "width256-experts": ("width256", True),
           "width768-dense": ("width768", False), "width768-experts": ("width768", True)}
 TARGETS = {False: 1.2, True: 1.4}  # on one rank; none is set for several
+BF16_TARGETS = {"width256-experts": 2.2}  # in bf16, over PyTorch's best of fp32 and bf16
+# Each side chooses its kernels by the CPU that it finds.
+PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "DNNL_MAX_CPU_ISA", "MKL_DEBUG_CPU_TYPE")
 MIB = 1 << 20
 # The rounding of sums in another order, and what Adam makes of it in two updates.
 TOLERANCE = 1e-4
@@ -58,7 +65,7 @@ class Team:
     def __init__(self, facts: dict[str, Any], processes: int, threads: int, clock: str, passive: bool = False) -> None:
         self.model, self.sequences = facts["model"], facts["batch"]["sequences"]
         self.processes, self.threads, self.clock, self.passive = processes, threads, clock, passive
-        self.piece, self.foreach = self.sequences, True
+        self.piece, self.foreach, self.autocast = self.sequences, True, False
         self.workers: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Team:
@@ -113,28 +120,30 @@ class Team:
         seconds = max(answer[self.clock] for answer in self.ask("run", updates=updates))
         return updates * self.sequences * self.model["context"] / seconds
 
-    def use(self, piece: int, foreach: bool) -> None:
-        """Sequences at a time, and the form of Adam."""
-        self.piece, self.foreach = piece, foreach
-        self.ask("set", piece=piece, foreach=foreach)
+    def use(self, piece: int, foreach: bool, autocast: bool = False) -> None:
+        """Sequences at a time, the form of Adam, and whether products are of bf16 (autocast)."""
+        self.piece, self.foreach, self.autocast = piece, foreach, autocast
+        self.ask("set", piece=piece, foreach=foreach, autocast=autocast)
 
-    def _rate_with(self, piece: int, foreach: bool = True) -> tuple[float, int]:
-        self.use(piece, foreach)
-        return self.tokens_per_s(1), piece
+    def _rate_with(self, piece: int, foreach: bool = True, autocast: bool = False) -> tuple[float, int, bool]:
+        self.use(piece, foreach, autocast)
+        return self.tokens_per_s(1), piece, autocast
 
-    def tune(self) -> None:
-        """Choose the fastest piece of the batch and form of Adam."""
+    def tune(self, bf16: bool = False) -> None:
+        """Choose the fastest piece of the batch and form of Adam; bf16: also of fp32 and autocast."""
         self.ask("run", updates=1)
         share = self.sequences // self.processes
-        rate, piece = max(self._rate_with(n) for n in (1, 2, 4, 8, 16) if n <= share and share % n == 0)
-        self._rate_with(piece, False)
+        rate, piece, autocast = max(self._rate_with(n, True, half) for half in ((False, True) if bf16 else (False,))
+                                    for n in (1, 2, 4, 8, 16) if n <= share and share % n == 0)
+        self._rate_with(piece, False, autocast)
         foreach = not self.tokens_per_s(1) > rate
-        self.use(piece, foreach)
+        self.use(piece, foreach, autocast)
         self.ask("forget_peak")
 
     def settings(self) -> str:
         """What it is run with."""
-        return (f"{self.piece} sequence{'s' if self.piece > 1 else ''} at a time, "
+        return (f"{'bf16 autocast' if self.autocast else 'fp32'}, "
+                f"{self.piece} sequence{'s' if self.piece > 1 else ''} at a time, "
                 + ("foreach" if self.foreach else "plain") + " Adam"
                 + (", passive waiting" if self.passive else ""))
 
@@ -213,8 +222,11 @@ def print_memory(teams: list[Team], figures: list[dict[str, Any]]) -> None:
 def measure(options: argparse.Namespace, name: str, keys: list[str], teams: list[Team]) -> bool:
     """Rounds, and what came of them; returns whether the target is reached."""
     file, experts = SHAPES[name]
+    bf16 = options.precision == "bf16"
+    if bf16:
+        keys = [*keys, "train.precision=bf16"]
     for team in teams:
-        team.tune()
+        team.tune(bf16)
     several, clock, blas = len(teams) > 1, teams[0].clock, teams[0].hello[0]["blas"]
     how = ("peer with " + teams[0].settings() if not several
            else "PyTorch " + ", ".join(f"in {team} with {team.settings()}" for team in teams))
@@ -231,7 +243,7 @@ def measure(options: argparse.Namespace, name: str, keys: list[str], teams: list
               + (f" (load {os.getloadavg()[0]:.1f})" if several else ""), flush=True)
     best = max(teams, key=lambda team: statistics.median(theirs[team]))
     middle = statistics.median(a / b for a, b in zip(mine, theirs[best]))
-    target = None if several else TARGETS[experts]
+    target = None if several else BF16_TARGETS.get(name) if bf16 else TARGETS[experts]
     print(f"  {name}: {middle:.2f} times PyTorch {best.hello[0]['torch']}" + (f" in {best}" if several else "")
           + f" (median of {len(mine)}; best of both {max(mine) / max(theirs[best]):.2f})"
           + (f"; target {target}: {'reached' if middle >= target else 'missed'}" if target else ""))
@@ -278,6 +290,8 @@ def main() -> int:
     parser.add_argument("--shape", action="append", choices=SHAPES, help="default: all")
     parser.add_argument("--check", action="store_true",
                         help="no rates: only that the peer learns, is as large, and computes the same on N cores")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
+                        help="bf16: train.precision=bf16 here, in PyTorch fp32 or autocast, whatever is faster")
     parser.add_argument("-P", dest="keys", metavar="KEY=VALUE", action="append", default=[],
                         help="of the configuration")
     options = parser.parse_args()
@@ -287,6 +301,8 @@ def main() -> int:
     if options.ranks > cores and not options.check:
         parser.error(f"--ranks {options.ranks} on {cores} cores: times would mean nothing; only --check works")
     os.environ["OMP_NUM_THREADS"] = "1"
+    for pin in PINS:
+        os.environ.pop(pin, None)
     if options.ranks > 1 and not options.check:
         print(f"{cores} cores; load average at the start {os.getloadavg()[0]:.2f}")
     reached = [compare(options, name) for name in options.shape or SHAPES]

@@ -56,6 +56,7 @@ class Peer:
         self.rank, self.processes = facts["rank"], facts["processes"]
         self.model: torch.nn.Module = Model(self.facts)
         self.piece = self.sequences
+        self.autocast = False
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
         if self.processes > 1:
@@ -73,9 +74,9 @@ class Peer:
         return {"parameters": self.n_parameters, "torch": torch.__version__, "blas": blas(),
                 "base_bytes": self.base_bytes}
 
-    def set(self, piece: int, foreach: bool) -> dict[str, Any]:
-        """Sequences at a time, and the form of Adam; its moments stay."""
-        self.piece = piece
+    def set(self, piece: int, foreach: bool, autocast: bool = False) -> dict[str, Any]:
+        """Sequences at a time, the form of Adam (its moments stay), and whether products are of bf16."""
+        self.piece, self.autocast = piece, autocast
         for group in self.optimizer.param_groups:
             group["foreach"] = foreach
         return {}
@@ -92,7 +93,8 @@ class Peer:
         n_tokens = self.sequences * self.facts["context"] / self.processes
         whole = last or not isinstance(self.model, DistributedDataParallel)
         with contextlib.nullcontext() if whole else self.model.no_sync():
-            loss = self.model(part[:, :-1], part[:, 1:]) / n_tokens
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+                loss = self.model(part[:, :-1], part[:, 1:]) / n_tokens
             loss.backward()
         return loss.item()
 
