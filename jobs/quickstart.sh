@@ -38,7 +38,7 @@ cd "$(dirname "$0")/.."
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 exec </dev/null
 
-say "Looking for what is needed"
+say "Checking requirements"
 bash jobs/install.sh
 # shellcheck source=jobs/environment.sh
 . jobs/environment.sh
@@ -75,7 +75,7 @@ key=$({ echo "$vocabulary ${prepare[*]:-}"; find -L "${texts[@]}" -type f -print
 corpus=runs/corpus-$key.h5
 mkdir -p runs
 if [ -f "$corpus" ]; then
-  echo "$corpus is there already"
+  echo "$corpus already exists"
 else
   $stablemoe prepare "${texts[@]}" ${prepare[@]:+"${prepare[@]}"} --vocab "$vocabulary" -o "$corpus"
 fi
@@ -95,14 +95,14 @@ mpirun --quiet -n "$ranks" $stablemoe train configs/quickstart.yml --overwrite -
   -P train.precision="$precision" ${keys[@]:+"${keys[@]}"} || status=$?
 case $status in
   0) ;;
-  75 | 76) say "Stopped before its last update: on a quieter machine it learns more; --resume goes on (below)" ;;
+  75 | 76) say "Stopped before its last update: more time trains further; --resume continues (below)" ;;
   *)
     # mpirun --quiet says nothing of a rank that was killed, for want of memory for one.
     [ $status -le 128 ] || echo "quickstart: a rank was ended by signal $((status - 128)) ($(kill -l $((status - 128))))" >&2
     exit $status ;;
 esac
 
-say "Evaluating on text it has not seen"
+say "Evaluating on held-out text"
 number() { sed -n "s/.*\"$1\": \([-+0-9.e]*\).*/\1/p"; } # of the JSON on standard input
 evaluate() { mpirun -n "$ranks" $stablemoe evaluate "$run" --split "$1" --json | tee "$run/$1.json"; }
 valid=$(evaluate valid | number perplexity)
@@ -110,23 +110,23 @@ result=$(evaluate test)
 test=$(number perplexity <<<"$result") bits=$(number bits_per_byte <<<"$result")
 bigram=$($stablemoe info "$corpus" | sed -n 's/.*bigram \([0-9.]*\) nats.*/\1/p' | awk '{printf "%.1f", exp($1)}')
 
-say "A sample of what it writes${sample[1]:+, after '${sample[1]}'}"
+say "A sample${sample[1]:+, after '${sample[1]}'}"
 $stablemoe generate "$run" ${sample[@]:+"${sample[@]}"} --temperature 0.6 | tee "$run/sample.txt"
 
-say "Drawing the figures, and a page of everything that was recorded"
+say "Drawing figures and the report"
 python3 -m analysis "$run"
 python3 -m analysis report "$run" -o "$run/report.html" --quiet
 
 say "Done"
 awk -v valid="$valid" -v test="$test" -v bits="$bits" -v bigram="$bigram" 'BEGIN {
   printf "  perplexity per token   validation %.1f, test %.1f (%.2f bits per byte)\n", valid, test, bits
-  printf "  counting pairs alone   validation %.1f\n", bigram
+  printf "  bigram baseline        validation %.1f\n", bigram
 }'
 cat <<END
-  the run                $run  (log.txt, metrics.csv, checkpoints/, routing/, used.yml)
-  look at                $run/report.html in a browser  (or $run/figures/*.png)
+  run directory          $run  (log.txt, metrics.csv, checkpoints/, routing/, used.yml)
+  report                 $run/report.html in a browser  (or $run/figures/*.png)
   read about them        doc/analysis.md
-  go on                  source jobs/environment.sh
+  next steps             source jobs/environment.sh
                          mpirun -n $ranks $stablemoe generate $run --prompt 'Your words'
                          mpirun -n $ranks $stablemoe train $run/used.yml --resume   # after an interruption
   train longer           jobs/quickstart.sh -P train.updates=5000 -P run.max_minutes=0 --run runs/longer$own

@@ -55,7 +55,7 @@ cd "$(dirname "$0")/.."
 say() { printf '\n[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"; }
 exec </dev/null
 
-say "Looking for what is needed"
+say "Checking requirements"
 bash jobs/install.sh
 # shellcheck source=jobs/environment.sh
 . jobs/environment.sh
@@ -138,7 +138,7 @@ awk -F '\t' 'length($2) >= 20 && length($2) <= 120 { line[n++] = $0 }
     }
   }' "$run/test.tsv" | tee "$run/sample.txt"
 
-say "Drawing the figures, and a page of everything that was recorded"
+say "Drawing figures and the report"
 python3 -m analysis "$run"
 python3 -m analysis report "$run" -o "$run/report.html" --quiet
 
@@ -147,7 +147,7 @@ awk '/ pairs / { next } NF == 5 || $1 == "mean" { printf "  %-22s BLEU %s, lower
   "$run/test.txt"
 to=${directions[0]##*-}
 cat <<EOF
-  the run                $run  (log.txt, metrics.csv, checkpoints/, routing/, used.yml)
+  run directory          $run  (log.txt, metrics.csv, checkpoints/, routing/, used.yml)
   report                 $run/report.html, in a browser  (figures: $run/figures/*.png)
   about translation      doc/translation.md
   next steps             source jobs/environment.sh
