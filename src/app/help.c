@@ -102,6 +102,6 @@ void smoe_commands_help(FILE *out) {
         "Every subcommand has a --help of its own; `stablemoe train --help` lists all configuration keys.\n"
         "Exit codes: 0 fine, 2 configuration, 3 file system, 4 file format, 5 memory, 6 not a number,\n"
         "7 MPI, 8 bug; after a checkpoint 75 stopped by a signal or the time limit (start again\n"
-        "with --resume), 76 stopped by hand (--resume goes on).\n",
+        "with --resume), 76 stopped by hand (--resume continues).\n",
         out);
 }

@@ -24,7 +24,7 @@ static const smoe_option OPTIONS[] = {
     {0, "start-or-resume", SMOE_OPTION_FLAG, offsetof(options, train.start), NULL,
      "resume, or start a new run if run.directory has no checkpoint: for batch jobs"},
     {0, "overwrite", SMOE_OPTION_FLAG, offsetof(options, train.overwrite), NULL,
-     "start anew where run.directory holds a run already"},
+     "replace an existing run in run.directory"},
     {0, "dry-run", SMOE_OPTION_FLAG, offsetof(options, train.dry_run), NULL,
      "check configuration, corpus and memory, print the plan, and stop"},
     {0, "trace", SMOE_OPTION_OUTPUT, offsetof(options, train.trace), "FILE",
@@ -150,8 +150,7 @@ const smoe_command smoe_command_train = {
     .after =
         "SIGTERM, SIGUSR1 and run.max_minutes end the run after the update in progress, with a checkpoint "
         "and exit code 75: continue with --resume. So do Ctrl-C and a file named `stop` in "
-        "run.directory, with exit code 76, for who wants it to rest; batch scripts do not start it again "
-        "then.",
+        "run.directory, with exit code 76; batch scripts do not requeue.",
     .example = "mpirun -n 4 stablemoe train configs/stable.yml -P data.corpus=corpus.h5 -P "
                "run.directory=runs/stable",
     .usage = "one CONFIG",

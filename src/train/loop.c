@@ -352,7 +352,7 @@ static smoe_status one_update(run *r, int64_t update) {
 static smoe_status check_unasked(const run *r, const smoe_train_options *options, int64_t update) {
   if (!smoe_stop_clear(r->group, r->settings) || !options->resume) return SMOE_OK;
   smoe_note(
-      "not started: a file 'stop' was in '%s', and is removed now; the same command goes on from update %lld",
+      "not started: found and removed '%s/stop'; the same command continues from update %lld",
       r->settings->run.directory, (long long)update);
   return SMOE_STOPPED_BY_HAND;
 }
@@ -394,7 +394,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   int64_t update;
   SMOE_TRY(begin(r, options, &update));
   if (update >= settings->train.updates) {
-    smoe_note("all %lld updates are done already: a larger train.updates goes on",
+    smoe_note("all %lld updates are done: raise train.updates to continue",
               (long long)settings->train.updates);
     return SMOE_OK;
   }

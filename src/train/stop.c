@@ -16,9 +16,8 @@ static volatile sig_atomic_t stop_request; /* smoe_stop */
 static volatile sig_atomic_t speaks;
 
 static void on_signal(int number) {
-  static const char again[] =
-      "\nCtrl-C: the run ends after this update, with a checkpoint; once more ends it "
-      "at once, without\n";
+  static const char again[] = "\nCtrl-C: the run ends after this update, with a checkpoint; Ctrl-C again "
+                              "quits now, without a checkpoint\n";
   const smoe_stop stop = number == SIGINT    ? SMOE_STOP_INT
                          : number == SIGTERM ? SMOE_STOP_TERM
                                              : SMOE_STOP_USR1;
@@ -64,7 +63,7 @@ smoe_status smoe_stop_report(smoe_stop stop, const smoe_settings *settings, int6
       [SMOE_STOP_TIME] = "run.max_minutes", [SMOE_STOP_INT] = "Ctrl-C",
       [SMOE_STOP_FILE] = "the file 'stop'",
   };
-  smoe_note("stopped on request (%s) after update %lld of %lld; a checkpoint is saved, --resume goes on",
+  smoe_note("stopped on request (%s) after update %lld of %lld; checkpoint saved, continue with --resume",
             names[stop], (long long)done, (long long)settings->train.updates);
   return stop >= SMOE_STOP_INT ? SMOE_STOPPED_BY_HAND : SMOE_STOPPED;
 }
@@ -85,7 +84,7 @@ void smoe_run_report_error(smoe_status status, const smoe_settings *settings, in
   if (status == SMOE_OK || status == SMOE_STOPPED || status == SMOE_STOPPED_BY_HAND) return;
   if (done > 0 && saved > 0)
     smoe_note("an error ends the run after update %lld of %lld; the newest checkpoint is of update %lld: "
-              "--resume goes on from there",
+              "--resume continues from there",
               (long long)done, (long long)settings->train.updates, (long long)saved);
   else if (done > 0)
     smoe_note("an error ends the run after update %lld of %lld, before its first checkpoint", (long long)done,

@@ -31,14 +31,14 @@ class Ends(p.ProgramTest):
                 result = self.train(run, ranks=ranks)
                 self.assertEnds(result, 0, rf"^done: all 8 updates, in \d+m\d\ds; the model is '.*/{run}/checkpoints/latest'$")
         again = self.train(run, resume=True)
-        self.assertEnds(again, 0, "^all 8 updates are done already: a larger train.updates goes on$")
+        self.assertEnds(again, 0, "^all 8 updates are done: raise train.updates to continue$")
 
     def test_time_limit(self):
         for ranks in (1, 2):
             with self.subTest(ranks=ranks):
                 result = self.train(f"timed-{ranks}", ["run.max_minutes=0.00001"], ranks=ranks)
-                self.assertEnds(result, p.STOPPED, r"^stopped on request \(run.max_minutes\) after update 1 of 8; a "
-                                                   "checkpoint is saved, --resume goes on$")
+                self.assertEnds(result, p.STOPPED, r"^stopped on request \(run.max_minutes\) after update 1 of 8; "
+                                                   "checkpoint saved, continue with --resume$")
 
     def running(self, run, ranks):
         # Where tests run in the background of a shell the signal is ignored.
@@ -57,7 +57,7 @@ class Ends(p.ProgramTest):
             with self.subTest(said):
                 process = self.running(said, 1)
                 os.kill(process.popen.pid, number)
-                self.assertEnds(process.wait(), code, rf"^stopped on request \({said}\) after update \d+ of 100000; a ")
+                self.assertEnds(process.wait(), code, rf"^stopped on request \({said}\) after update \d+ of 100000; checkpoint saved")
 
     def test_signal_before_ranks_have_met(self):
         """A batch system may ask for the end while a rank still waits in MPI_Init for another, which has not begun."""
@@ -78,7 +78,7 @@ class Ends(p.ProgramTest):
         os.kill(pid, signal.SIGUSR1)
         with open(go, "w"):
             pass
-        self.assertEnds(process.wait(), p.STOPPED, r"^stopped on request \(SIGUSR1\) after update 1 of 100000; a checkpoint")
+        self.assertEnds(process.wait(), p.STOPPED, r"^stopped on request \(SIGUSR1\) after update 1 of 100000; checkpoint saved")
 
     def test_second_interrupt(self):
         """Who presses Ctrl-C again does not want to wait: here the update in progress would not end."""
@@ -87,13 +87,13 @@ class Ends(p.ProgramTest):
         os.kill(process.rank_pid(1), signal.SIGSTOP)
         os.kill(pid, signal.SIGINT)
         limit = time.monotonic() + p.TIME_LIMIT
-        while "once more ends it at once" not in process.said() and time.monotonic() < limit:
+        while "Ctrl-C again quits now" not in process.said() and time.monotonic() < limit:
             time.sleep(0.01)
         self.assertTrue(p.alive(pid), "the first one is a wish")
         os.kill(pid, signal.SIGINT)
         result = process.wait()
         self.assertNotIn(result.code, (None, 0, p.STOPPED, p.STOPPED_BY_HAND), result)
-        self.assertIn("once more ends it at once", result.err, result)
+        self.assertIn("Ctrl-C again quits now", result.err, result)
 
     def test_stop_file(self):
         """Who stops a run by hand does not want it back: another exit status than that of a time limit."""
@@ -105,7 +105,7 @@ class Ends(p.ProgramTest):
                 with open(stop, "w"):
                     pass
                 self.assertEnds(process.wait(), p.STOPPED_BY_HAND,
-                                r"^stopped on request \(the file 'stop'\) after update \d+ of 100000; a checkpoint is saved")
+                                r"^stopped on request \(the file 'stop'\) after update \d+ of 100000; checkpoint saved")
                 self.assertFalse(os.path.exists(stop))
                 done = p.last_update(self.path(run))
                 # Made while a batch system was about to start it again: not one update more.
@@ -113,8 +113,8 @@ class Ends(p.ProgramTest):
                     pass
                 goal = [f"train.updates={done + 1}"]
                 result = self.train(run, goal, ranks=ranks, resume=True)
-                self.assertEnds(result, p.STOPPED_BY_HAND, rf"^not started: a file 'stop' was in '.*{run}', and is "
-                                                           rf"removed now; the same command goes on from update {done}$")
+                self.assertEnds(result, p.STOPPED_BY_HAND, rf"^not started: found and removed '.*{run}/stop'; the "
+                                                           rf"same command continues from update {done}$")
                 self.assertFalse(os.path.exists(stop))
                 self.assertEqual(p.last_update(self.path(run)), done)
                 self.assertFine(self.train(run, goal, ranks=ranks, resume=True))
@@ -138,7 +138,7 @@ class Ends(p.ProgramTest):
                 result = self.train(f"failed-{ranks}", ranks=ranks, env=fault)
                 logged = self.assertEnds(result, p.CODES["io"], r"^error \(io\).*: injected fault at checkpoint.write")
                 self.assertEqual(logged[-2], "an error ends the run after update 8 of 8; the newest checkpoint is of "
-                                             "update 4: --resume goes on from there")
+                                             "update 4: --resume continues from there")
                 self.assertRefused(result, "io", "injected fault")
                 self.assertFine(self.train(f"failed-{ranks}", ranks=ranks, resume=True))
             with self.subTest("inside a step", ranks=ranks):

@@ -101,14 +101,14 @@ class Resume(p.ProgramTest):
     def test_time_limit(self):
         result = self.train("timed", ["run.max_minutes=0.0001"], ranks=2)
         self.assertEqual((result.code, result.reports), (p.STOPPED, []), result)
-        self.assertIn("stopped on request (run.max_minutes) after update 1 of 60; a checkpoint is saved", result.err)
+        self.assertIn("stopped on request (run.max_minutes) after update 1 of 60; checkpoint saved", result.err)
         self.check_resumed("timed", 2)
 
     def check_stopped(self, run, process, then, code=p.STOPPED):
         result = self.ended(process)
         self.assertEqual((result.code, result.reports), (code, []), result)
         self.check_interrupted(run)
-        stopped = re.search(r"stopped on request \(.*\) after update (\d+) of 60; a checkpoint is saved", result.err)
+        stopped = re.search(r"stopped on request \(.*\) after update (\d+) of 60; checkpoint saved", result.err)
         self.assertTrue(stopped, result)
         update = int(stopped[1])
         self.assertEqual(p.last_update(self.path(run)), update)

@@ -148,7 +148,7 @@ class Slurm(p.ProgramTest):
     def assertStoppedByHand(self, job):
         self.assertEnded(job, "FAILED")
         self.assertEqual((job.show("ExitCode"), job.show("Restarts")), ("76:0", "0"), job.text())
-        self.assertIn("stopped by hand: not back into the queue; sbatch again goes on", job.text())
+        self.assertIn("stopped by hand, not requeued; submit it again to resume", job.text())
         self.assertFalse(os.path.exists(self.path("cancelled", "stop")))
 
     def assertSameBits(self, run):
@@ -224,7 +224,7 @@ class Slurm(p.ProgramTest):
                                       "--output=/dev/null", "--wrap=true", cwd=self.directory)
         self.assertEqual(result.returncode, 0, result.stdout)
         self.assertEnded(job)
-        self.assertRegex(job.text(), r"stopped on request \(SIG\w+\) after update \d+ of \d+; a checkpoint is saved")
+        self.assertRegex(job.text(), r"stopped on request \(SIG\w+\) after update \d+ of \d+; checkpoint saved")
         self.assertIn("attempt 2: 2 ranks", job.text())
         self.assertSameBits("preempted")
 
@@ -289,7 +289,7 @@ class Slurm(p.ProgramTest):
     def test_time_limit(self):
         self.assertEnded(self.limited)
         text = self.limited.text()
-        self.assertRegex(text, r"stopped on request \(SIG\w+\) after update \d+ of \d+; a checkpoint is saved")
+        self.assertRegex(text, r"stopped on request \(SIG\w+\) after update \d+ of \d+; checkpoint saved")
         self.assertIn("back into the queue", text)
         self.assertRegex(text, r"attempt 2: 2 ranks")
         self.assertRegex(text, r"resumed from '.*': \d+ updates done")
