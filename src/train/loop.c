@@ -400,7 +400,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   }
   if (smoe_patience_over(&r->patience)) {
     report_patience(r);
-    smoe_note("nothing is left to do after update %lld: a larger train.patience goes on", (long long)update);
+    smoe_note("nothing is left to do after update %lld: raise train.patience to continue", (long long)update);
     return SMOE_OK;
   }
   r->saved = update;
