@@ -79,6 +79,10 @@ typedef struct smoe_route_facts {
   const int64_t *count;       /**< [V] how often each token stands in the training split */
   const smoe_real *embedding; /**< [V, embedding_width] of the model that embedding_of names; NULL: none */
   size_t embedding_width;
+  const smoe_real *word,
+      *centroid; /**< [V, distilled_width], [E, distilled_width] of the distilled router that
+                                         distilled_of names, of this MoE layer; NULL: none */
+  size_t distilled_width;
   const int32_t *recorded; /**< [M, V, K] experts that the log of log_of has most often for a token, -1: none;
                                 NULL: there is no log */
 } smoe_route_facts;
@@ -115,6 +119,10 @@ typedef struct smoe_router_ops {
 
   /** Path of the checkpoint whose token embeddings prepare wants; NULL, as function or result: none. */
   const char *(*embedding_of)(const smoe_router *router);
+
+  /** Path of the run or checkpoint whose distilled router, of words, prepare wants; NULL, as function or result:
+   *  none. */
+  const char *(*distilled_of)(const smoe_router *router);
 
   /** Path of the run or routing log whose assignments the method wants; NULL, as function or result: none. */
   const char *(*log_of)(const smoe_router *router);

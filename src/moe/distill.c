@@ -205,9 +205,29 @@ size_t smoe_distill_table(const smoe_router *router, const smoe_distill_options 
   return options->features == SMOE_FEATURES_WORD ? (size_t)router->vocabulary : 0;
 }
 
+enum {
+  ROWS = 256
+}; /* of a product, whatever the model's shapes are, so that the table does not depend on them */
+
+void smoe_distill_words(smoe_real *table, const smoe_real *word, const smoe_real *centroid, size_t v,
+                        size_t d, int n_experts) {
+  const size_t e = (size_t)n_experts;
+  int32_t expert[ROWS];
+  smoe_real *h = smoe_alloc(ROWS * d * sizeof *h), *score = smoe_alloc(ROWS * e * sizeof *score);
+  for (size_t first = 0; first < v; first += ROWS) {
+    const size_t n = v - first < ROWS ? v - first : ROWS;
+    memset(h, 0, ROWS * d * sizeof *h);
+    memcpy(h, word + first * d, n * d * sizeof *h);
+    smoe_linear_forward(score, h, centroid, NULL, ROWS, d, e); /* (9) */
+    smoe_route_argmax(expert, score, NULL, n, n_experts);      /* (12) */
+    for (size_t i = 0; i < n; i++) table[first + i] = (smoe_real)expert[i];
+  }
+  smoe_free(h);
+  smoe_free(score);
+}
+
 /* A word's features are its own, so each token id has one expert once nothing learns any more. */
 static void compile(smoe_router *router, const smoe_distill_options *options) {
-  enum { ROWS = 256 }; /* whatever the model's shapes are, so that the table does not depend on them */
   int32_t token[ROWS], expert[ROWS];
   smoe_real *tape = smoe_alloc(smoe_distill_tape(router, options, ROWS) * sizeof *tape);
   smoe_real *scratch = smoe_alloc(smoe_distill_scratch(router, options, ROWS) * sizeof *scratch);

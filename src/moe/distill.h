@@ -87,6 +87,14 @@ void smoe_distill_declare(smoe_router *router, smoe_params *params, const smoe_d
 size_t smoe_distill_tape(const smoe_router *router, const smoe_distill_options *options, size_t n);
 size_t smoe_distill_scratch(const smoe_router *router, const smoe_distill_options *options, size_t n);
 
+/** table [V]: the expert that a distilled router on words has for each token id, as stage 2 has it. Local.
+ *
+ *  word      in  [V, D]
+ *  centroid  in  [E, D]
+ */
+void smoe_distill_words(smoe_real *table, const smoe_real *word, const smoe_real *centroid, size_t v,
+                        size_t d, int n_experts);
+
 /** What the features see. */
 smoe_router_scope smoe_distill_scope(const smoe_distill_options *options);
 

@@ -11,6 +11,7 @@
  * At the start of a sequence the token before is the first token itself. Tables are parameters that
  * are frozen from the start, so that the checkpoint has them; the pairs' hash follows from run.seed.
  */
+#include "distill.h"
 #include "hash_table.h"
 #include "sigmoid_gate.h"
 #include "stablemoe/random.h"
@@ -32,7 +33,7 @@ static const char *const variants[] = {"random", "balanced", "clustered", "dispe
 typedef struct hash_options {
   int variant;
   int64_t segments;
-  char model[SMOE_TEXT_MAX];
+  char model[SMOE_TEXT_MAX], table[SMOE_TEXT_MAX];
   int gate; /* index into gates */
 } hash_options;
 
@@ -50,6 +51,11 @@ static const smoe_key keys[] = {
     {"router.hash.model", SMOE_KEY_PATH, offsetof(hash_options, model), "", 0, 0, NULL, "",
      "Checkpoint of the trained model whose token embeddings make the clusters (variants clustered and "
      "dispersed)."},
+    {"router.hash.table", SMOE_KEY_PATH, offsetof(hash_options, table), "", 0, 0, NULL, "",
+     "Run directory or checkpoint of another run whose distilled router fixes the expert of each token id, "
+     "as "
+     "its stage 2 does, in place of router.hash.variant: a run of the same corpus, with the same experts and "
+     "features word."},
     {"router.hash.gate", SMOE_KEY_CHOICE, offsetof(hash_options, gate), "one", 0, 0, gates, "",
      "Factor on what an expert adds: one, as in the paper, or the sigmoid of its learned score, as in stage "
      "2 of "
@@ -82,6 +88,12 @@ static smoe_status check_hash(const smoe_config *config) {
   SMOE_CHECK(!is_clustered((hash_variant)options->variant) || options->model[0], SMOE_ERR_CONFIG,
              "router.hash.variant %s needs the embeddings of a trained model of the same corpus: set "
              "router.hash.model to a checkpoint, such as runs/dense/checkpoints/latest",
+             variants[options->variant]);
+  SMOE_CHECK(!options->table[0] || (options->variant == HASH_RANDOM && options->segments == 1),
+             SMOE_ERR_CONFIG,
+             "router.hash.table takes the place of router.hash.variant %s and has one expert for each token "
+             "id: leave "
+             "router.hash.variant at random and router.hash.segments at 1",
              variants[options->variant]);
   if (options->segments == 1) return SMOE_OK;
   SMOE_CHECK(
@@ -150,6 +162,11 @@ static const char *embedding_of_hash(const smoe_router *router) {
   return is_clustered(variant_of(router)) ? options->model : NULL;
 }
 
+static const char *distilled_of_hash(const smoe_router *router) {
+  const hash_options *options = router->options;
+  return options->table[0] ? options->table : NULL;
+}
+
 static void prepare_hash(smoe_router *router, smoe_params *params, const smoe_route_facts *facts) {
   const size_t v = (size_t)router->vocabulary, size = (size_t)table_size(router);
   const int e = n_choices(router);
@@ -157,6 +174,10 @@ static void prepare_hash(smoe_router *router, smoe_params *params, const smoe_ro
   const uint32_t stream = stream_of(router, 0);
   if (variant_of(router) == HASH_BIGRAM) return;
   smoe_real *table = smoe_params_shared(params, router->index[TABLE]);
+  if (facts->word) {
+    smoe_distill_words(table, facts->word, facts->centroid, v, facts->distilled_width, e);
+    return;
+  }
   switch (variant_of(router)) {
   case HASH_BALANCED:
     smoe_hash_balanced(table, facts->count, v, e, seed, stream);
@@ -246,6 +267,7 @@ const smoe_router_ops smoe_router_hash = {
     .slots = slots_hash,
     .declare = declare_hash,
     .embedding_of = embedding_of_hash,
+    .distilled_of = distilled_of_hash,
     .prepare = prepare_hash,
     .from_ids = from_ids_hash,
     .tape_reals = reals_hash,

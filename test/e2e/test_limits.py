@@ -48,6 +48,35 @@ class Limits(p.ProgramTest):
                     if not (name == "mask-hash" and n.endswith("router/centroid")):
                         self.assertTrue((a[n] == b[n]).all(), n)
 
+    def test_table_of_another_run(self):
+        """Hash layers whose table is another run's distilled router: its experts of stage 2, learned gates."""
+        stable = FORM + ["router.method=stable", "router.stage1_updates=8", "log.tokens_every=1"]
+        self.assertFine(self.train("table-of", stable))
+        for name, more in (("path", []), ("checkpoint", ["router.hash.gate=sigmoid"])):
+            path = self.path("table-of") + ("" if name == "path" else "/checkpoints/latest")
+            self.assertFine(self.train(f"table-{name}", FORM + more + ["router.method=hash", f"router.hash.table={path}"],
+                                       ranks=2))
+        source = p.routing(self.path("table-of"))
+        values = [p.checkpoint(self.path(f"table-{name}"), 12) for name in ("path", "checkpoint")]
+        last = source["stage"][-len(source["tokens/step"]):] == 2
+        for m in range(2):
+            table = values[0][f"param/moe{m}/router/table"]
+            self.assertTrue((table == values[1][f"param/moe{m}/router/table"]).all())
+            expert = p.chosen(source["tokens/expert"][last][:, m].reshape(-1))
+            self.assertTrue((table[source["tokens/id"][last].reshape(-1)] == expert).all())
+            self.assertGreater(len(set(expert)), 1)
+        self.assertFine(self.train("table-bigram", stable + ["router.stable.features=bigram"]))
+        for wrong, expected in (
+                (["router.hash.table=" + self.path("table-bigram")], "features word"),
+                (["router.hash.table=" + self.path("table-of"), "moe.experts=5"], "moe.experts 5 as here"),
+                (["router.hash.table=" + self.path("table-path")], "that one has method hash"),
+                (["router.hash.table=" + self.path("table-of"), "router.hash.variant=balanced"], "takes the place"),
+                (["router.hash.table=" + self.path("nothing")], "nothing")):
+            with self.subTest(expected):
+                result = self.train("table-wrong", FORM + ["router.method=hash"] + wrong, ranks=2)
+                self.assertNotIn(result.code, (0, None), result)
+                self.assertRegex(result.err, expected)
+
     def test_resume(self):
         """A run goes on from its checkpoint, on other ranks, as if nothing had been."""
         for name, settings in RESUMED.items():
