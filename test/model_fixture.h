@@ -47,7 +47,9 @@ static inline void fixture_method_keys(smoe_config *config, const smoe_router_op
   for (size_t i = 0; ops->keyset && i < ops->keyset->n_keys; i++) {
     const smoe_key *key = &ops->keyset->keys[i];
     const char *dot = strrchr(key->name, '.'), *value = NULL;
-    if ((key->kind == SMOE_KEY_TEXT || key->kind == SMOE_KEY_PATH) && !key->def[0]) value = "none";
+    /* A table from elsewhere takes the place of other keys' choices. */
+    const bool path = key->kind == SMOE_KEY_PATH && strcmp(dot, ".table") != 0;
+    if ((key->kind == SMOE_KEY_TEXT || path) && !key->def[0]) value = "none";
     if (key->kind == SMOE_KEY_INT && strcmp(dot, ".width") == 0) value = "4";
     if (key->kind == SMOE_KEY_REAL && strcmp(dot, ".epsilon") == 0)
       value = "0.9"; /* several experts to draw from */
