@@ -215,6 +215,21 @@ def probe_counts(log: RoutingLog, layer: int, row: int = -1, vocabulary: int = 1
     return table
 
 
+def probe_languages(log: RoutingLog, layer: int, row: int = -1) -> np.ndarray:
+    """[L, E] int64: tokens of each of log.languages that each expert has, of one probe of a translation model."""
+    table = np.zeros((len(log.languages), log.n_experts), np.int64)
+    if not len(log.probe_language) or not len(log.probe_step):
+        return table
+    row = row % len(log.probe_step)
+    ids, first = log.probe_language[log.probe_token >= 0], 0
+    for (expert,) in log.probe_blocks(("expert",), layer, np.array([row])):
+        language = ids[first:first + expert.shape[1]]
+        first += expert.shape[1]
+        known = expert[0] >= 0
+        np.add.at(table, (language[known], expert[0][known]), 1)
+    return table
+
+
 def probe_flow(log: RoutingLog, layer: int, row: int = -1) -> np.ndarray:
     """[E, E] int64 as count_flow, of one probe."""
     flow = np.zeros((log.n_experts, log.n_experts), np.int64)

@@ -73,6 +73,14 @@ class RoutingLog:
     """name of LAYER_TERMS -> [S, M] float64, NaN where a file does not have it."""
     probe_token: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[P] token ids; below 0 where the position is padding."""
+    probe_side: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[P] of translation: 0 where a token is of the source, 1 of the target; else empty."""
+    probe_language: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[P] of translation: number of a token's language in languages; else empty."""
+    languages: list[str] = field(default_factory=list)
+    """Codes of the languages of a translation model."""
+    layer_sides: list[str] = field(default_factory=list)
+    """[M] "source" or "target": which tokens an MoE layer of a translation model sees."""
     probe_step: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[Q]"""
     probe_stage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -176,6 +184,10 @@ class _Stretch(NamedTuple):
     probe_step: np.ndarray
     probe_stage: np.ndarray
     n_records: int
+    probe_side: np.ndarray
+    probe_language: np.ndarray
+    languages: list[str]
+    layer_sides: list[str]
 
 
 def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
@@ -199,7 +211,8 @@ def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
                         | _further_terms(file, len(step), layers),
                         token, probe_step if len(token) else none,
                         read("probe/stage", np.zeros(len(probe_step), np.int64)) if len(token) else none,
-                        len(read("tokens/step", none)))
+                        len(read("tokens/step", none)), read("probe/side", none), read("probe/language", none),
+                        text_attribute(file, "languages").split(), text_attribute(file, "layer_sides").split())
 
 
 def load_log(run: Path | str) -> RoutingLog:
@@ -231,6 +244,8 @@ def load_log(run: Path | str) -> RoutingLog:
         log.n_layers, log.n_experts = part.n_layers, part.n_experts
         if len(part.probe_token):
             log.probe_token = part.probe_token
+            log.probe_side, log.probe_language = part.probe_side, part.probe_language
+        log.languages, log.layer_sides = log.languages or part.languages, log.layer_sides or part.layer_sides
     if not parts:
         return log
     step = np.concatenate([part.step for part in parts])

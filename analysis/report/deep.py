@@ -99,6 +99,13 @@ def _information_of_probes(run: Run, layer: int) -> Data | None:
     return {"x": x, "y": y, "chance": chance, "tokens": int((ids >= 0).sum())} if x else None
 
 
+def _languages(log: routing.RoutingLog, layer: int) -> list[Data]:
+    """One entry per language of the last probe: the share of its tokens that each expert has."""
+    table = counts.probe_languages(log, layer)
+    return [{"language": name, "tokens": int(row.sum()), "share": [_round(100 * float(n) / row.sum()) for n in row]}
+            for name, row in zip(log.languages, table) if row.sum()]
+
+
 def _flow_data(flow: np.ndarray) -> Data | None:
     total = int(flow.sum())
     if not total:
@@ -170,6 +177,8 @@ def collect(plan: Plan, layers: list[Data], notes: list[str], progress: Progress
             found = counts.mutual_information(table)
             layer["information_end"] = {"mutual": _round(found.mutual), "expert": _round(found.expert),
                                         "token": _round(found.token), "share": _round(100 * found.share)}
+        layer["languages"] = _languages(log, m)
+        layer["side"] = log.layer_sides[m] if m < len(log.layer_sides) else None
         layer["information"] = _information_of_probes(run, m)
         if counted and m + 1 < len(layers):
             flow.append(_flow_data(counts.count_flow(log, m, plan.settled, progress.tick) if recorded

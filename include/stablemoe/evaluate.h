@@ -45,8 +45,8 @@ smoe_status smoe_evaluate_each(smoe_model *model, smoe_task *task, smoe_split sp
                                smoe_status (*see)(void *context, const smoe_evaluated *tokens),
                                void *context);
 
-/** Tokens of the probe over all ranks: whole validation sequences, at most log.probe_sequences; 0 for other tasks
- *  than language models. Local. */
+/** Tokens of the probe over all ranks: whole validation sequences, at most log.probe_sequences; of translation both
+ *  sides of as many pairs. Local. */
 int64_t smoe_probe_tokens(const smoe_task *task);
 
 /** Route the probe tokens with the parameters as they are, and add the choices to the log.

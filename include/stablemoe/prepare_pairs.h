@@ -19,6 +19,7 @@ typedef struct smoe_prepare_pairs_options {
   smoe_tokenizer_kind kind;
   int vocabulary;                 /**< 0: SMOE_VOCABULARY_DEFAULT */
   double valid_share, test_share; /**< of the training pairs, if no files are given for that split */
+  int64_t sample_bytes;           /**< text that the tokenizer is trained on; 0: 4 MiB */
   uint64_t seed;                  /**< of the split */
   int64_t max_tokens;             /**< of one side of a pair, tag and end included */
   double max_ratio;               /**< of the longer side to the shorter one, in such tokens */
@@ -34,8 +35,8 @@ smoe_prepare_pairs_options smoe_prepare_pairs_defaults(void);
  *  Local. Prints progress as notes. The output appears under its final name only when complete. The same
  *  files in the same order and the same options give the same file.
  *
- *  One tokenizer serves all languages. It is trained on both sides of the training split, on at most 4 MiB
- *  spread evenly over it, and has a control symbol "<2xx>" for each language, which no text is encoded to.
+ *  One tokenizer serves all languages. It is trained on both sides of the training split, on at most
+ *  sample_bytes spread evenly over it, and has a control symbol "<2xx>" for each language, which no text is encoded to.
  *
  *  A split by share goes by a hash of the text in the language that most directions have, so that a sentence
  *  of that language goes to one split with all its translations.

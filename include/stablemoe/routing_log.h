@@ -10,6 +10,7 @@
  *    /balance [S, M], /distill [S, M], /agreement [S, M], /gate_mean [S, M]
  *    /<name> [S, M]           each further loss term of the method
  *    /probe/token [P]         token ids of a fixed stretch of the validation split
+ *    /probe/side [P], /probe/language [P]   translation: 0 source, 1 target; index into the attribute `languages`
  *    /probe/step [Q], /probe/stage [Q]
  *    /probe/expert [Q, M, P]  the choice that training uses then
  *    /probe/learned [Q, M, P], /probe/distilled [Q, M, P]   both choices; -1 where a method has none
@@ -35,9 +36,11 @@ typedef struct smoe_routing_shape {
   int64_t n_probe;     /**< P probe tokens over all ranks; 0: no probe */
   int64_t probe_first; /**< first probe token of this rank */
   int64_t n_probe_local;
-  int64_t n_tokens;   /**< N tokens of an update over all ranks */
-  const char *method; /**< router.method */
-  smoe_terms terms;   /**< loss terms: smoe_terms_common, then the method's further ones */
+  int64_t n_tokens;        /**< N tokens of an update over all ranks */
+  const char *method;      /**< router.method */
+  const char *languages;   /**< translation: codes of its languages, a blank between; NULL: one side alone */
+  const char *layer_sides; /**< translation: "source" or "target" of each MoE layer, a blank between; NULL */
+  smoe_terms terms;        /**< loss terms: smoe_terms_common, then the method's further ones */
 } smoe_routing_shape;
 
 /** Figures of one update and MoE layer, the same on all ranks. */
@@ -63,6 +66,11 @@ void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const
 
 /** Set the token ids of this rank's probe tokens: [n_probe_local]. Local. */
 void smoe_routing_log_probe_tokens(smoe_routing_log *log, const int32_t *tokens);
+
+/** Set the side and the language of this rank's probe tokens: [n_probe_local] each; shape.languages is given. Rank 0
+ *  has all of the probe then. Local.
+ */
+void smoe_routing_log_probe_sides(smoe_routing_log *log, const int32_t *side, const int32_t *language);
 
 /** Add one probe: each [M, n_probe_local]; -1 where there is no such choice. Logically collective. */
 void smoe_routing_log_probe(smoe_routing_log *log, int64_t step, int stage, const int32_t *expert,

@@ -93,6 +93,14 @@ void smoe_task_close(smoe_task *task);
 /** Whether sequences all have model.context tokens: what routing records of tokens and probes need. Local. */
 bool smoe_task_is_language(const smoe_task *task);
 
+/** Read a micro-batch of given pairs of a split: shapes, tokens, lengths, targets; translation. Local.
+ *
+ *  pairs  in  its rows fit into the largest shape of the model. The arrays are the task's (smoe_task_take), and valid
+ *             until the next call
+ */
+void smoe_task_read_pairs(smoe_task *task, const smoe_model *model, smoe_split split,
+                          const smoe_pair_batch *pairs, smoe_batch *batch);
+
 /** Whether a split has anything to predict. Local. */
 bool smoe_task_has_split(const smoe_task *task, smoe_split split);
 

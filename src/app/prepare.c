@@ -188,7 +188,7 @@ static size_t n_own(const options *o) {
 
 static bool has_text_options(const options *o) {
   return o->lines || o->extensions || o->document_bytes || o->separator || o->field || o->raw || o->dedup ||
-         o->coverage > 0 || o->sample_mib || n_own(o) > 0;
+         o->coverage > 0 || n_own(o) > 0;
 }
 
 static bool has_pairs(const options *o) {
@@ -198,7 +198,7 @@ static bool has_pairs(const options *o) {
 static smoe_status check(const void *values, const smoe_arguments *arguments) {
   const options *o = values;
   if (smoe_image_words_any(&o->images)) {
-    SMOE_CHECK(!has_pairs(o) && !has_text_options(o) && arguments->n == 0, SMOE_ERR_CONFIG,
+    SMOE_CHECK(!has_pairs(o) && !has_text_options(o) && !o->sample_mib && arguments->n == 0, SMOE_ERR_CONFIG,
                "prepare: text and sentence pairs do not go into a corpus of images%s%s",
                arguments->n > 0 ? ": leave out " : "", arguments->n > 0 ? arguments->word[0] : "");
     SMOE_TRY(smoe_image_words_check(&o->images));
@@ -251,6 +251,7 @@ static smoe_status prepare_pairs(const options *o) {
   wanted.valid_share = share(o->valid_share, wanted.valid_share);
   wanted.test_share = share(o->test_share, wanted.test_share);
   wanted.seed = (uint64_t)o->seed;
+  wanted.sample_bytes = o->sample_mib << 20;
   wanted.max_tokens = o->max_tokens;
   wanted.max_ratio = o->max_ratio;
   smoe_pair_input *input[SMOE_SPLITS];

@@ -184,7 +184,7 @@ static const smoe_key keys[] = {
         "Updates between two records of the experts chosen for a fixed set of validation tokens; 0: none; "
         "-1: a hundred and twentieth of train.updates, at least 1."),
     INT(log.probe_sequences, "8", 0, 65536, "sequences",
-        "Validation sequences in that fixed set; 0: no such records."),
+        "Validation sequences, or pairs of translation, in that fixed set; 0: no such records."),
     INT(log.tokens_every, "0", 0, MANY, "updates",
         "Updates between two full records, expert and gate of every token of the batch (large); 0: none."),
 };

@@ -46,8 +46,8 @@ typedef struct preparation {
 /** The text that it is trained on: both sides of training pairs, evenly spread. */
 typedef struct sample {
   smoe_pairs_source source;
-  int next; /* side to return */
-  int64_t seen, taken, total;
+  int next;                           /* side to return */
+  int64_t seen, taken, total, wanted; /* bytes */
   smoe_status status;
 } sample;
 
@@ -62,8 +62,8 @@ static bool next_sentence(void *context, const char **text, size_t *bytes) {
     *text = s->source.pair.text[s->next];
     *bytes = s->source.pair.bytes[s->next++];
     s->seen += (int64_t)*bytes;
-    const bool all = s->total <= SAMPLE_BYTES;
-    if (!all && (double)s->taken > (double)s->seen * SAMPLE_BYTES / (double)s->total) continue;
+    const bool all = s->total <= s->wanted;
+    if (!all && (double)s->taken > (double)s->seen * (double)s->wanted / (double)s->total) continue;
     s->taken += (int64_t)*bytes;
     return true;
   }
@@ -85,8 +85,9 @@ static smoe_status train(preparation *p) {
   const int vocabulary = p->options->vocabulary ? p->options->vocabulary : SMOE_VOCABULARY_DEFAULT;
   sample s = {.source = {.text = &p->text, .pairs = &p->pairs},
               .next = SMOE_SIDES,
-              .total = p->text.n_bytes[SMOE_TRAIN]};
-  const double mib = (double)(s.total < SAMPLE_BYTES ? s.total : SAMPLE_BYTES) / (1 << 20);
+              .total = p->text.n_bytes[SMOE_TRAIN],
+              .wanted = p->options->sample_bytes ? p->options->sample_bytes : SAMPLE_BYTES};
+  const double mib = (double)(s.total < s.wanted ? s.total : s.wanted) / (1 << 20);
   smoe_note("training a tokenizer (%s, %d pieces) on %.1f MiB of the training pairs",
             p->options->kind == SMOE_BPE ? "BPE" : "unigram", vocabulary, mib);
   char *tags = tag_list(&p->pairs);

@@ -36,6 +36,8 @@ smoe_routing_log *smoe_routing_log_create(const smoe_group *group, const smoe_ro
   log->shape = *shape;
   log->method = smoe_strdup(shape->method);
   log->shape.method = log->method;
+  log->languages = shape->languages ? smoe_strdup(shape->languages) : NULL;
+  log->layer_sides = shape->layer_sides ? smoe_strdup(shape->layer_sides) : NULL;
   log->first_step = -1;
   for (int m = 0; m < shape->n_layers; m++) add_i32(&log->rows[SMOE_COL_LAYER], m);
   for (int e = 0; e < shape->n_experts; e++) add_i32(&log->rows[SMOE_COL_EXPERT], e);
@@ -48,6 +50,8 @@ void smoe_routing_log_destroy(smoe_routing_log *log) {
   for (int c = 0; c < SMOE_COLS_MAX; c++) smoe_free(log->rows[c].data);
   smoe_free(log->chunk.data);
   smoe_free(log->method);
+  smoe_free(log->languages);
+  smoe_free(log->layer_sides);
   smoe_free(log);
 }
 
@@ -76,6 +80,14 @@ void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const
 void smoe_routing_log_probe_tokens(smoe_routing_log *log, const int32_t *tokens) {
   log->rows[SMOE_COL_PROBE_TOKEN].bytes = 0;
   add(&log->rows[SMOE_COL_PROBE_TOKEN], tokens, (size_t)log->shape.n_probe_local * sizeof *tokens);
+}
+
+void smoe_routing_log_probe_sides(smoe_routing_log *log, const int32_t *side, const int32_t *language) {
+  const size_t bytes = (size_t)log->shape.n_probe_local * sizeof *side;
+  SMOE_ASSERT(log->languages);
+  log->rows[SMOE_COL_PROBE_SIDE].bytes = log->rows[SMOE_COL_PROBE_LANGUAGE].bytes = 0;
+  add(&log->rows[SMOE_COL_PROBE_SIDE], side, bytes);
+  add(&log->rows[SMOE_COL_PROBE_LANGUAGE], language, bytes);
 }
 
 void smoe_routing_log_probe(smoe_routing_log *log, int64_t step, int stage, const int32_t *expert,
@@ -126,11 +138,15 @@ static smoe_status check_whole(const smoe_routing_log *log) {
   return SMOE_OK;
 }
 
+static bool stays(int c) {
+  return c == SMOE_COL_LAYER || c == SMOE_COL_EXPERT || c == SMOE_COL_SLOT || c == SMOE_COL_PROBE_TOKEN ||
+         c == SMOE_COL_PROBE_SIDE || c == SMOE_COL_PROBE_LANGUAGE;
+}
+
 /** Forget the rows, but not the names of dimensions and the probe's tokens. */
 static void forget(smoe_routing_log *log) {
   for (int c = 0; c < smoe_routing_columns(log); c++)
-    if (c != SMOE_COL_LAYER && c != SMOE_COL_EXPERT && c != SMOE_COL_SLOT && c != SMOE_COL_PROBE_TOKEN)
-      log->rows[c].bytes = 0;
+    if (!stays(c)) log->rows[c].bytes = 0;
   log->chunk.bytes = 0;
   log->n_steps = log->n_probes = log->n_records = 0;
   log->first_step = -1;

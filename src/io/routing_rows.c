@@ -49,6 +49,10 @@ static const column columns[SMOE_COLS] = {
     [SMOE_COL_GATE_MEAN] = {"gate_mean", F64, 2, {STEPS}, "1", "mean gate of the tokens' experts"},
 
     [SMOE_COL_PROBE_STAGE]     = {"probe/stage",     I32, 1, {SMOE_DIM_PROBE_STEP}, "1", "training stage"},
+    [SMOE_COL_PROBE_SIDE]      = {"probe/side",      I32, 1, {SMOE_DIM_PROBE_TOKEN}, "1",
+                                  "side of each probe token: 0 source, 1 target"},
+    [SMOE_COL_PROBE_LANGUAGE]  = {"probe/language",  I32, 1, {SMOE_DIM_PROBE_TOKEN}, "1",
+                                  "language of each probe token: number in the attribute languages"},
     [SMOE_COL_PROBE_EXPERT]    = {"probe/expert",    I32, 3, {PROBE}, "1", "expert that training uses"},
     [SMOE_COL_PROBE_LEARNED]   = {"probe/learned",   I32, 3, {PROBE}, "1",
                                   "expert of the learned router; -1: there is none"},
@@ -110,7 +114,9 @@ int64_t smoe_routing_length(const smoe_routing_log *log, smoe_routing_dim dim) {
 
 /** Shape of a column now; returns its elements, 0: the column is absent. */
 static int64_t shape_of(const smoe_routing_log *log, const column *c, int64_t shape[SMOE_H5_DIMS]) {
-  int64_t n = 1;
+  const bool sides =
+      c->name == columns[SMOE_COL_PROBE_SIDE].name || c->name == columns[SMOE_COL_PROBE_LANGUAGE].name;
+  int64_t n = sides && !log->languages ? 0 : 1;
   for (int d = 0; d < c->n_dims; d++) n *= shape[d] = smoe_routing_length(log, c->dim[d]);
   return n;
 }
@@ -155,6 +161,8 @@ static smoe_status write_attributes(const smoe_routing_log *log, hid_t file, int
   SMOE_TRY(smoe_h5_set_i64(file, "/", "n_layers", log->shape.n_layers));
   SMOE_TRY(smoe_h5_set_i64(file, "/", "n_experts", log->shape.n_experts));
   SMOE_TRY(smoe_h5_set_i64(file, "/", "n_slots", log->shape.n_slots));
+  if (log->languages) SMOE_TRY(smoe_h5_set_text(file, "/", "languages", log->languages));
+  if (log->layer_sides) SMOE_TRY(smoe_h5_set_text(file, "/", "layer_sides", log->layer_sides));
   /* True from the moment the file has its final name. */
   return smoe_h5_set_i64(file, "/", "complete", 1);
 }

@@ -37,6 +37,8 @@ typedef enum smoe_routing_column {
   SMOE_COL_AGREEMENT,
   SMOE_COL_GATE_MEAN,
   SMOE_COL_PROBE_STAGE,
+  SMOE_COL_PROBE_SIDE, /**< of translation alone, as the next */
+  SMOE_COL_PROBE_LANGUAGE,
   SMOE_COL_PROBE_EXPERT,
   SMOE_COL_PROBE_LEARNED,
   SMOE_COL_PROBE_DISTILLED,
@@ -66,9 +68,9 @@ typedef struct smoe_token_chunk {
 struct smoe_routing_log {
   const smoe_group *group;
   smoe_routing_shape shape;
-  char *method;
-  smoe_rows rows[SMOE_COLS_MAX]; /**< rank 0's columns; of probes and tokens, this rank's part */
-  smoe_rows chunk;               /**< smoe_token_chunk */
+  char *method, *languages, *layer_sides; /**< the last two NULL but for translation */
+  smoe_rows rows[SMOE_COLS_MAX];          /**< rank 0's columns; of probes and tokens, this rank's part */
+  smoe_rows chunk;                        /**< smoe_token_chunk */
   int64_t n_steps, n_probes, n_records;
   int64_t first_step; /**< smallest update held; -1 where none is */
 };

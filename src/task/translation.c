@@ -68,8 +68,8 @@ static smoe_status shape_translation(smoe_task *task, smoe_model_shape *shape, b
 
 /* ---- batches ---- */
 
-static void fill(smoe_task *task, const smoe_model *model, smoe_split split, const smoe_pair_batch *pairs,
-                 smoe_batch *batch) {
+void smoe_task_read_pairs(smoe_task *task, const smoe_model *model, smoe_split split,
+                          const smoe_pair_batch *pairs, smoe_batch *batch) {
   const size_t s = (size_t)pairs->sequences;
   const size_t ts = (size_t)pairs->source_length, tt = (size_t)pairs->target_length;
   *batch = (smoe_batch){.target = task->target};
@@ -111,7 +111,7 @@ static void read_translation(smoe_task *task, const smoe_model *model, int64_t u
                              smoe_batch *batch) {
   const smoe_pair_batch pairs =
       smoe_pair_sampler_batch(&task->train, task->data_offset + update, (int)micro_batch);
-  fill(task, model, SMOE_TRAIN, &pairs, batch);
+  smoe_task_read_pairs(task, model, SMOE_TRAIN, &pairs, batch);
   /* Counters of random numbers: room for the largest micro-batch in each. */
   for (int s = 0; s < SMOE_STREAMS; s++) batch->before[s] = micro_batch * model->shape[s].n_global;
 }
@@ -135,7 +135,7 @@ static void read_split_translation(smoe_task *task, const smoe_model *model, int
                                    smoe_batch *batch) {
   const int m = (int)task->settings->train.micro_batches;
   const smoe_pair_batch pairs = smoe_pair_sampler_batch(&task->split, number / m, (int)(number % m));
-  fill(task, model, task->split_kind, &pairs, batch);
+  smoe_task_read_pairs(task, model, task->split_kind, &pairs, batch);
 }
 
 static smoe_status counts_translation(const smoe_task *task, int stream, int64_t *count) {

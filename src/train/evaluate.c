@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "probe_pairs.h"
+
 static smoe_pass context_of(int64_t update, int stage, const smoe_model *model) {
   return (smoe_pass){.seed = (uint64_t)smoe_config_settings(model->config)->run.seed,
                      .update = update,
@@ -145,14 +147,11 @@ smoe_status smoe_evaluate_each(smoe_model *model, smoe_task *task, smoe_split sp
 
 int64_t smoe_probe_tokens(const smoe_task *task) {
   const smoe_settings *settings = task->settings;
-  if (!smoe_task_is_language(task)) return 0;
+  if (!smoe_task_is_language(task)) return smoe_probe_pairs_tokens(task);
   const int64_t whole = smoe_corpus_sequences(&task->corpus, SMOE_VALID, settings->model.context);
   const int64_t requested = settings->log.probe_every > 0 ? settings->log.probe_sequences : 0;
   return (requested < whole ? requested : whole) * settings->model.context;
 }
-
-/* Choices of the whole probe on all ranks: [kind, M, P] with kind expert, learned, distilled. */
-enum { EXPERT, LEARNED, DISTILLED, KINDS };
 
 static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe, int64_t first,
                          const int *count, int32_t *batch) {
@@ -160,10 +159,10 @@ static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe,
   const int64_t n = first + tokens->n_global <= n_probe ? tokens->n_global : n_probe - first;
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_moe_layer *moe = model->moe[m];
-    const int32_t *mine[KINDS] = {NULL, moe->learned, moe->distilled};
-    for (int kind = 0; kind < KINDS; kind++) {
+    const int32_t *mine[SMOE_PROBE_KINDS] = {NULL, moe->learned, moe->distilled};
+    for (int kind = 0; kind < SMOE_PROBE_KINDS; kind++) {
       int32_t *out = all + ((int64_t)kind * model->n_moe + m) * n_probe + first;
-      if (kind == EXPERT) {
+      if (kind == SMOE_PROBE_EXPERT) {
         /* The first slot stands for the token; a dropped one still tells the choice. */
         int32_t *first_slot = smoe_alloc(tokens->n_tokens * sizeof *first_slot);
         for (size_t i = 0; i < tokens->n_tokens; i++) {
@@ -180,28 +179,37 @@ static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe,
   }
 }
 
-void smoe_probe(smoe_model *model, smoe_task *task, smoe_routing_log *log, int64_t step, int stage) {
-  const int64_t n_probe = smoe_probe_tokens(task);
+/* Choices of the whole probe on all ranks: [SMOE_PROBE_KINDS, M, P]. */
+static void route_sequences(smoe_model *model, smoe_task *task, const smoe_pass *pass, int64_t n_probe,
+                            int32_t *all) {
   int64_t n = 0;
-  const size_t block = (size_t)model->n_moe * (size_t)n_probe;
-  int32_t *all = smoe_alloc(KINDS * block * sizeof *all);
   int32_t *batch = smoe_alloc((size_t)model->shape[SMOE_MAIN].n_global * sizeof *batch);
   int *count = tokens_of_ranks(model);
-  const smoe_pass context = context_of(step, stage, model);
   const int64_t sequences = n_probe / task->settings->model.context;
   if (open_split(model, task, SMOE_VALID, sequences, &n) != SMOE_OK)
     SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_last_error());
   for (int64_t i = 0; i < n; i++) {
-    forward(model, task, i, &context);
+    forward(model, task, i, pass);
     gather_batch(model, all, n_probe, i * model->shape[SMOE_MAIN].n_global, count, batch);
   }
+  smoe_free(batch);
+  smoe_free(count);
+}
+
+void smoe_probe(smoe_model *model, smoe_task *task, smoe_routing_log *log, int64_t step, int stage) {
+  const int64_t n_probe = smoe_probe_tokens(task);
+  const size_t block = (size_t)model->n_moe * (size_t)n_probe;
+  int32_t *all = smoe_alloc(SMOE_PROBE_KINDS * block * sizeof *all);
+  const smoe_pass context = context_of(step, stage, model);
+  if (smoe_task_is_language(task))
+    route_sequences(model, task, &context, n_probe, all);
+  else
+    smoe_probe_pairs_route(model, task, &context, all);
   /* What training uses: in stage 1 the learned choice, where the method has one. */
-  int32_t *expert = all + EXPERT * block, *learned = all + LEARNED * block;
+  int32_t *expert = all + SMOE_PROBE_EXPERT * block, *learned = all + SMOE_PROBE_LEARNED * block;
   if (stage == 1)
     for (size_t i = 0; i < block; i++)
       if (learned[i] >= 0) expert[i] = learned[i];
-  smoe_routing_log_probe(log, step, stage, expert, learned, all + DISTILLED * block);
+  smoe_routing_log_probe(log, step, stage, expert, learned, all + SMOE_PROBE_DISTILLED * block);
   smoe_free(all);
-  smoe_free(batch);
-  smoe_free(count);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "patience.h"
+#include "probe_pairs.h"
 #include "replay.h"
 #include "resume.h"
 #include "stablemoe/bench.h"
@@ -69,7 +70,15 @@ static void print_work(const run *r) {
 static void print_passes(run *r) {
   enum { MANY = 4 };
   const double passes = r->task.ops->passes(&r->task, r->settings->train.updates);
-  smoe_note("data: %.3g passes over the training split", passes);
+  if (smoe_task_is_language(&r->task)) {
+    smoe_note("data: %.3g passes over the training split", passes);
+  } else {
+    const smoe_pair_padding padding = smoe_pair_sampler_padding(&r->task.train, 0);
+    smoe_note(
+        "data: %.3g passes over the training split; %.1f %% of the source rows and %.1f %% of the target "
+        "rows are padding",
+        passes, 100 * padding.source, 100 * padding.target);
+  }
   if (passes > MANY && smoe_task_is_language(&r->task))
     smoe_warn(
         "%.3g passes over the training split are many: from about %d on, repeated text teaches less and "
@@ -107,11 +116,46 @@ static smoe_routing_shape log_shape(const run *r) {
                               .method = settings->router.method};
 }
 
+/* Of a translation model, for the log: codes of the languages, and the side of each MoE layer. */
+static void describe_sides(const run *r, char *languages, char *sides) {
+  const smoe_pairs *pairs = &r->task.pairs;
+  for (int i = 0; i < pairs->n_languages; i++)
+    languages += sprintf(languages, "%s%s", i ? " " : "", pairs->language[i]);
+  for (int i = 0, n = 0; i < r->model->n_layers; i++) {
+    const smoe_layer_spec *spec = &r->model->layer[i].spec;
+    if (spec->moe >= 0)
+      sides += sprintf(sides, "%s%s", n++ ? " " : "", spec->stream == SMOE_ENCODER ? "source" : "target");
+  }
+}
+
+static void probe_pairs(run *r, int64_t n_probe) {
+  const size_t bytes = (size_t)n_probe * sizeof(int32_t);
+  int32_t *token = smoe_alloc(bytes), *side = smoe_alloc(bytes), *language = smoe_alloc(bytes);
+  smoe_probe_pairs_describe(&r->task, token, side, language);
+  smoe_routing_log_probe_tokens(r->log, token);
+  smoe_routing_log_probe_sides(r->log, side, language);
+  smoe_free(token);
+  smoe_free(side);
+  smoe_free(language);
+}
+
 static void open_log(run *r) {
   if (r->model->n_moe == 0) return;
-  const smoe_routing_shape shape = log_shape(r);
+  smoe_routing_shape shape = log_shape(r);
+  char languages[SMOE_LANGUAGES_MAX * SMOE_LANGUAGE_BYTES] = "";
+  char *sides = smoe_alloc(8 * (size_t)r->model->n_moe + 1); /* "source " each */
+  if (!smoe_task_is_language(&r->task)) {
+    describe_sides(r, languages, sides);
+    shape.languages = languages;
+    shape.layer_sides = sides;
+  }
   r->log = smoe_routing_log_create(r->group, &shape);
+  smoe_free(sides);
   if (shape.n_probe_local == 0) return;
+  if (shape.languages) {
+    probe_pairs(r, shape.n_probe);
+    return;
+  }
   const int64_t context = r->settings->model.context;
   int32_t *token = smoe_alloc((size_t)shape.n_probe * sizeof *token);
   for (int64_t s = 0; s < shape.n_probe / context; s++)

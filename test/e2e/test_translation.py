@@ -7,6 +7,8 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import numpy as np  # noqa: E402
+
 import program as p  # noqa: E402
 
 # A language of numbers and one of letters: the translation is a map of words, and their order turned round.
@@ -83,6 +85,69 @@ class Translation(p.ProgramTest):
             for name in names:
                 self.assertEqual(a["param"][name].shape, b["param"][name].shape, name)
 
+    def probe(self, run):
+        """The probe of a run over all its routing logs, and what its tokens are."""
+        parts = []
+        for name in p.files_of(run, "routing"):
+            with p.h5py.File(os.path.join(run, "routing", name)) as file:
+                self.assertEqual(file.attrs["languages"].decode(), "de en")
+                self.assertEqual(file.attrs["layer_sides"].decode(), "source target")
+                parts.append({name: item[()] for name, item in file["probe"].items()})
+        for name in ("token", "side", "language"):
+            self.assertTrue(all((part[name] == parts[0][name]).all() for part in parts), name)
+        return {name: parts[0][name] if name in ("token", "side", "language") else np.concatenate(
+            [part[name] for part in parts]) for name in parts[0]}
+
+    def test_probe(self):
+        """Choices of both MoE layers in the log: those that the frozen routers make, of every token of their side."""
+        run = self.trained("one")
+        probe = self.probe(run)
+        self.assertEqual(probe["step"].tolist(), [1, 2, 3, 4, 5, 6])
+        self.assertEqual(probe["stage"].tolist(), [1, 1, 2, 2, 2, 2])
+        for language in ("side", "language"):
+            self.assertEqual(sorted(set(probe[language].tolist())), [0, 1])
+        # Pairs spread over the validation split, each its source and then the decoder's input.
+        with p.h5py.File(self.corpus) as file:
+            languages = file.attrs["languages"].decode().split()
+            n = len(file["valid/direction"])
+            texts = {side: np.split(file[f"valid/{side}/tokens"][()], file[f"valid/{side}/offset"][1:-1])
+                     for side in ("source", "target")}
+        expected, sides = [], []
+        for pair in (i * n // min(8, n) for i in range(min(8, n))):
+            source, target = texts["source"][pair], texts["target"][pair]
+            expected += [*source, target[-1], *target[:-1]]
+            sides += [0] * len(source) + [1] * len(target)
+        self.assertEqual((probe["token"].tolist(), probe["side"].tolist()), (expected, sides))
+        self.assertEqual([languages[i] for i in probe["language"]], ["de" if side == 0 else "en" for side in sides])
+        frozen = probe["stage"] == 2
+        with p.h5py.File(os.path.join(run, "checkpoints", "latest")) as file:
+            for layer in (0, 1):
+                own, expert = probe["side"] == layer, probe["expert"][:, layer]
+                self.assertTrue((expert[:, ~own] == -1).all() and (expert[:, own] >= 0).all(), layer)
+                # Fluctuation in stage 1, none in stage 2.
+                self.assertTrue((expert[0, own] != expert[-1, own]).any(), layer)
+                self.assertTrue((expert[frozen] == expert[-1]).all(), layer)
+                router = file[f"param/moe{layer}/router/distilled"]
+                scores = router["embedding"][()][probe["token"][own]].astype("f8") @ router["centroid"][()].T
+                self.assertTrue((scores.argmax(1) == expert[-1, own]).all(), layer)
+
+    def test_analysis(self):
+        """The analysis sees zero fluctuation after stage 1, and the experts of each language."""
+        sys.path.insert(0, self.program.source)
+        from analysis import counts, routing
+        log = routing.load_log(self.trained("one"))
+        self.assertEqual((log.notes, log.languages, log.layer_sides), ([], ["de", "en"], ["source", "target"]))
+        for layer in (0, 1):
+            last = routing.fluctuation_counts(log, layer)
+            self.assertEqual(last.sum(), (log.probe_side == layer).sum())
+            # Row 1 + i: the expert at probe i is the last one that differs. Stage 2 begins with the third probe.
+            self.assertEqual(last[3:].tolist(), [0, 0, 0, 0])
+            self.assertGreater(last[1:3].sum(), 0)
+            table = counts.probe_languages(log, layer)
+            self.assertEqual(table.sum(1).tolist(), [(log.probe_side == 0).sum(), 0] if layer == 0
+                             else [0, (log.probe_side == 1).sum()])
+            self.assertEqual(table.sum(0).tolist(), counts.probe_counts(log, layer).sum(0).tolist())
+
     def learned(self):
         """A model that has learned the map."""
         return self.trained("learned", "train.updates=400", "train.batch_tokens=1024", "train.micro_batches=1",
@@ -155,6 +220,11 @@ class Translation(p.ProgramTest):
         self.assertGreater(figures["directions"]["de-en"]["bleu"], 30)
         self.assertEqual(figures["signature"], "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
         self.assertEqual(self.program.run("evaluate", run, "--json").out, result.out)
+        # A mean of one checkpoint is that checkpoint.
+        self.assertFine(self.program.run("average", run, "-k", "1"))
+        mean = os.path.join(run, "average.h5")
+        self.assertEqual(self.program.run("evaluate", mean, "--json").out, result.out)
+        self.assertEqual(self.translate(mean), self.translate(run))
 
     def test_table_of_translations(self):
         """evaluate --translations: each pair of the split with the translation that its BLEU is of."""

@@ -95,9 +95,28 @@ function specialDetail() {
             state.view = v;
             redraw();
           })),
-      space, h("p", {class: "small"}, counted(run)), informationFigure(run, layer)
+      space, h("p", {class: "small"}, counted(run)), languageTable(run, layer), informationFigure(run, layer)
     ];
   }));
+}
+
+// Of a translation model: where the tokens of each language go.
+function languageTable(run, layer) {
+  if (!layer.languages || !layer.languages.length) return null;
+  const n = layer.languages[0].share.length;
+  const rows = layer.languages.map((one) => Object.assign({language: one.language, tokens: one.tokens},
+                                     ...one.share.map((v, e) => ({[`e${e}`]: v}))));
+  return makeTable({
+    key: keyOf(run, "languages"),
+    title: whose(run, "Experts by language"),
+    rows,
+    columns: [
+      {key: "language", label: "Language"}, {key: "tokens", label: "Tokens", number: true},
+      ...Array.from(
+        {length: n}, (_, e) => ({key: `e${e}`, label: `Expert ${e}`, number: true, show: (v) => percent(v)}))
+    ],
+    note: `Share of each language's ${layer.side || ""} tokens that go to each expert, over the last probe.`
+  });
 }
 
 function specialCards(layer, n) {
