@@ -173,8 +173,7 @@ static const char *const EXITS[][2] = {
     {"7", "MPI failed, or ranks disagree"},
     {"8", "a bug"},
     {"75", "stopped by a signal or run.max_minutes, after a checkpoint: start again with --resume"},
-    {"76",
-     "stopped by hand (a file stop, Ctrl-C), after a checkpoint: --resume continues"},
+    {"76", "stopped by hand (a file stop, Ctrl-C), after a checkpoint: --resume continues"},
     {NULL, NULL},
 };
 

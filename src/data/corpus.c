@@ -22,10 +22,11 @@ static smoe_status check_format(hid_t file, const char *path) {
       "'%s' is a corpus of sentence pairs, for translation; a language model needs one of text: make it "
       "with 'stablemoe prepare TEXT... -o CORPUS.h5'",
       path);
-  SMOE_CHECK(!has_format || strcmp(format, "stablemoe-images") != 0, SMOE_ERR_FORMAT,
-             "'%s' is a corpus of images, which model.family cnn and vision read; a language model needs one of "
-             "text: make it with 'stablemoe prepare TEXT... -o CORPUS.h5'",
-             path);
+  SMOE_CHECK(
+      !has_format || strcmp(format, "stablemoe-images") != 0, SMOE_ERR_FORMAT,
+      "'%s' is a corpus of images, which model.family cnn and vision read; a language model needs one of "
+      "text: make it with 'stablemoe prepare TEXT... -o CORPUS.h5'",
+      path);
   SMOE_CHECK(has_format && strcmp(format, "stablemoe-corpus") == 0, SMOE_ERR_FORMAT,
              "'%s' is an HDF5 file but no corpus: make one with 'stablemoe prepare'", path);
   SMOE_TRY(smoe_h5_get_i64(file, "/", "format_version", &version));

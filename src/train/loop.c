@@ -395,9 +395,8 @@ static smoe_status one_update(run *r, int64_t update) {
  */
 static smoe_status check_unasked(const run *r, const smoe_train_options *options, int64_t update) {
   if (!smoe_stop_clear(r->group, r->settings) || !options->resume) return SMOE_OK;
-  smoe_note(
-      "not started: found and removed '%s/stop'; the same command continues from update %lld",
-      r->settings->run.directory, (long long)update);
+  smoe_note("not started: found and removed '%s/stop'; the same command continues from update %lld",
+            r->settings->run.directory, (long long)update);
   return SMOE_STOPPED_BY_HAND;
 }
 
