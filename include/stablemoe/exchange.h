@@ -180,6 +180,12 @@ void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real 
  */
 void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch);
 
+/** Messages of rows that this rank has sent since the exchange was declared, in both directions: to other ranks of its
+ *  node, and to ranks of other nodes (all are one node where topology has none). What MPI_Alltoallv does by itself
+ *  is not seen: comm.alltoallv auto without two_level and overlap. Local.
+ */
+void smoe_exchange_messages(const smoe_exchange *ex, int64_t *within, int64_t *across);
+
 /** Groups of experts for the calls below, which let rows travel while experts compute; 0 where
  *  the calls above are to be used. The same on all ranks of the replica. Local.
  */

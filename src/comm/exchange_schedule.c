@@ -272,3 +272,14 @@ void smoe_exchange_schedule_send(const smoe_exchange *ex, smoe_direction directi
   else
     for (int i = 1; i < t.n_ranks; i++) add_direct(&t, true, (t.me + i) % t.n_ranks);
 }
+
+void smoe_exchange_messages(const smoe_exchange *ex, int64_t *within, int64_t *across) {
+  const smoe_nodes *nodes = &ex->topology->nodes;
+  const int64_t *sent = ex->state ? smoe_messages_sent(ex->state->messages) : NULL;
+  const int me = ex->topology->experts.rank;
+  *within = *across = 0;
+  for (int r = 0; r < ex->topology->experts.n_ranks && sent; r++) {
+    if (r == me) continue;
+    *(nodes->n_nodes > 0 && nodes->node[r] != nodes->node[me] ? across : within) += sent[r];
+  }
+}

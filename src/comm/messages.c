@@ -28,6 +28,7 @@ struct smoe_messages {
   size_t n_entries, n_counters, n_requests;
   size_t entries_max, counters_max, requests_max;
   size_t n_open; /* messages that are not complete */
+  int64_t *sent; /* [n_ranks] */
 };
 
 smoe_messages *smoe_messages_create(MPI_Comm comm, MPI_Datatype row_type, size_t row_bytes,
@@ -37,6 +38,10 @@ smoe_messages *smoe_messages_create(MPI_Comm comm, MPI_Datatype row_type, size_t
   messages->row_type = row_type;
   messages->row_bytes = row_bytes;
   messages->piece_rows = piece_rows;
+  int n_ranks;
+  MPI_UNWATCHED(MPI_Comm_size(comm, &n_ranks));
+  messages->sent = smoe_alloc((size_t)n_ranks * sizeof *messages->sent);
+  for (int r = 0; r < n_ranks; r++) messages->sent[r] = 0;
   return messages;
 }
 
@@ -47,6 +52,7 @@ void smoe_messages_destroy(smoe_messages *messages) {
   smoe_free(messages->request);
   smoe_free(messages->owner);
   smoe_free(messages->done);
+  smoe_free(messages->sent);
   smoe_free(messages);
 }
 
@@ -114,6 +120,7 @@ void smoe_messages_add(smoe_messages *messages, const smoe_message *message) {
   messages->entry[index] =
       (entry){.message = *message, .pieces = (message->rows - 1) / messages->piece_rows + 1, .next = -1};
   messages->n_open++;
+  if (message->send) messages->sent[message->peer]++;
   for (int i = 0; i < 2; i++)
     if (message->counts[i] != SMOE_NO_COUNTER) messages->counter[message->counts[i]].n++;
   counter *c = message->after == SMOE_NO_COUNTER ? NULL : &messages->counter[message->after];
@@ -150,6 +157,10 @@ static void complete(smoe_messages *messages, int n) {
     for (int k = 0; k < 2; k++)
       if (message.counts[k] != SMOE_NO_COUNTER) smoe_messages_count(messages, message.counts[k]);
   }
+}
+
+const int64_t *smoe_messages_sent(const smoe_messages *messages) {
+  return messages->sent;
 }
 
 void smoe_messages_progress(smoe_messages *messages) {

@@ -46,6 +46,9 @@ void smoe_messages_add(smoe_messages *messages, const smoe_message *message);
 /* Give MPI time, without waiting. Local. */
 void smoe_messages_progress(smoe_messages *messages);
 
+/* Messages that were sent to each rank since this was created, [n_ranks]; a long one that goes in pieces is one. Local. */
+const int64_t *smoe_messages_sent(const smoe_messages *messages);
+
 /* Wait until a counter is zero; SMOE_NO_COUNTER: until all messages are complete. One wait for the
  * watchdog, also where there is nothing to wait for: ranks must pass as many waits as each other.
  */

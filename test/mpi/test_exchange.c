@@ -445,6 +445,47 @@ static void test_nodes(void) {
   smoe_nodes_release(&nodes);
 }
 
+/* Messages between nodes of one transfer: by way of nodes one from each node to each other one, whatever their ranks;
+ * directly one from each rank to each rank of another node. Every rank has rows for every expert. */
+static void test_messages(void) {
+  for (int kind = SMOE_EXCHANGE_DIRECT; kind <= SMOE_EXCHANGE_TWO_LEVEL; kind++) {
+    smoe_arena arena;
+    smoe_exchange ex;
+    world w;
+    options = (smoe_exchange_options){.kind = (smoe_exchange_kind)kind, .alltoallv = SMOE_ALLTOALLV_LINEAR};
+    smoe_nodes_find(&topology.nodes, &topology.experts, 2);
+    const smoe_exchange_shape shape = {4, 2, WIDTH, TOKENS, TOKENS, 0, 0, options, NULL};
+    smoe_arena_measure(&arena, "exchange");
+    smoe_exchange_declare(&ex, &topology, &shape, &arena);
+    smoe_exchange_release(&ex);
+    if (smoe_arena_reserve(&arena) != SMOE_OK) SMOE_PANIC(SMOE_ERR_MEMORY, "%s", smoe_last_error());
+    smoe_exchange_declare(&ex, &topology, &shape, &arena);
+    make_world(&w, 4, 2, 0, (choice_kind)0, EVEN);
+    const int first = w.first[group.rank], n = w.first[group.rank + 1] - first;
+    int32_t expert[TOKENS * SLOTS_MAX];
+    memcpy(expert, w.chosen + first * 2, (size_t)n * 2 * sizeof *expert);
+    smoe_exchange_plan(&ex, expert, (size_t)n);
+    buffers b = make_buffers(&ex, &w);
+    smoe_dispatch(&ex, b.out, b.x, NULL, fresh(&ex, &b));
+    int64_t count[2]; /* within, across */
+    smoe_exchange_messages(&ex, &count[0], &count[1]);
+    smoe_group_sum_i64(&group, count, 2);
+    const int nodes = topology.nodes.n_nodes, ranks = group.n_ranks;
+    int64_t pairs = 0;
+    for (int r = 0; r < ranks; r++)
+      for (int s = 0; s < ranks; s++) pairs += topology.nodes.node[r] != topology.nodes.node[s];
+    const int64_t across = kind == SMOE_EXCHANGE_TWO_LEVEL ? nodes * (nodes - 1) : pairs;
+    CHECK(count[1] == across, "%lld messages between nodes, not %lld: %s", (long long)count[1],
+          (long long)across, label);
+    CHECK(count[0] >= ranks * (ranks - 1) - pairs, "%lld messages within nodes: %s", (long long)count[0],
+          label);
+    free_buffers(&b);
+    smoe_exchange_release(&ex);
+    smoe_arena_release(&arena);
+    smoe_nodes_release(&topology.nodes);
+  }
+}
+
 int main(int argc, char **argv) {
   static const int n_experts[] = {1, 2, 3, 4, EXPERTS_MAX};
   static const double factor[] = {0, 0.5, 1, 1.25};
@@ -455,6 +496,7 @@ int main(int argc, char **argv) {
       for (size_t f = 0; f < sizeof factor / sizeof factor[0]; f++) test_shape(n_experts[e], k, factor[f]);
   test_nodes();
   test_ways();
+  test_messages();
   test_replicas();
   smoe_group_end(&group);
   return test_verdict("exchange");
