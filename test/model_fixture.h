@@ -20,7 +20,9 @@ typedef struct model_fixture {
   smoe_config *config;
   const smoe_settings *settings;
   smoe_model *model;
-  size_t n_micro;          /**< micro-batches */
+  size_t n_micro; /**< micro-batches */
+  int copies;     /**< of each sequence: smoe_family_copies */
+  smoe_objective objective;
   int32_t *input, *target; /**< [n_micro, N] */
   smoe_pass context;
 } model_fixture;
@@ -84,6 +86,8 @@ static inline smoe_config *fixture_config(const char *method, const char *const 
   const smoe_router_ops *ops = fixture_method(method);
   char *name = smoe_sprintf("router.method=%s", ops->name);
   fixture_try(smoe_config_override(config, name), name);
+  /* Groups of the hidden state: a width that 3, 4 and 6 experts divide. */
+  if (strcmp(ops->name, "local") == 0) fixture_try(smoe_config_override(config, "model.width=12"), name);
   fixture_method_keys(config, ops);
   const char *blank = strchr(method, ' ');
   if (blank) fixture_try(smoe_config_override(config, blank + 1), method);
@@ -211,10 +215,16 @@ static inline void fixture_open(model_fixture *f, const smoe_group *group, const
   const uint64_t seed = (uint64_t)f->settings->run.seed;
   const int64_t parts = f->settings->train.lanes * f->settings->train.micro_batches;
   f->n_micro = (size_t)f->settings->train.micro_batches;
+  double consistency;
+  f->copies = smoe_family_copies(f->config, &consistency);
+  f->objective = f->copies > 1 ? smoe_objective_consistent(&smoe_objective_cross_entropy, consistency)
+                               : smoe_objective_cross_entropy;
+  const int64_t sequences = f->settings->train.batch_sequences / parts * f->copies;
   const smoe_model_shape shape = {.vocabulary = FIXTURE_VOCABULARY,
                                   .n_lanes = (int)f->settings->train.lanes,
-                                  .lane_sequences = (size_t)(f->settings->train.batch_sequences / parts),
-                                  .training = true};
+                                  .lane_sequences = (size_t)sequences,
+                                  .training = true,
+                                  .objective = &f->objective};
   fixture_try(smoe_model_create(&f->model, f->config, group, &shape, false), "model");
   fixture_randomise(&f->model->params, seed);
   for (int m = 0; m < f->model->n_moe; m++) fixture_prepare(&f->model->moe[m]->router, &f->model->params);
@@ -227,7 +237,13 @@ static inline void fixture_open(model_fixture *f, const smoe_group *group, const
   for (size_t m = 0; m < f->n_micro; m++)
     fixture_tokens(f->input + m * tokens->n_tokens, f->target + m * tokens->n_tokens, seed,
                    (uint64_t)((int64_t)m * tokens->n_global + tokens->first_token), tokens->n_tokens, 6);
-  for (size_t t = 0; t < f->n_micro * tokens->n_tokens; t++) n_targets += f->target[t] >= 0;
+  const size_t context = tokens->context, copies = (size_t)f->copies;
+  for (size_t t = 0; t < f->n_micro * tokens->n_tokens; t++) {
+    const size_t first = t - t / context % copies * context; /* the same token of the first copy */
+    f->input[t] = f->input[first];
+    f->target[t] = f->target[first];
+    n_targets += first == t && f->target[t] >= 0;
+  }
   smoe_group_sum_i64(group, &n_targets, 1);
   f->context =
       (smoe_pass){.seed = seed, .update = 5, .stage = stage, .training = true, .n_targets = n_targets};
@@ -258,7 +274,10 @@ static inline double fixture_loss_of_sums(const model_fixture *f) {
   const smoe_model *model = f->model;
   double *total = smoe_alloc((size_t)model->n_sums * sizeof *total);
   smoe_lanes_sum(f->group, &model->params.lanes, total, model->sums, model->n_sums);
-  double loss = ((const smoe_lane_sums *)total)->loss;
+  double loss = ((const smoe_lane_sums *)total)->loss * (f->copies > 1 ? f->copies : 1);
+  for (int i = 0; i < model->objective->n_sums; i++)
+    if (smoe_terms_find(&model->terms, model->objective->sum_names[i]) >= 0)
+      loss += total[sizeof(smoe_lane_sums) / sizeof(double) + (size_t)i];
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_route_sums *route = (const smoe_route_sums *)(total + smoe_model_route_sums(model, m));
     loss += fixture_terms(route, &model->terms);
@@ -272,6 +291,7 @@ static inline void fixture_forward(model_fixture *f, size_t m) {
   const size_t n = f->model->shape[SMOE_MAIN].n_tokens;
   smoe_batch batch = smoe_model_batch(f->model, f->input + m * n, f->target + m * n);
   batch.before[SMOE_MAIN] = f->context.micro_batch * f->model->shape[SMOE_MAIN].n_global;
+  batch.copies = f->copies;
   smoe_model_forward(f->model, &batch, &f->context);
 }
 

@@ -8,7 +8,7 @@ the line it differentiates where that is not obvious.
     counter_random  random numbers
     layers          norm, feed-forward layer, attention, block
     sublayers       those of other models: RMS norm, GELU, SwiGLU, rotary positions, attention of every form
-    routers         every routing method; call, distilled, assignment, sampled, scores, tables and
+    routers, places every routing method; call, distilled, assignment, sampled, scores, tables and
                     top_choice are parts of theirs
     moe             the MoE layer: capacity, experts, combine
     model           the language model
@@ -31,7 +31,7 @@ from .call import Call, Routing, argmax, gap  # noqa: F401
 from .layers import FFN, attention_backward, attention_forward, ffn_arrays, log_softmax, sigmoid  # noqa: F401
 from .model import backward, forward  # noqa: F401
 from .moe import keep_first, moe_backward, moe_forward  # noqa: F401
-from .routers import METHODS  # noqa: F401
+from .methods import METHODS  # noqa: F401
 from .settings import Config, read_keys  # noqa: F401
 from .training import (adam, after_update, batch, clip_factor, gradient_norm, gradients, is_decayed,  # noqa: F401
                        is_frozen, learning_rate, sequences)

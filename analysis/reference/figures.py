@@ -3,6 +3,16 @@
 import numpy as np
 
 
+def local_rate(config, parts):
+    """Share of the rows sent, of all micro-batches, that stay on the node of their lane."""
+    stay = sent = 0
+    for part in parts:
+        lane = np.arange(len(part["expert"])) // (len(part["expert"]) // config.lanes)
+        here = part["expert"] * config.nodes // config.experts == (lane * config.nodes // config.lanes)[:, None]
+        stay, sent = stay + (here & part["kept"]).sum(), sent + part["kept"].sum()
+    return stay / sent
+
+
 def of_layer(info, layer, n_targets):
     """Figures of one MoE layer over all micro-batches of an update; info: of training.gradients."""
     parts = [micro[layer] for micro in info]

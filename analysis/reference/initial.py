@@ -50,6 +50,8 @@ def rule(name, shape, config):
         return uniform(1 / np.sqrt(fan_in))
     if last in ("beta", "bias", "offset") or last in ("table", "visible") and "/router/" in name:
         return constant(0)
+    if name.endswith(("router/node", "router/place")):
+        return orthogonal(0.1)
     if name.endswith("router/centroid"):
         if config.method == "switch" and config.router["init"] == "normal":
             return normal(np.sqrt(0.1 / fan_in))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .layers import ffn_arrays, ffn_backward, ffn_forward
-from .routers import METHODS
+from .methods import METHODS
 
 
 def keep_first(expert, n_experts, capacity_factor):

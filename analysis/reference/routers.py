@@ -355,8 +355,3 @@ class Replay:
         if call.config.router["gate"] == "one":
             return np.zeros_like(x)
         return sigmoid_backward(call, x, routing, dgate, grads)
-
-
-METHODS = {"stable": Stable(), "base": Base(), "base_stage2": BaseStage2(), "switch": Switch(), "topk": TopK(),
-           "gshard": GShard(), "expert_choice": ExpertChoice(), "hash": Hash(), "mask": Mask(), "recurrent": Recurrent(), "sparsemixer": SparseMixer(),
-           "replay": Replay()}

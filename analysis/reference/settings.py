@@ -44,6 +44,9 @@ class Config:
     micro_batches: int = 1
     batch_sequences: int = 1
     context: int = 0
+    nodes: int = 1  # of lanes and experts
+    copies: int = 1  # of each sequence in training
+    consistency: float = 0.0  # weight of the divergence between two copies
 
     def moe_after(self):
         """Number of blocks that stand before each MoE layer."""
@@ -70,7 +73,10 @@ class Config:
         key = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in key.items()}
         method = key["router.method"]
         own = {name.split(".")[2]: value for name, value in key.items() if name.startswith(f"router.{method}.")}
+        thor = method == "thor" and int(key["moe.layers"]) > 0
         values = {
+            "nodes": key.get("moe.nodes", 1),
+            "copies": own["copies"] if thor else "1", "consistency": own["consistency"] if thor else "0",
             "blocks": key["model.blocks"], "heads": key["model.heads"],
             "scale_embedding": key["model.scale_embedding"], "moe_layers": key["moe.layers"],
             "position": key["moe.position"], "experts": key["moe.experts"], "sublayers": key["moe.sublayers"],

@@ -41,7 +41,7 @@ def is_decayed(name):
 def gradients(params, micro_batches, config, stage, update=0, recorded=None):
     """Mean losses and gradients of one update; micro_batches is a list of (tokens, targets).
 
-    recorded: [M, N, K] of all tokens of the update, for method replay.
+    recorded: [M, N, K] of all tokens of the update, for method replay. The gradient is of the sum over the copies.
     """
     n_targets = sum(int((targets >= 0).sum()) for _, targets in micro_batches)
     grads = {name: np.zeros_like(value) for name, value in params.items() if not is_frozen(name, stage)}

@@ -86,6 +86,7 @@ typedef struct smoe_settings {
     int64_t inner;          /**< F of experts; 0: 4 C */
     double capacity_factor; /**< 0: dropless */
     bool identical_experts;
+    int64_t nodes; /**< virtual nodes of lanes and experts */
   } moe;
   struct {
     char method[SMOE_TEXT_MAX];

@@ -39,7 +39,12 @@ const smoe_family *smoe_family_of(const smoe_config *config);
 /** MoE layers of a configured model; 0: dense. Local. */
 int smoe_family_n_moe(const smoe_config *config);
 
-/** Rows of the main stream in an update over all ranks, at most. Local. */
+/** Copies of each sequence in a training pass, 1 or 2, and the weight of the divergence between both: as the routing
+ *  method has them (router.h). Local.
+ */
+int smoe_family_copies(const smoe_config *config, double *consistency);
+
+/** Rows of the main stream in an update over all ranks, at most; copies count. Local. */
 int64_t smoe_family_batch_tokens(const smoe_config *config);
 
 /** Key sets of the trainer, of all routing methods and of all families, for smoe_config_create. Local.

@@ -204,6 +204,21 @@ void smoe_cross_entropy_smoothed(smoe_real *loss, smoe_real *nll, smoe_real *log
                                  size_t target_stride, double epsilon, smoe_real scale, bool gradient,
                                  size_t n, size_t v);
 
+/** Half of the symmetric divergence between two predictions of each row, and its gradients.
+ *
+ *      loss = 1/2 sum over v of (p - q) (log p - log q),  p = softmax(x), q = softmax(y)
+ *
+ *  loss    out  [N]; 0 where target is -1
+ *  dx, dy  out  [N, V] scale times the gradients; 0 where target is -1; not over x, y
+ *  x, y    in   [N, V] logits
+ *  target  in   [N]
+ *
+ *  Errors:  none; p and q that are 0 in floating point count by their logarithms, which are finite.
+ *  Source:  Zuo et al. 2021 (THOR), section 3.
+ */
+void smoe_consistency(smoe_real *loss, smoe_real *dx, smoe_real *dy, const smoe_real *x, const smoe_real *y,
+                      const int32_t *target, smoe_real scale, size_t n, size_t v);
+
 /* ---- embedding.c ---- */
 
 /** x [S T, C] = scale * table[token] + position[t]; a token of -1 has a zero row of the table. position NULL:

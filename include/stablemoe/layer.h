@@ -35,7 +35,8 @@ typedef struct smoe_batch {
   smoe_token_shape shape[SMOE_STREAMS]; /**< all zero where the model has no such stream */
   const int32_t *token[SMOE_STREAMS];   /**< [N] ids; -1: padding */
   const int32_t *length[SMOE_STREAMS];  /**< [sequences of this rank] real rows of each; NULL: all of them */
-  const int32_t *target;                /**< [N] of the main stream, -1: none; NULL: a pass without head */
+  const int32_t *target;        /**< [N] of the main stream, -1: none; NULL: a pass without head. Copies have
+                                             the same */
   int64_t before[SMOE_STREAMS]; /**< tokens of the update's micro-batches before this one, all ranks */
   int copies;                   /**< of each sequence in its lane, one after another; 0 or 1: no more */
 } smoe_batch;
@@ -102,8 +103,11 @@ typedef struct smoe_objective_call {
 typedef struct smoe_objective {
   void (*rows)(const struct smoe_objective *self, const smoe_objective_call *call);
   double label_smoothing;
-  int n_sums;                   /**< sums of its own, besides loss and targets */
-  const char *const *sum_names; /**< [n_sums] */
+  int n_sums; /**< sums of its own, besides loss and targets */
+  const char *const
+      *sum_names; /**< [n_sums]; one that is named as a loss term is part of what is minimised */
+  const struct smoe_objective *each; /**< consistent: of each copy */
+  double consistency;                /**< consistent: weight of the symmetric divergence */
 } smoe_objective;
 
 /** Cross entropy of each row against its target. */
@@ -112,11 +116,21 @@ extern const smoe_objective smoe_objective_cross_entropy;
 /** Cross entropy with label smoothing in training, plain in evaluation; the plain one is its sum "nll". */
 smoe_objective smoe_objective_smoothed(double label_smoothing);
 
+/** An objective of each of two copies, added, and the divergence between what both predict:
+ *
+ *      sum over copies of each + weight (KL(p1 || p2) + KL(p2 || p1)) / 2
+ *
+ *  Its first sum is "consistency", the weighted divergence; then come those of `each`, means over the copies. With
+ *  one copy, as in evaluation, it is `each`. The object `each` must outlive it.
+ *  Source: THOR (Zuo et al. 2021).
+ */
+smoe_objective smoe_objective_consistent(const smoe_objective *each, double weight);
+
 /** Sums over one lane's targets since smoe_model_begin_update; then come the objective's own. All are doubles:
  *  smoe_lanes_sum adds them up as an array.
  */
 typedef struct smoe_lane_sums {
-  double loss;      /**< the objective's, nats */
+  double loss;      /**< the objective's, nats; the mean of the copies */
   double n_targets; /**< real targets */
 } smoe_lane_sums;
 

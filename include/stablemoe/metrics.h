@@ -11,6 +11,7 @@ typedef struct smoe_metrics {
   int n_layers;
   int n_experts;
   smoe_terms terms;
+  bool nodes; /**< the share of rows that stay on their node has columns */
 } smoe_metrics;
 
 /** Balance of one MoE layer's loads over the global batch. */

@@ -66,6 +66,9 @@ typedef struct smoe_route_sums {
   double n_gates;    /**< used slots */
   double n_agree;    /**< tokens for which learned and distilled choice agree */
   double n_compared; /**< tokens for which both are known */
+  double n_sent;     /**< slots that travel: used and not dropped */
+  double n_local;    /**< of these to an expert of the lane's node (moe.nodes) */
+  double own[2];     /**< figures of the method's own, sums over tokens: ops->report */
   double term[];     /**< [terms.n] in order of the router's names: smoe_route_term */
 } smoe_route_sums;
 
@@ -108,6 +111,11 @@ typedef struct smoe_router_ops {
 
   /** What decides in evaluation; decoding (decode.h) keeps more, the less that is. NULL: SMOE_SCOPE_ALL. */
   smoe_router_scope (*scope)(const smoe_router *router);
+
+  /** Copies of each sequence that a training pass has, 1 or 2; with 2 the divergence between what both predict
+   *  is learned with that weight (smoe_objective_consistent). NULL: 1.
+   */
+  int (*copies)(const smoe_config *config, double *consistency);
 
   /** Experts per token at most (K). */
   int (*slots)(const smoe_config *config);
@@ -164,6 +172,11 @@ typedef struct smoe_router_ops {
   void (*losses)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                  smoe_route_sums *sums);
 
+  /** Print what the first update of a run shows. own: means over the n tokens of the update of the figures that
+   *  losses added to sums->own. The same on all ranks, of which the first prints. NULL: nothing.
+   */
+  void (*report)(const smoe_router *router, const double *own, int64_t n);
+
   /** Add gradients of gates and losses: to dx [N, C] and to the lane's gradient slab.
    *  dgate [N, K] is dL/dgate (0 for unused and dropped slots), with everything divided by n_targets.
    */
@@ -194,19 +207,23 @@ struct smoe_router {
   const smoe_router_ops *ops;
   const smoe_config *config;
   const smoe_params *params;
-  const void *options; /**< the method's own values: the struct of ops->keyset */
-  int layer;           /**< number among the MoE layers */
-  int n_layers;        /**< MoE layers of the model */
-  int n_experts;       /**< E */
-  int n_slots;         /**< K */
-  size_t width;        /**< C */
-  size_t context;      /**< T of the longest sequence */
-  int vocabulary;      /**< V */
-  int index[8];        /**< parameters of the method, by its own numbering */
-  int omega;           /**< parameter [C]: factor on what experts add, dimension by dimension; -1: none */
-  smoe_terms terms;    /**< loss terms; the same in all MoE layers */
-  int32_t *table;      /**< [table_ints] of the method; NULL where no layer holds the router */
-  bool compiled;       /**< the table is filled, and stays as it is */
+  const void *options;  /**< the method's own values: the struct of ops->keyset */
+  int layer;            /**< number among the MoE layers */
+  int n_layers;         /**< MoE layers of the model */
+  int n_experts;        /**< E */
+  int n_lanes, n_nodes; /**< of a training batch over all ranks; moe.nodes */
+  int n_slots;          /**< K */
+  size_t width;         /**< C */
+  size_t context;       /**< T of the longest sequence */
+  int vocabulary;       /**< V */
+  int index[8];         /**< parameters of the method, by its own numbering */
+  int omega;            /**< parameter [C]: factor on what experts add, dimension by dimension; -1: none */
+  smoe_terms terms;     /**< loss terms; the same in all MoE layers */
+  int32_t *table;       /**< [table_ints] of the method; NULL where no layer holds the router */
+  bool compiled;        /**< the table is filled, and stays as it is */
+  double
+      typical_slots; /**< slots that a token has in training, where that is not K: for plans of memory and FLOP */
+  bool draws_alike; /**< whole updates go to few experts by design, which is no collapse */
 };
 
 /** All methods, NULL-terminated. */
@@ -225,6 +242,14 @@ smoe_status smoe_router_check(const smoe_config *config);
 
 /** Set up the router of an MoE layer and declare its parameters. Local. */
 void smoe_router_declare(smoe_router *router, const smoe_layer *layer);
+
+/** Node of an expert, and of a lane counted over all ranks: equal parts of their order. Local. */
+static inline int smoe_router_expert_node(const smoe_router *router, int32_t expert) {
+  return (int)((int64_t)expert * router->n_nodes / router->n_experts);
+}
+static inline int smoe_router_lane_node(const smoe_router *router, int64_t lane) {
+  return (int)(lane * router->n_nodes / router->n_lanes);
+}
 
 /** choose and gate, one after the other. Local. */
 void smoe_router_route(const smoe_router *router, const smoe_route_call *call);

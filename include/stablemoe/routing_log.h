@@ -49,7 +49,8 @@ typedef struct smoe_routing_load {
   int64_t n_assigned;  /**< rows before dropping */
   int64_t n_dropped;
   double term[SMOE_TERMS]; /**< loss terms per token, as shape.terms names them */
-  double agreement; /**< share of tokens for which learned and distilled choice agree; NaN where none */
+  double agreement;  /**< share of tokens for which learned and distilled choice agree; NaN where none */
+  double local_rate; /**< share of the rows sent that stay on their node; NaN where none is sent */
   double gate_mean;
 } smoe_routing_load;
 

@@ -69,7 +69,8 @@ struct smoe_task {
 
   smoe_pairs pairs;               /**< translation */
   smoe_pair_sampler train, split; /**< batches of training, and of the split that is evaluated */
-  smoe_objective objective;
+  int copies;                     /**< of each sequence in a training pass */
+  smoe_objective each, objective; /**< of a copy; of both together */
 
   int64_t split_sequences; /**< of an evaluation */
   smoe_split split_kind;
@@ -99,13 +100,23 @@ bool smoe_task_is_language(const smoe_task *task);
  *             until the next call
  */
 void smoe_task_read_pairs(smoe_task *task, const smoe_model *model, smoe_split split,
-                          const smoe_pair_batch *pairs, smoe_batch *batch);
+                          const smoe_pair_batch *pairs, int copies, smoe_batch *batch);
 
 /** Whether a split has anything to predict. Local. */
 bool smoe_task_has_split(const smoe_task *task, smoe_split split);
 
 /** The corpus that holds the task's tokenizer. Local. */
 const smoe_corpus *smoe_task_tokenizer(const smoe_task *task);
+
+/** Keep what is learned: `each` of every copy of a sequence, and where there are two (smoe_family_copies) how far
+ *  apart they are. Local.
+ */
+void smoe_task_objective(smoe_task *task, smoe_objective each);
+
+/** The batch that has each sequence of rows `context` long copied in its place, from one that begins with the
+ *  first of n sequences. Local.
+ */
+void smoe_task_copy(const smoe_task *task, int32_t *rows, size_t n, size_t context);
 
 /** Take the arrays of the largest batch, once. Local. */
 void smoe_task_take(smoe_task *task, const smoe_model *model);

@@ -76,6 +76,10 @@ static const smoe_key keys[] = {
          "unchanged; 0: no limit."),
     BOOL(moe.identical_experts, "true",
          "Start all experts of a layer from the same values, so that only the tokens make them differ."),
+    INT(moe.nodes, "1", 1, 65536, "nodes",
+        "Nodes that experts and lanes are counted in, in equal parts of their order: methods of two levels "
+        "(smile, local) route by them, and from 2 on metrics.csv has the share of rows that stay on their "
+        "node. Results do not depend on where ranks run."),
 
     TEXT(router.method, "stable",
          "Method that chooses the experts of a token; `stablemoe train --help` lists all, doc/methods.md and "

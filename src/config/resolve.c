@@ -84,6 +84,10 @@ smoe_status smoe_config_resolve(smoe_config *config) {
              "train.%s needs evaluations during the training: set train.evaluate_every",
              s->train.patience > 0 ? "patience" : "best");
   SMOE_TRY(check_places(s));
+  SMOE_CHECK(s->train.lanes % s->moe.nodes == 0, SMOE_ERR_CONFIG,
+             "moe.nodes %" PRId64 " does not divide train.lanes %" PRId64
+             ": every node needs the same number of lanes",
+             s->moe.nodes, s->train.lanes);
   SMOE_CHECK(s->schedule.warmup <= s->train.updates, SMOE_ERR_CONFIG,
              "schedule.warmup %" PRId64 " is longer than train.updates %" PRId64
              ": lower the one or raise the other",

@@ -106,3 +106,61 @@ void smoe_cross_entropy_smoothed(smoe_real *loss, smoe_real *nll, smoe_real *log
     }
   }
 }
+
+/* The two weighted sums of d = log p - log q: by p and by q. */
+typedef struct divergence {
+  smoe_real by_p, by_q;
+} divergence;
+
+static divergence row_divergence(const smoe_real *restrict p, const smoe_real *restrict q,
+                                 const smoe_real *restrict x, const smoe_real *restrict y, smoe_real shift,
+                                 size_t n) {
+  smoe_real by_p[PARTIALS] = {0}, by_q[PARTIALS] = {0};
+  size_t i = 0;
+  for (; i + PARTIALS <= n; i += PARTIALS)
+    for (size_t j = 0; j < PARTIALS; j++) {
+      const smoe_real d = x[i + j] - y[i + j] - shift;
+      by_p[j] += p[i + j] * d;
+      by_q[j] += q[i + j] * d;
+    }
+  for (size_t j = 0; i < n; i++, j++) {
+    const smoe_real d = x[i] - y[i] - shift;
+    by_p[j] += p[i] * d;
+    by_q[j] += q[i] * d;
+  }
+  return (divergence){partials_sum(by_p), partials_sum(by_q)};
+}
+
+/* p and q in memory of the gradients, which replace them. */
+static smoe_real row_consistency(smoe_real *restrict p, smoe_real *restrict q, const smoe_real *restrict x,
+                                 const smoe_real *restrict y, smoe_real scale, size_t n) {
+  const smoe_real max_x = row_max(x, n), max_y = row_max(y, n);
+  const smoe_real sum_x = row_exp(p, x, max_x, n), sum_y = row_exp(q, y, max_y, n);
+  const smoe_real log_x = (smoe_real)log(sum_x) + max_x, log_y = (smoe_real)log(sum_y) + max_y;
+  const smoe_real shift = log_x - log_y;
+  row_scale(p, 1 / sum_x, n);
+  row_scale(q, 1 / sum_y, n);
+  const divergence sums = row_divergence(p, q, x, y, shift, n);
+  const smoe_real half = scale / 2;
+  for (size_t i = 0; i < n; i++) {
+    const smoe_real d = x[i] - y[i] - shift, difference = p[i] - q[i];
+    p[i] = half * (p[i] * (d - sums.by_p) + difference);
+    q[i] = half * (q[i] * (sums.by_q - d) - difference);
+  }
+  return (sums.by_p - sums.by_q) / 2;
+}
+
+void smoe_consistency(smoe_real *loss, smoe_real *dx, smoe_real *dy, const smoe_real *x, const smoe_real *y,
+                      const int32_t *target, smoe_real scale, size_t n, size_t v) {
+#pragma omp parallel for if (n * v > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++) {
+    const size_t at = i * v;
+    if (target[i] >= 0) {
+      loss[i] = row_consistency(dx + at, dy + at, x + at, y + at, scale, v);
+      continue;
+    }
+    loss[i] = 0;
+    memset(dx + at, 0, v * sizeof *dx);
+    memset(dy + at, 0, v * sizeof *dy);
+  }
+}

@@ -12,9 +12,10 @@ typedef struct head {
   smoe_real *mean, *rstd; /* tape [N] */
   smoe_operand normed;    /* scratch [lane tokens, C] */
   smoe_real *dnormed;     /* scratch [lane tokens, C] */
-  smoe_real *logits;      /* scratch [copies rows, V] */
-  smoe_operand dlogits;   /* scratch [copies rows, V]: bf16 alone */
+  smoe_real *logits;      /* scratch [rows, V] */
+  smoe_operand dlogits;   /* scratch [rows, V]: bf16 alone */
   smoe_real *loss;        /* scratch [lane tokens] */
+  int32_t *target;        /* scratch [lane tokens] of the first copies, where there are several */
 } head;
 
 static void declare_head(smoe_layer *layer) {
@@ -51,6 +52,7 @@ static void layout_head(smoe_layer *layer, const smoe_layer_memory *memory) {
   h->rstd = smoe_arena_reals(memory->tape, n);
   h->normed = smoe_arena_operand(memory->scratch, layer->precision, lane * c);
   h->loss = smoe_arena_reals(memory->scratch, lane);
+  h->target = smoe_arena_ints(memory->scratch, lane);
   h->rows = slice_rows(layer->spec.vocabulary, lane);
   h->logits = smoe_arena_reals(memory->scratch, h->rows * layer->spec.vocabulary);
   if (!memory->training) return;
@@ -59,25 +61,74 @@ static void layout_head(smoe_layer *layer, const smoe_layer_memory *memory) {
     h->dlogits = smoe_arena_operand(memory->scratch, SMOE_BF16, h->rows * layer->spec.vocabulary);
 }
 
-static void slice(smoe_layer *layer, const smoe_layer_call *call, size_t r, size_t rows) {
+/* How the rows of a lane are worked on: the first copies of all sequences, then the second ones. */
+typedef struct order {
+  size_t copies, targets; /* rows of each copy */
+  const int32_t *target;  /* [targets] */
+} order;
+
+static size_t copies_of(const smoe_layer_call *call) {
+  const smoe_batch *batch = call->pass->batch;
+  return batch && batch->copies > 1 ? (size_t)batch->copies : 1;
+}
+
+/* Where the rows of the call's sequence s are in that order. */
+static size_t place_of(const order *o, const smoe_layer_call *call, size_t s) {
+  return s % o->copies * o->targets + s / o->copies * call->context;
+}
+
+static order order_of(const head *h, const smoe_layer_call *call) {
+  order o = {.copies = copies_of(call), .target = call->target};
+  o.targets = call->n / o.copies;
+  if (o.copies == 1) return o;
+  o.target = h->target;
+  for (size_t s = 0; s < call->n_sequences; s += o.copies)
+    memcpy(h->target + place_of(&o, call, s), call->target + s * call->context,
+           call->context * sizeof *h->target);
+  return o;
+}
+
+/* Rows r to r + rows of every copy. */
+static void slice(smoe_layer *layer, const smoe_layer_call *call, const order *o, size_t r, size_t rows) {
   const head *h = layer->state;
   const size_t c = layer->spec.width, v = layer->spec.vocabulary;
-  const smoe_operand weight = smoe_layer_weight(layer, h->weight), x = smoe_operand_at(h->normed, r * c);
-  smoe_map_forward(h->logits, x, weight, NULL, rows, c, v);
+  const smoe_operand weight = smoe_layer_weight(layer, h->weight);
+  for (size_t i = 0; i < o->copies; i++)
+    smoe_map_forward(h->logits + i * rows * v, smoe_operand_at(h->normed, (i * o->targets + r) * c), weight,
+                     NULL, rows, c, v);
+  smoe_real *loss = o->copies == 1 ? h->loss + r : smoe_alloc(o->copies * rows * sizeof *loss);
   call->objective->rows(call->objective,
                         &(smoe_objective_call){.logits = h->logits,
-                                               .loss = h->loss + r,
+                                               .loss = loss,
                                                .sums = call->sums + sizeof(smoe_lane_sums) / sizeof(double),
-                                               .target = call->target + r,
+                                               .target = o->target + r,
                                                .rows = rows,
                                                .vocabulary = v,
-                                               .copies = 1,
+                                               .copies = (int)o->copies,
                                                .scale = (smoe_real)(1.0 / (double)call->pass->n_targets),
                                                .gradient = call->pass->training});
-  if (!call->pass->training) return;
-  const smoe_operand dlogits = smoe_operand_of(h->dlogits, h->logits, rows * v);
-  smoe_map_backward_weight(smoe_layer_grad(layer, h->weight, call->lane), NULL, dlogits, x, rows, c, v);
-  smoe_map_backward_input(h->dnormed + r * c, dlogits, weight, rows, c, v, false);
+  for (size_t i = 0; i < o->copies && o->copies > 1; i++)
+    memcpy(h->loss + i * o->targets + r, loss + i * rows, rows * sizeof *loss);
+  if (o->copies > 1) smoe_free(loss);
+  for (size_t i = 0; i < o->copies && call->pass->training; i++) {
+    const size_t at = (i * o->targets + r) * c;
+    const smoe_operand dlogits = smoe_operand_of(h->dlogits, h->logits + i * rows * v, rows * v);
+    smoe_map_backward_weight(smoe_layer_grad(layer, h->weight, call->lane), NULL, dlogits,
+                             smoe_operand_at(h->normed, at), rows, c, v);
+    smoe_map_backward_input(h->dnormed + at, dlogits, weight, rows, c, v, false);
+  }
+}
+
+/* Rows of the call that follow one another in both orders, from row `first`; where the others have them. */
+static size_t stretch(const order *o, const smoe_layer_call *call, size_t first, size_t *place) {
+  *place = o->copies == 1 ? first : place_of(o, call, first / call->context);
+  return o->copies == 1 ? call->n : call->context;
+}
+
+static void add_sums(const head *h, const smoe_layer_call *call, const order *o) {
+  smoe_lane_sums *sums = (smoe_lane_sums *)call->sums;
+  for (size_t t = 0; t < call->n; t++) sums->loss += (double)h->loss[t] / (double)o->copies;
+  for (size_t t = 0; t < o->targets; t++) sums->n_targets += o->target[t] >= 0;
 }
 
 /* Writes dx = dL/dx in training: there is no backward of its own. */
@@ -85,22 +136,33 @@ static void forward_head(smoe_layer *layer, const smoe_layer_call *call) {
   const head *h = layer->state;
   const size_t n = call->n, c = layer->spec.width, first = (size_t)call->lane * n;
   const smoe_norm_kind norm = layer->spec.norm;
-  const smoe_real *gamma = smoe_layer_value(layer, h->gamma);
+  const smoe_real *gamma = smoe_layer_value(layer, h->gamma), *beta = smoe_layer_value(layer, h->beta);
   smoe_phase(SMOE_PHASE_HEAD);
-  smoe_norm_rows(norm, h->normed, h->mean + first, h->rstd + first, call->x, gamma,
-                 smoe_layer_value(layer, h->beta), n, c);
-  for (size_t r = 0; r < n; r += h->rows) slice(layer, call, r, r + h->rows < n ? h->rows : n - r);
-  if (call->token_loss) memcpy(call->token_loss, h->loss, n * sizeof *h->loss);
-  smoe_lane_sums *sums = (smoe_lane_sums *)call->sums;
-  for (size_t t = 0; t < n; t++) {
-    sums->loss += (double)h->loss[t];
-    sums->n_targets += call->target[t] >= 0;
+  const order o = order_of(h, call);
+  size_t place, rows;
+  for (size_t t = 0; t < n; t += rows) {
+    rows = stretch(&o, call, t, &place);
+    smoe_norm_rows(norm, smoe_operand_at(h->normed, place * c), h->mean + first + t, h->rstd + first + t,
+                   call->x + t * c, gamma, beta, rows, c);
   }
+  const size_t most = h->rows / o.copies;
+  SMOE_ASSERT(most > 0 || n == 0);
+  for (size_t r = 0; r < o.targets; r += most)
+    slice(layer, call, &o, r, r + most < o.targets ? most : o.targets - r);
+  if (call->token_loss)
+    for (size_t t = 0; t < n; t += rows) {
+      rows = stretch(&o, call, t, &place);
+      memcpy(call->token_loss + t, h->loss + place, rows * sizeof *h->loss);
+    }
+  add_sums(h, call, &o);
   if (!call->pass->training) return;
   memset(call->dx, 0, n * c * sizeof *call->dx);
-  smoe_norm_rows_backward(norm, call->dx, smoe_layer_grad(layer, h->gamma, call->lane),
-                          smoe_layer_grad(layer, h->beta, call->lane), h->dnormed, call->x, gamma,
-                          h->mean + first, h->rstd + first, n, c);
+  for (size_t t = 0; t < n; t += rows) {
+    rows = stretch(&o, call, t, &place);
+    smoe_norm_rows_backward(norm, call->dx + t * c, smoe_layer_grad(layer, h->gamma, call->lane),
+                            smoe_layer_grad(layer, h->beta, call->lane), h->dnormed + place * c,
+                            call->x + t * c, gamma, h->mean + first + t, h->rstd + first + t, rows, c);
+  }
 }
 
 void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_real *x, size_t n,

@@ -28,3 +28,57 @@ smoe_objective smoe_objective_smoothed(double label_smoothing) {
   return (smoe_objective){
       .rows = smoothed_rows, .label_smoothing = label_smoothing, .n_sums = 1, .sum_names = sum_names};
 }
+
+/* Rows whose gradients of the divergence are held at a time. */
+enum { BLOCK = 32 };
+
+/* One copy's part of a block by its own objective; sums are means over the copies. */
+static void each_rows(const smoe_objective *self, const smoe_objective_call *call, int copy, size_t first,
+                      size_t rows) {
+  const smoe_objective *each = self->each;
+  double sums[4] = {0};
+  SMOE_ASSERT(each->n_sums <= 4);
+  smoe_objective_call one = *call;
+  const size_t at = (size_t)copy * call->rows + first;
+  one.logits = call->logits + at * call->vocabulary;
+  one.loss = call->loss + at;
+  one.target = call->target + first;
+  one.rows = rows;
+  one.copies = 1;
+  one.sums = sums;
+  each->rows(each, &one);
+  for (int i = 0; i < each->n_sums; i++) call->sums[1 + i] += sums[i] / call->copies;
+}
+
+static void consistent_rows(const smoe_objective *self, const smoe_objective_call *call) {
+  const size_t v = call->vocabulary;
+  if (call->copies == 1) {
+    each_rows(self, call, 0, 0, call->rows);
+    return;
+  }
+  SMOE_ASSERT(call->copies == 2 && call->gradient);
+  smoe_real *d = smoe_alloc(2 * BLOCK * v * sizeof *d), loss[BLOCK];
+  smoe_real *x = call->logits, *y = x + call->rows * v;
+  for (size_t first = 0; first < call->rows; first += BLOCK) {
+    const size_t rows = call->rows - first < BLOCK ? call->rows - first : BLOCK, at = first * v;
+    smoe_consistency(loss, d, d + rows * v, x + at, y + at, call->target + first,
+                     (smoe_real)self->consistency * call->scale, rows, v);
+    for (size_t r = 0; r < rows; r++) call->sums[0] += self->consistency * (double)loss[r];
+    for (int copy = 0; copy < 2; copy++) each_rows(self, call, copy, first, rows);
+    for (size_t i = 0; i < rows * v; i++) {
+      x[at + i] += d[i];
+      y[at + i] += d[rows * v + i];
+    }
+  }
+  smoe_free(d);
+}
+
+static const char *const consistent_names[] = {"consistency", "nll"};
+
+smoe_objective smoe_objective_consistent(const smoe_objective *each, double weight) {
+  return (smoe_objective){.rows = consistent_rows,
+                          .n_sums = 1 + each->n_sums,
+                          .sum_names = consistent_names,
+                          .each = each,
+                          .consistency = weight};
+}

@@ -23,11 +23,19 @@ int smoe_family_n_moe(const smoe_config *config) {
   return family ? family->n_moe(config) : 0;
 }
 
+int smoe_family_copies(const smoe_config *config, double *consistency) {
+  const smoe_router_ops *ops = smoe_router_find(smoe_config_settings(config)->router.method);
+  *consistency = 0;
+  return ops && ops->copies && smoe_family_n_moe(config) > 0 ? ops->copies(config, consistency) : 1;
+}
+
 int64_t smoe_family_batch_tokens(const smoe_config *config) {
   const smoe_settings *settings = smoe_config_settings(config);
   const bool translation = strcmp(smoe_family_of(config)->task, "translation") == 0;
-  return translation ? settings->train.batch_tokens
-                     : settings->train.batch_sequences * settings->model.context;
+  double consistency;
+  return smoe_family_copies(config, &consistency) *
+         (translation ? settings->train.batch_tokens
+                      : settings->train.batch_sequences * settings->model.context);
 }
 
 size_t smoe_model_keysets(const smoe_keyset **sets) {

@@ -164,7 +164,8 @@ static smoe_batch step_batch(smoe_translator *t, size_t step) {
     t->now[i] = smoe_beam_last(&t->search[i / t->beam], i % t->beam);
     t->token[i * t->options.length_max + step] = t->now[i];
   }
-  smoe_batch batch = {.token = {[SMOE_MAIN] = t->now}};
+  /* Hypotheses are copies of their sentence to a router that draws by sentence. */
+  smoe_batch batch = {.token = {[SMOE_MAIN] = t->now}, .copies = (int)t->beam};
   batch.shape[SMOE_MAIN] = smoe_model_token_shape(t->model, h, 1);
   return batch;
 }

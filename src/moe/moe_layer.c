@@ -134,7 +134,7 @@ static double untouched_moe(const smoe_layer *layer, bool training, bool with_sc
   const smoe_moe_layer *moe = layer->state;
   const smoe_params *params = moe->params;
   const double share = (double)moe->exchange.n_local / (double)moe->router.n_experts;
-  const double balanced = (double)moe->exchange.shape.n_replica_max * moe->router.n_slots * share;
+  const double balanced = (double)moe->exchange.shape.n_replica_max * moe->router.typical_slots * share;
   const double rows = (double)smoe_exchange_rows_max(&moe->exchange) - balanced;
   if (!(rows > 0) || params->n_experts == 0) return 0;
   const double c = (double)moe->width * (double)sizeof(smoe_real);
@@ -460,7 +460,7 @@ static void work_moe(const smoe_layer *layer, const smoe_token_shape *shape, smo
   const smoe_token_shape *s = &shape[moe->stream];
   const smoe_ffn_shape *ffn = &moe->experts.shape;
   const int n_ranks = moe->params->topology.world.n_ranks, e = moe->router.n_experts;
-  const size_t rows = (size_t)(s->n_global * moe->router.n_slots / e);
+  const size_t rows = (size_t)((double)s->n_global * moe->router.typical_slots / e);
   const double calls = (double)moe->experts.n_sublayers * (double)e / n_ranks;
   smoe_work_linear(work, rows, ffn->width, smoe_ffn_columns(ffn), calls);
   smoe_work_linear(work, rows, ffn->inner, ffn->width, calls);

@@ -12,6 +12,9 @@ extern const smoe_router_ops smoe_router_hash;
 extern const smoe_router_ops smoe_router_mask;
 extern const smoe_router_ops smoe_router_recurrent;
 extern const smoe_router_ops smoe_router_sparsemixer;
+extern const smoe_router_ops smoe_router_smile;
+extern const smoe_router_ops smoe_router_local;
+extern const smoe_router_ops smoe_router_thor;
 extern const smoe_router_ops smoe_router_replay;
 extern const smoe_router_ops smoe_router_base;
 extern const smoe_router_ops smoe_router_base_stage2;
@@ -26,6 +29,9 @@ const smoe_router_ops *const smoe_router_methods[] = {
     &smoe_router_mask,
     &smoe_router_recurrent,
     &smoe_router_sparsemixer,
+    &smoe_router_smile,
+    &smoe_router_local,
+    &smoe_router_thor,
     &smoe_router_base,
     &smoe_router_base_stage2,
     &smoe_router_replay,
@@ -77,6 +83,8 @@ void smoe_router_declare(smoe_router *router, const smoe_layer *layer) {
       .layer = layer->spec.moe,
       .n_layers = layer->spec.n_moe,
       .n_experts = layer->spec.experts,
+      .n_lanes = (int)settings->train.lanes,
+      .n_nodes = (int)settings->moe.nodes,
       .n_slots = ops->slots(layer->config),
       .width = layer->spec.width,
       .context = layer->spec.context,
@@ -84,6 +92,7 @@ void smoe_router_declare(smoe_router *router, const smoe_layer *layer) {
       .terms = smoe_terms_common,
       .omega = -1,
   };
+  router->typical_slots = router->n_slots;
   ops->declare(router, layer->params);
 }
 
@@ -99,10 +108,14 @@ double *smoe_route_term(const smoe_router *router, smoe_route_sums *sums, const 
 }
 
 static void add_figures(const smoe_router *router, const smoe_route_call *call, smoe_route_sums *sums) {
+  const int node = smoe_router_lane_node(router, call->global_lane);
   for (size_t s = 0; s < call->n_tokens * (size_t)router->n_slots; s++) {
     if (call->expert[s] == -1) continue;
     sums->gate += (double)call->gate[s];
     sums->n_gates += 1;
+    if (call->expert[s] < 0) continue;
+    sums->n_sent += 1;
+    sums->n_local += smoe_router_expert_node(router, call->expert[s]) == node;
   }
   if (!call->learned || !call->distilled) return;
   for (size_t t = 0; t < call->n_tokens; t++) {

@@ -25,7 +25,8 @@ static smoe_status shape_language(smoe_task *task, smoe_model_shape *shape, bool
   const int64_t parts = settings->train.lanes * settings->train.micro_batches;
   shape->vocabulary = task->vocabulary;
   shape->n_lanes = (int)settings->train.lanes;
-  shape->lane_sequences = (size_t)(settings->train.batch_sequences / parts);
+  shape->lane_sequences = (size_t)(settings->train.batch_sequences / parts * task->copies);
+  shape->objective = &task->objective;
   task->n_sequences = smoe_corpus_sequences(&task->corpus, SMOE_TRAIN, settings->model.context);
   SMOE_CHECK(!for_training || task->n_sequences > 0, SMOE_ERR_CONFIG,
              "the training split of '%s' has %lld tokens, too few for one sequence of model.context = %lld: "
@@ -48,22 +49,25 @@ static int64_t n_units_language(const smoe_task *task) {
   return task->settings->train.batch_sequences;
 }
 
-/* Place j of the update's batch is in micro-batch j / (lanes S), lane j / S % lanes. */
+/* Place j of the update's batch is in micro-batch j / (lanes S), lane j / S % lanes; its copies follow one another. */
 static void read_language(smoe_task *task, const smoe_model *model, int64_t update, int64_t micro_batch,
                           smoe_batch *batch) {
   const smoe_settings *settings = task->settings;
   const smoe_token_shape *tokens = &model->shape[SMOE_MAIN];
   const int64_t context = settings->model.context;
-  const int64_t first = (micro_batch * tokens->n_global + tokens->first_token) / context;
-  const int64_t n = (int64_t)tokens->n_tokens / context;
+  const int64_t first = (micro_batch * tokens->n_global + tokens->first_token) / context / task->copies;
+  const int64_t n = (int64_t)tokens->n_tokens / context / task->copies;
   const int64_t position = task->data_offset + update * settings->train.batch_sequences + first;
   int32_t *input = task->token[SMOE_MAIN], *target = task->target;
   for (int64_t i = 0; i < n; i++) {
     const int64_t s = smoe_sampler_sequence((uint64_t)settings->run.seed, task->n_sequences, position + i);
     smoe_corpus_sequence(&task->corpus, SMOE_TRAIN, s, context, input + i * context, target + i * context);
   }
+  smoe_task_copy(task, input, (size_t)n, (size_t)context);
+  smoe_task_copy(task, target, (size_t)n, (size_t)context);
   *batch = smoe_model_batch(model, input, target);
   batch->before[SMOE_MAIN] = micro_batch * tokens->n_global;
+  batch->copies = task->copies;
 }
 
 static smoe_status open_split_language(smoe_task *task, const smoe_model *model, smoe_split split,

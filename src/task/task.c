@@ -12,6 +12,21 @@ static void begin(smoe_task *task, const smoe_config *config, const smoe_group *
   for (size_t i = 0; tasks[i]; i++)
     if (strcmp(tasks[i]->name, name) == 0) task->ops = tasks[i];
   SMOE_ASSERT(task->ops);
+  smoe_task_objective(task, smoe_objective_cross_entropy);
+}
+
+void smoe_task_objective(smoe_task *task, smoe_objective each) {
+  double consistency;
+  task->copies = smoe_family_copies(task->config, &consistency);
+  task->each = each;
+  task->objective = task->copies > 1 ? smoe_objective_consistent(&task->each, consistency) : each;
+}
+
+void smoe_task_copy(const smoe_task *task, int32_t *rows, size_t n, size_t context) {
+  const size_t copies = (size_t)task->copies;
+  for (size_t i = n * copies;
+       copies > 1 && i-- > 1;) /* from the end: none is overwritten before it was read */
+    if (i != i / copies) memcpy(rows + i * context, rows + i / copies * context, context * sizeof *rows);
 }
 
 smoe_status smoe_task_open(smoe_task *task, const smoe_config *config, const smoe_group *group,

@@ -20,7 +20,8 @@ static smoe_status open_translation(smoe_task *task, const char *path) {
                                .model = task->pairs.model,
                                .model_bytes = task->pairs.model_bytes};
   snprintf(task->corpus.path, sizeof task->corpus.path, "%s", path);
-  task->objective = smoe_objective_smoothed(smoe_translation_settings(task->config)->label_smoothing);
+  smoe_task_objective(task,
+                      smoe_objective_smoothed(smoe_translation_settings(task->config)->label_smoothing));
   return SMOE_OK;
 }
 
@@ -62,31 +63,37 @@ static smoe_status shape_translation(smoe_task *task, smoe_model_shape *shape, b
             task->pairs.path, task->pairs.split[s].length[side][i], (long long)settings->model.context);
   /* Rows of a lane on either side, however they are cut into sequences. */
   shape->lane_sequences = 1;
-  shape->context = shape->source_context = (size_t)(sampling.tokens / sampling.lanes);
+  shape->context = shape->source_context = (size_t)(task->copies * sampling.tokens / sampling.lanes);
   return SMOE_OK;
 }
 
 /* ---- batches ---- */
 
 void smoe_task_read_pairs(smoe_task *task, const smoe_model *model, smoe_split split,
-                          const smoe_pair_batch *pairs, smoe_batch *batch) {
-  const size_t s = (size_t)pairs->sequences;
+                          const smoe_pair_batch *pairs, int copies, smoe_batch *batch) {
+  const size_t n = (size_t)pairs->sequences, s = n * (size_t)copies;
   const size_t ts = (size_t)pairs->source_length, tt = (size_t)pairs->target_length;
-  *batch = (smoe_batch){.target = task->target};
+  *batch = (smoe_batch){.target = task->target, .copies = copies};
   batch->shape[SMOE_MAIN] = smoe_model_token_shape(model, s, tt);
   batch->shape[SMOE_ENCODER] = smoe_model_token_shape(model, s, ts);
   const smoe_lanes *lanes = &model->params.lanes;
   for (int lane = 0; lane < lanes->count; lane++) {
     const size_t l = (size_t)lane;
-    smoe_pair_batch_read(&task->pairs, split, pairs, lanes->first + lane,
-                         task->token[SMOE_ENCODER] + l * s * ts, task->token[SMOE_MAIN] + l * s * tt,
-                         task->target + l * s * tt);
-    for (size_t i = 0; i < s; i++) {
-      const int64_t pair = pairs->pair[(size_t)(lanes->first + lane) * s + i];
-      task->length[SMOE_ENCODER][l * s + i] =
-          pair < 0 ? 0 : smoe_pairs_length(&task->pairs, split, SMOE_SIDE_SOURCE, pair);
-      task->length[SMOE_MAIN][l * s + i] = pair < 0 ? 0 : smoe_pairs_target_length(&task->pairs, split, pair);
+    int32_t *source = task->token[SMOE_ENCODER] + l * s * ts, *input = task->token[SMOE_MAIN] + l * s * tt,
+            *target = task->target + l * s * tt;
+    int32_t *source_length = task->length[SMOE_ENCODER] + l * s, *length = task->length[SMOE_MAIN] + l * s;
+    smoe_pair_batch_read(&task->pairs, split, pairs, lanes->first + lane, source, input, target);
+    for (size_t i = 0; i < n; i++) {
+      const int64_t pair = pairs->pair[(size_t)(lanes->first + lane) * n + i];
+      source_length[i] = pair < 0 ? 0 : smoe_pairs_length(&task->pairs, split, SMOE_SIDE_SOURCE, pair);
+      length[i] = pair < 0 ? 0 : smoe_pairs_target_length(&task->pairs, split, pair);
     }
+    if (copies == 1) continue;
+    smoe_task_copy(task, source, n, ts);
+    smoe_task_copy(task, input, n, tt);
+    smoe_task_copy(task, target, n, tt);
+    smoe_task_copy(task, source_length, n, 1);
+    smoe_task_copy(task, length, n, 1);
   }
   for (int stream = 0; stream < SMOE_STREAMS; stream++) {
     batch->token[stream] = task->token[stream];
@@ -111,7 +118,7 @@ static void read_translation(smoe_task *task, const smoe_model *model, int64_t u
                              smoe_batch *batch) {
   const smoe_pair_batch pairs =
       smoe_pair_sampler_batch(&task->train, task->data_offset + update, (int)micro_batch);
-  smoe_task_read_pairs(task, model, SMOE_TRAIN, &pairs, batch);
+  smoe_task_read_pairs(task, model, SMOE_TRAIN, &pairs, task->copies, batch);
   /* Counters of random numbers: room for the largest micro-batch in each. */
   for (int s = 0; s < SMOE_STREAMS; s++) batch->before[s] = micro_batch * model->shape[s].n_global;
 }
@@ -135,7 +142,7 @@ static void read_split_translation(smoe_task *task, const smoe_model *model, int
                                    smoe_batch *batch) {
   const int m = (int)task->settings->train.micro_batches;
   const smoe_pair_batch pairs = smoe_pair_sampler_batch(&task->split, number / m, (int)(number % m));
-  smoe_task_read_pairs(task, model, task->split_kind, &pairs, batch);
+  smoe_task_read_pairs(task, model, task->split_kind, &pairs, 1, batch);
 }
 
 static smoe_status counts_translation(const smoe_task *task, int stream, int64_t *count) {

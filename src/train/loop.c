@@ -112,7 +112,9 @@ static smoe_routing_shape log_shape(const run *r) {
                               .n_probe = n_probe,
                               .probe_first = r->group->rank == 0 ? 0 : n_probe,
                               .n_probe_local = r->group->rank == 0 ? n_probe : 0,
-                              .n_tokens = settings->train.batch_sequences * settings->model.context,
+                              .n_tokens = smoe_task_is_language(&r->task)
+                                              ? smoe_family_batch_tokens(r->config)
+                                              : settings->train.batch_sequences * settings->model.context,
                               .method = settings->router.method};
 }
 

@@ -39,6 +39,7 @@ static void write_header(const smoe_metrics *metrics, FILE *out) {
             "moe%d_agreement",
             m, m, m, m, m, m, m);
   for (int i = 2; i < metrics->terms.n; i++) fprintf(out, ",%s", metrics->terms.name[i]);
+  for (int l = 0; l < metrics->n_layers && metrics->nodes; l++) fprintf(out, ",moe%d_local_rate", l);
   /* Times come last: what stands before them is the same on any number of ranks. */
   fputs(",seconds,tokens_per_s", out);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(out, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
@@ -67,8 +68,10 @@ static smoe_status open_file(smoe_metrics *metrics, const char *path, const char
 
 smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, const smoe_model *model,
                               int64_t update) {
-  *metrics =
-      (smoe_metrics){.n_layers = model->n_moe, .n_experts = model->params.n_experts, .terms = model->terms};
+  *metrics = (smoe_metrics){.n_layers = model->n_moe,
+                            .n_experts = model->params.n_experts,
+                            .terms = model->terms,
+                            .nodes = model->config && smoe_config_settings(model->config)->moe.nodes > 1};
   if (model->params.group.rank != 0) return SMOE_OK;
   char *path = smoe_sprintf("%s/metrics.csv", directory), *header = header_text(metrics);
   const smoe_status status = open_file(metrics, path, header, update);
@@ -110,6 +113,7 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
     field(file, layer->agreement);
   }
   for (int i = 2; i < metrics->terms.n; i++) field(file, result->term[i]);
+  for (int l = 0; l < metrics->n_layers && metrics->nodes; l++) field(file, result->layer[l].local_rate);
   fprintf(file, ",%.4f,%.1f", seconds, result->n_targets / seconds);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(file, phase ? ",%.6f" : ",", phase ? phase[p] : 0);
   fputc('\n', file);

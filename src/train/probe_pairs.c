@@ -121,7 +121,7 @@ static void route_pass(smoe_model *model, smoe_task *task, const probe *p, int64
                                  .target_length = p->longest[SMOE_SIDE_TARGET],
                                  .pair = pair};
   smoe_batch batch;
-  smoe_task_read_pairs(task, model, SMOE_VALID, &pairs, &batch);
+  smoe_task_read_pairs(task, model, SMOE_VALID, &pairs, 1, &batch);
   smoe_model_forward(model, &batch, pass);
   for (int i = 0; i < model->n_layers; i++) {
     const smoe_layer_spec *spec = &model->layer[i].spec;

@@ -42,7 +42,9 @@ static void watch_routing(smoe_progress *progress, int64_t done, const smoe_step
   for (int m = 0; m < progress->model->n_moe; m++) {
     for (int kind = 0; kind < SMOE_COLLAPSES; kind++) {
       int *lasting = &progress->lasting[m * SMOE_COLLAPSES + kind];
-      if (!smoe_collapsed((smoe_collapse)kind, &result->layer[m], progress->model->params.n_experts)) {
+      const bool designed = kind == SMOE_COLLAPSE_LOAD && progress->model->moe[m]->router.draws_alike;
+      if (designed ||
+          !smoe_collapsed((smoe_collapse)kind, &result->layer[m], progress->model->params.n_experts)) {
         *lasting = 0;
       } else if (*lasting >= 0 && ++*lasting == SMOE_COLLAPSE_UPDATES) {
         smoe_warn("update %lld: routing of MoE layer %d has collapsed for %d updates: %s", (long long)done, m,
@@ -86,7 +88,9 @@ static void format_routing(const smoe_progress *progress, const smoe_step_result
   if (worst->n_dropped > 0)
     n += snprintf(out + n, bytes - (size_t)n, ", dropped %.1f %%",
                   100.0 * (double)worst->n_dropped / (double)worst->n_assigned);
-  if (isfinite(worst->gate_mean)) snprintf(out + n, bytes - (size_t)n, ", gate %.2f", worst->gate_mean);
+  if (isfinite(worst->gate_mean)) n += snprintf(out + n, bytes - (size_t)n, ", gate %.2f", worst->gate_mean);
+  if (progress->settings->moe.nodes > 1 && isfinite(worst->local_rate))
+    snprintf(out + n, bytes - (size_t)n, ", %.0f %% on their node", 100 * worst->local_rate);
 }
 
 void smoe_progress_report(smoe_progress *progress, int64_t done, const smoe_step_result *result,

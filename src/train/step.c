@@ -40,6 +40,17 @@ static void record_tokens(smoe_step *step, const smoe_batch *batch) {
                                 batch->token[SMOE_MAIN], model->moe[m]->expert, model->moe[m]->gate);
 }
 
+/* Sums of the objective that are terms of what is minimised. */
+static void add_objective_terms(const smoe_step *step, smoe_step_result *result) {
+  const smoe_model *model = step->model;
+  const smoe_objective *objective = model->objective;
+  const double *sum = step->total + sizeof(smoe_lane_sums) / sizeof(double);
+  for (int i = 0; i < objective->n_sums; i++) {
+    const int term = smoe_terms_find(&model->terms, objective->sum_names[i]);
+    if (term >= 0) result->term[term] += sum[i] / result->n_targets;
+  }
+}
+
 static void fill_result(smoe_step *step, smoe_step_result *result) {
   const smoe_model *model = step->model;
   const smoe_params *params = &model->params;
@@ -60,12 +71,14 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
         .n_dropped = moe->n_dropped,
         .agreement = route->n_compared > 0 ? route->n_agree / route->n_compared : NAN,
         .gate_mean = route->n_gates > 0 ? route->gate / route->n_gates : NAN,
+        .local_rate = route->n_sent > 0 ? route->n_local / route->n_sent : NAN,
     };
     for (int i = 0; i < model->terms.n; i++) {
       step->layer[m].term[i] = route->term[i] / sums->n_targets;
       result->term[i] += step->layer[m].term[i];
     }
   }
+  add_objective_terms(step, result);
 }
 
 void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *result) {
@@ -98,6 +111,18 @@ void smoe_step_gradients(smoe_step *step, int64_t update, smoe_step_result *resu
   fill_result(step, result);
 }
 
+/* What routers print of the first update. */
+static void report_first(const smoe_step *step) {
+  const smoe_model *model = step->model;
+  for (int m = 0; m < model->n_moe; m++) {
+    const smoe_router *router = &model->moe[m]->router;
+    const smoe_route_sums *route = (const smoe_route_sums *)(step->total + smoe_model_route_sums(model, m));
+    const double n = route->n_gates / router->n_slots;
+    const double own[] = {route->own[0] / n, route->own[1] / n};
+    if (router->ops->report && n > 0) router->ops->report(router, own, (int64_t)n);
+  }
+}
+
 /* What routers change by the loads of the update. */
 static void update_routers(smoe_step *step) {
   smoe_model *model = step->model;
@@ -115,6 +140,7 @@ smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *
   if (smoe_stage(step->model, settings, update) == 2) smoe_model_freeze(step->model);
   smoe_step_place(step, update);
   smoe_step_gradients(step, update, result);
+  if (update == 0) report_first(step);
   result->lr = smoe_learning_rate(settings, update);
   result->norm = smoe_gradient_norms(params);
   SMOE_CHECK(isfinite(result->loss) && isfinite(result->norm.all), SMOE_ERR_NUMERIC,

@@ -243,7 +243,10 @@ class Translation(p.ProgramTest):
     def test_methods(self):
         """Each routing method trains both MoE layers, with the same figures on one rank and on two."""
         for method, keys in (("switch", ["moe.capacity_factor=1.25"]), ("base", []), ("gshard", ["moe.capacity_factor=1"]),
-                             ("hash", ["router.hash.variant=balanced"]), ("topk", []), ("recurrent", []), ("sparsemixer", []), ("expert_choice", [])):
+                             ("hash", ["router.hash.variant=balanced"]), ("topk", []), ("recurrent", []), ("sparsemixer", []),
+                             ("expert_choice", []),
+                             ("thor", ["router.thor.draw=sequence", "router.thor.consistency=5",
+                                       "model.translation.dropout=0.1", "moe.experts=3"])):
             with self.subTest(method):
                 settings = [f"router.method={method}", "train.updates=2", "train.evaluate_every=2",
                             "train.checkpoint_every=2", "router.stage1_updates=-1", *keys]

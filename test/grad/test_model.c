@@ -105,7 +105,8 @@ static void test_evaluation(const char *method, int stage) {
   fixture_open(&f, &group, method, LIST("moe.layers=2", "moe.position=scattered", "moe.sublayers=3"), stage);
   const smoe_model_shape shape = {.vocabulary = FIXTURE_VOCABULARY,
                                   .n_lanes = (int)f.settings->train.lanes,
-                                  .lane_sequences = f.model->shape[SMOE_MAIN].lane_sequences};
+                                  .lane_sequences = f.model->shape[SMOE_MAIN].lane_sequences,
+                                  .objective = &f.objective};
   smoe_model *plain;
   fixture_try(smoe_model_create(&plain, f.config, &group, &shape, false), "model for evaluation");
   fixture_randomise(&plain->params, (uint64_t)f.settings->run.seed);
@@ -167,6 +168,29 @@ static const char *exact(const char *method) {
   return strcmp(method, "sparsemixer") == 0 ? "sparsemixer router.sparsemixer.version=plain" : method;
 }
 
+/** Two copies with the same experts and without dropout predict alike: no divergence, twice the gradient. */
+static void test_copies(void) {
+  model_fixture one, two;
+  fixture_open(&one, &group, "thor", LIST("router.thor.copies=1", "moe.experts=1"), 1);
+  fixture_open(&two, &group, "thor", LIST("router.thor.consistency=7", "moe.experts=1"), 1);
+  fixture_gradients(&one);
+  fixture_gradients(&two);
+  const double *sums = two.model->sums + sizeof(smoe_lane_sums) / sizeof(double);
+  CHECK(sums[0] == 0, "equal copies differ by %g", sums[0]);
+  const double a = ((const smoe_lane_sums *)one.model->sums)->loss,
+               b = ((const smoe_lane_sums *)two.model->sums)->loss;
+  CHECK(fabs(a - b) <= 1e-12 * a, "the mean loss of equal copies is %.17g, of one %.17g", b, a);
+  for (int i = 0; i < one.model->params.n_params; i++) {
+    smoe_real *g = piecewise_gradient(&one.model->params, i), *h = piecewise_gradient(&two.model->params, i);
+    for (size_t k = 0; k < one.model->params.param[i].count; k++)
+      CHECK(fabs(2 * (double)g[k] - (double)h[k]) <= 1e-11 * (1 + fabs((double)g[k])),
+            "%s: %g of two, %g of one", one.model->params.param[i].name, (double)h[k], (double)g[k]);
+    smoe_free(g), smoe_free(h);
+  }
+  fixture_close(&one);
+  fixture_close(&two);
+}
+
 int main(int argc, char **argv) {
   smoe_group_start(&group, &argc, &argv);
   smoe_threads_set(1); /* tiny products: a second thread only waits */
@@ -188,6 +212,16 @@ int main(int argc, char **argv) {
                      "model.decoder.norm=layer", "model.decoder.positions=learned", "model.decoder.tied=true",
                      "model.decoder.activation=gelu", "model.decoder.biases=true", "train.recompute=true"),
                 0, 10);
+  test_gradient("two copies", "thor", 1,
+                LIST("router.thor.draw=token", "router.thor.consistency=3", "train.micro_batches=2",
+                     "moe.layers=2", "moe.position=scattered"),
+                5, 20); /* slices of 2 rows of each copy */
+  test_gradient("two copies, dropout", "thor", 1,
+                LIST("model.family=decoder", "moe.sublayers=1", "model.decoder.dropout=0.2",
+                     "router.thor.draw=sequence", "router.thor.distinct=true", "moe.capacity_factor=0.8",
+                     "router.thor.consistency=5", "train.recompute=true"),
+                0, 10);
+  test_copies();
   test_logits(0);
   test_logits(3);
   smoe_group_end(&group);

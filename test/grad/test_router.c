@@ -7,7 +7,15 @@
 #include "piecewise.h"
 #include "stablemoe/kernel.h"
 
-enum { LANES = 2, SEQUENCES = 2, CONTEXT = 5, LANE = SEQUENCES * CONTEXT, N = LANES * LANE, C = 8, SEED = 9 };
+enum {
+  LANES = 2,
+  SEQUENCES = 2,
+  CONTEXT = 5,
+  LANE = SEQUENCES * CONTEXT,
+  N = LANES * LANE,
+  C = 12,
+  SEED = 9
+};
 
 static smoe_group group;
 
@@ -40,6 +48,7 @@ static smoe_route_call call_of(problem *p, size_t lane) {
       .context = &p->context,
       .layer = p->router.layer,
       .lane = (int)lane,
+      .global_lane = (int64_t)lane,
       .n_tokens = LANE,
       .n_sequences = SEQUENCES,
       .n_context = CONTEXT,
@@ -181,15 +190,17 @@ static void test_gradient(const char *method, int stage, bool observed, bool dro
 }
 
 int main(int argc, char **argv) {
-  static const char *const five[] = {"moe.experts=5", "train.batch_sequences=16", NULL};
+  static const char *const three[] = {"model.width=12", NULL}, *const six[] = {
+                                                                   "model.width=12", "moe.experts=6",
+                                                                   "train.batch_sequences=16", NULL};
   smoe_group_start(&group, &argc, &argv);
   smoe_threads_set(1); /* tiny products: a second thread only waits */
   char **methods = fixture_methods();
   for (size_t i = 0; methods[i]; i++)
     for (int stage = 1; stage <= (fixture_method(methods[i])->two_stages ? 2 : 1); stage++) {
-      test_gradient(methods[i], stage, false, false, NULL);
-      test_gradient(methods[i], stage, true, true, NULL);
-      test_gradient(methods[i], stage, false, true, five);
+      test_gradient(methods[i], stage, false, false, three);
+      test_gradient(methods[i], stage, true, true, three);
+      test_gradient(methods[i], stage, false, true, six);
     }
   fixture_methods_free(methods);
   smoe_group_end(&group);

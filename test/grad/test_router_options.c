@@ -52,6 +52,15 @@ int main(int argc, char **argv) {
   test_gradient("switch", LIST("router.switch.jitter=0", "router.switch.init=normal"));
   test_gradient("gshard", LIST("router.gshard.second=always", "moe.capacity_factor=0.7"));
   test_gradient("gshard", LIST("router.gshard.balance_weight=1", "moe.experts=2"));
+  test_gradient("smile", LIST("moe.experts=6", "moe.nodes=2", "router.smile.balance_weight=1",
+                              "router.smile.place_balance_weight=2", "moe.capacity_factor=0.8"));
+  test_gradient("smile", LIST("moe.experts=4", "moe.nodes=2", "router.smile.places=per_node",
+                              "router.smile.place_balance_weight=2"));
+  test_gradient("smile", LIST("moe.experts=4", "moe.nodes=2", "router.smile.place_balance_over=all",
+                              "router.smile.place_balance_weight=2"));
+  test_gradient("local", LIST("moe.experts=4", "moe.nodes=2", "router.local.locality_weight=2",
+                              "router.local.balance_weight=1", "moe.capacity_factor=0.8"));
+  test_gradient("local", LIST("moe.experts=1", "moe.nodes=2", "router.local.locality_weight=2"));
   test_gradient("topk", LIST("router.topk.k=1", "router.topk.balance_weight=1"));
   test_gradient("topk", LIST("router.topk.k=1", "router.topk.normalise=false"));
   test_gradient("topk", LIST("router.topk.k=2", "router.topk.normalise=false", "moe.capacity_factor=0.7"));

@@ -11,7 +11,8 @@ static smoe_group group;
 typedef struct problem {
   smoe_config *config;
   smoe_model *model;
-  smoe_objective objective;
+  int copies;                     /* of each sentence pair, one after another */
+  smoe_objective each, objective; /* of a copy; of all */
   smoe_batch batch;
   smoe_pass pass;
   int32_t source[ALL * 2 * SOURCE], input[ALL * 2 * TARGET], target[ALL * 2 * TARGET];
@@ -22,22 +23,24 @@ typedef struct problem {
 static void fill(problem *p, size_t ts, size_t tt) {
   int64_t n_targets = 0;
   for (size_t s = 0; s < ALL; s++) {
-    p->source_length[s] = SOURCE - (int32_t)(s % 3);
-    p->target_length[s] = TARGET - (int32_t)(s * 2 % 5);
+    const size_t number = s / (size_t)p->copies;
+    p->source_length[s] = SOURCE - (int32_t)(number % 3);
+    p->target_length[s] = TARGET - (int32_t)(number * 2 % 5);
     for (size_t t = 0; t < ts; t++)
       p->source[s * ts + t] =
-          (int32_t)t < p->source_length[s] ? (int32_t)((7 * s + 3 * t + 1) % FIXTURE_VOCABULARY) : -1;
+          (int32_t)t < p->source_length[s] ? (int32_t)((7 * number + 3 * t + 1) % FIXTURE_VOCABULARY) : -1;
     for (size_t t = 0; t < tt; t++) {
       const bool there = (int32_t)t < p->target_length[s];
-      p->input[s * tt + t] = there ? (int32_t)((5 * s + 2 * t) % FIXTURE_VOCABULARY) : -1;
-      p->target[s * tt + t] = there ? (int32_t)((5 * s + 2 * t + 2) % FIXTURE_VOCABULARY) : -1;
-      n_targets += there;
+      p->input[s * tt + t] = there ? (int32_t)((5 * number + 2 * t) % FIXTURE_VOCABULARY) : -1;
+      p->target[s * tt + t] = there ? (int32_t)((5 * number + 2 * t + 2) % FIXTURE_VOCABULARY) : -1;
+      n_targets += there && s % (size_t)p->copies == 0;
     }
   }
   p->batch = (smoe_batch){.token = {[SMOE_MAIN] = p->input, [SMOE_ENCODER] = p->source},
                           .length = {[SMOE_MAIN] = p->target_length, [SMOE_ENCODER] = p->source_length},
                           .target = p->target,
-                          .before = {100, 200}};
+                          .before = {100, 200},
+                          .copies = p->copies};
   p->batch.shape[SMOE_MAIN] = smoe_model_token_shape(p->model, SEQUENCES, tt);
   p->batch.shape[SMOE_ENCODER] = smoe_model_token_shape(p->model, SEQUENCES, ts);
   p->pass.n_targets = n_targets;
@@ -52,7 +55,10 @@ static void begin(problem *p, const char *method, int stage, const char *dropout
                                    dropout,
                                    recompute,
                                    NULL};
-  *p = (problem){.config = fixture_config(method, overrides), .objective = smoe_objective_smoothed(0.1)};
+  double consistency;
+  *p = (problem){.config = fixture_config(method, overrides), .each = smoe_objective_smoothed(0.1)};
+  p->copies = smoe_family_copies(p->config, &consistency);
+  p->objective = p->copies > 1 ? smoe_objective_consistent(&p->each, consistency) : p->each;
   fixture_try(smoe_model_check(p->config), "check");
   const smoe_model_shape shape = {.vocabulary = FIXTURE_VOCABULARY,
                                   .n_lanes = LANES,
@@ -75,7 +81,7 @@ static void end(problem *p) {
 }
 
 static double loss_of(const problem *p) {
-  const model_fixture f = {.group = &group, .model = p->model, .context = p->pass};
+  const model_fixture f = {.group = &group, .model = p->model, .context = p->pass, .copies = p->copies};
   return fixture_loss_of_sums(&f);
 }
 
@@ -170,7 +176,9 @@ int main(int argc, char **argv) {
   test_gradient("stable", 2, "model.translation.dropout=0");
   test_gradient("topk", 1, "model.translation.dropout=0.1");
   test_gradient("hash", 1, "model.translation.dropout=0");
+  test_gradient("thor router.thor.draw=sequence", 1, "model.translation.dropout=0.1");
   test_recompute("stable");
+  test_recompute("thor router.thor.draw=token");
   test_recompute("topk");
   test_padding("stable");
   test_padding("topk");

@@ -26,7 +26,7 @@ static subject open_on(const smoe_group *ranks, const char *method, const char *
                                    "train.batch_sequences=8",
                                    where,
                                    decoder ? "moe.sublayers=1" : NULL,
-                                   "model.width=16",
+                                   "model.width=24",
                                    "model.heads=4",
                                    "model.decoder.kv_heads=2",
                                    "model.decoder.shared_experts=1",

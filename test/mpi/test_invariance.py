@@ -74,6 +74,13 @@ VARIANTS["sparsemixer-v2"] = (["router.method=sparsemixer", "router.sparsemixer.
                                "train.lanes=7", "train.batch_sequences=14", "moe.capacity_factor=1.0"], None)
 VARIANTS["multi-hash"] = (["router.method=hash", "router.hash.segments=2", "moe.inner=16"], None)
 
+VARIANTS["smile"] = (["router.method=smile", "moe.experts=6", "moe.nodes=2", "router.smile.places=per_node",
+                      "comm.exchange=two_level", "comm.node_ranks=2", "train.micro_batches=2"], None)
+VARIANTS["local"] = (["router.method=local", "moe.nodes=4", "router.local.locality_weight=0.3",
+                      "moe.capacity_factor=1.1", "train.micro_batches=2"], None)
+VARIANTS["thor"] = (["router.method=thor", "router.thor.draw=token", "router.thor.distinct=true", "moe.experts=5",
+                     "router.thor.evaluation=mean", "train.micro_batches=2"], None)
+
 
 def methods(program):
     """Names of all routing methods, as `stablemoe train --help` lists them."""

@@ -71,7 +71,8 @@ class Run:
         """An evaluation's mean loss and what its MoE layers did, pass by pass; update: updates done."""
         tokens, targets = ref.sequences(self.split[split], self.config.context)
         tokens, targets = tokens[:most], targets[:most]
-        size, loss, info = self.config.batch_sequences // self.config.micro_batches, 0.0, []
+        size = self.config.batch_sequences // self.config.micro_batches * self.config.copies
+        loss, info = 0.0, []
         for first in range(0, len(tokens), size):
             part = [np.full((size, self.config.context), -1) for _ in range(2)]
             for full, some in zip(part, (tokens, targets)):
@@ -112,6 +113,8 @@ class Compared(p.ProgramTest):
             narrow = min([narrow] + [layer["gap"] for micro in info for layer in micro])
             layers = [figures.of_layer(info, m, config.batch_sequences * config.context)
                       for m in range(config.moe_layers)]
+            for m, layer in enumerate(layers):
+                layer["local_rate"] = figures.local_rate(config, [micro[m] for micro in info])
             dropped += sum(layer["dropped"] for layer in layers)
             norms = self.check_log(f"{name}, update {update + 1}", run, update, stage, batches, info, layers, grads)
             self.step(name, run, params, grads, moments, update, norms, info)
@@ -139,7 +142,7 @@ class Compared(p.ProgramTest):
                 self.near(f"{what}: {key} of layer {m}", log[key][update, m], layer[key])
         # Every token.
         self.assertEqual(log["tokens/step"][update], update + 1)
-        self.same(f"{what}: ids", log["tokens/id"][update], np.concatenate([t.ravel() for t, _ in batches]))
+        self.same(f"{what}: ids", log["tokens/id"][update], np.concatenate([np.repeat(t, config.copies, axis=0).ravel() for t, _ in batches]))
         for m in range(config.moe_layers):
             expert = np.concatenate([np.where(micro[m]["kept"] | (micro[m]["expert"] < 0), micro[m]["expert"],
                                               -2 - micro[m]["expert"]) for micro in info])
@@ -179,6 +182,8 @@ class Compared(p.ProgramTest):
         for m, layer in enumerate(layers):
             for key in ("max_over_mean", "cv", "entropy", "dead", "drop_rate", "gate_mean", "agreement"):
                 expect[f"moe{m}_{key}"] = layer[key]
+            if config.nodes > 1:
+                expect[f"moe{m}_local_rate"] = layer["local_rate"]
         times = {key: row.pop(key) for key in [*row] if key.startswith("time_")}
         seconds, rate = row.pop("seconds"), row.pop("tokens_per_s")
         self.assertEqual(set(row), set(expect))

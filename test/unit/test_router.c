@@ -7,7 +7,7 @@
 #include "guarded.h"
 #include "stablemoe/kernel.h"
 
-enum { LANES = 2, SEQUENCES = 4, CONTEXT = 5, N = SEQUENCES * CONTEXT, C = 8, EXPERTS = 3, LAYERS = 2 };
+enum { LANES = 2, SEQUENCES = 4, CONTEXT = 5, N = SEQUENCES * CONTEXT, C = 12, EXPERTS = 3, LAYERS = 2 };
 
 /* ---- one call of the second MoE layer's router, for the second lane ---- */
 
@@ -69,8 +69,9 @@ static void problem_begin(problem *p, const char *method, int stage, bool traini
   const smoe_group group = {.comm = MPI_COMM_NULL, .n_ranks = 1};
   const smoe_lanes lanes = {LANES, 0, LANES};
   *p = (problem){.name = method,
-                 .config = fixture_config(method, (const char *const[]){"moe.capacity_factor=0",
-                                                                        "train.batch_sequences=16", NULL})};
+                 .config =
+                     fixture_config(method, (const char *const[]){"moe.capacity_factor=0", "model.width=12",
+                                                                  "train.batch_sequences=16", NULL})};
   p->context = (smoe_pass){.seed = 3, .update = 5, .stage = stage, .training = training, .n_targets = N};
   smoe_params_begin(&p->params, &group, &lanes);
   smoe_params_declare(&p->params, SMOE_REPLICATED, (int64_t[]){C, 0},
@@ -213,10 +214,14 @@ static void test_sums(problem *p) {
   CHECK(p->sums->n_agree == 300 + agree && p->sums->n_compared == 400 + compared,
         "%s: %g of %g agree, not %g of %g", p->name, p->sums->n_agree - 300, p->sums->n_compared - 400, agree,
         compared);
+  CHECK(p->sums->n_sent == 500 + n_gates && p->sums->n_local == 600 + n_gates, "%s: %g slots, %g local",
+        p->name, p->sums->n_sent - 500, p->sums->n_local - 600);
   if (p->context.training && p->context.stage == 1) return;
-  CHECK(p->sums->term[smoe_terms_find(terms, "distill")] == 600, "%s: only stage 1 distils", p->name);
+  const double first = 100 * (sizeof(smoe_route_sums) / sizeof(double) + 1);
+  CHECK(p->sums->term[smoe_terms_find(terms, "distill")] == first + 100, "%s: only stage 1 distils", p->name);
   for (int i = 0; i < terms->n && !p->context.training; i++)
-    CHECK(p->sums->term[i] == 100 * (double)(i + 5), "%s: a loss in evaluation, %s", p->name, terms->name[i]);
+    CHECK(p->sums->term[i] == first + 100 * (double)i, "%s: a loss in evaluation, %s", p->name,
+          terms->name[i]);
 }
 
 /** Gradients go to the call's slab and to this layer's parameters that are not frozen; none comes from padding. */
@@ -298,9 +303,13 @@ static const struct {
     {"expert_choice", true, false, "experts choose"},
     {"expert_choice router.expert_choice.evaluation=experts", true, true, "experts choose"},
     {"hash", true, true, "it has no scores"},
+    {"local", true, true, "it has no parameters: equal ones are no equal scores"},
     {"mask", true, true, "a token id sees some experts alone"},
     {"replay", true, true, "the log has chosen"},
     {"sparsemixer", true, false, "experts are drawn"},
+    {"thor", true, true, "experts are drawn"},
+    {"thor router.thor.evaluation=mean", true, false, "experts are drawn"},
+    {"thor router.thor.evaluation=one", true, false, "experts are drawn"},
     {"topk router.topk.forced_balance=true", true, true, "experts take turns"},
     {"recurrent router.recurrent.forced_balance=true", true, true, "experts take turns"},
 };

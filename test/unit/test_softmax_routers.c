@@ -26,7 +26,6 @@ static void begin(problem *p, const char *method, size_t sequences, size_t posit
   const smoe_lanes lanes = {1, 0, 1};
   const size_t n = sequences * positions;
   *p = (problem){.config = fixture_config(method, overrides)};
-  const int n_experts = (int)smoe_config_settings(p->config)->moe.experts;
   smoe_params_begin(&p->params, &group, &lanes);
   fixture_router(&p->router, p->config, &p->params, 0, FIXTURE_VOCABULARY);
   smoe_arena_measure(&p->arena, "test");
@@ -34,7 +33,7 @@ static void begin(problem *p, const char *method, size_t sequences, size_t posit
   fixture_try(smoe_arena_reserve(&p->arena), "memory");
   smoe_params_layout(&p->params, &p->arena, true);
   smoe_real *weight = smoe_params_shared(&p->params, 0);
-  for (int e = 0; e < n_experts; e++) weight[e * C + e] = 1;
+  for (int64_t e = 0; e < p->params.param[0].shape[0]; e++) weight[e * C + e] = 1;
 
   const size_t slots = n * (size_t)p->router.n_slots;
   p->x = values_zero(n * C);
@@ -121,6 +120,65 @@ static void test_switch(void) {
   CHECK_NEAR(*smoe_route_term(&p.router, sums, "balance"), want, 1e-6, 0);
   CHECK(sums->n_gates == 6, "%g gates", sums->n_gates);
   end(&p);
+}
+
+/* A flat router whose weights are sums of those of a node and of a place routes as the two levels do: the softmax of a
+ * sum is a product. With one level of one choice it is the other level, bit for bit. */
+static void test_smile(int nodes, int places) {
+  enum { SEQUENCES = 3, POSITIONS = 5, TOKENS = SEQUENCES * POSITIONS };
+  char *experts = smoe_sprintf("moe.experts=%d", nodes * places), *of = smoe_sprintf("moe.nodes=%d", nodes);
+  problem one, two;
+  begin(&one, "switch", SEQUENCES, POSITIONS,
+        LIST("router.switch.jitter=0", "router.switch.balance_weight=0", experts, "train.lanes=4"));
+  begin(&two, "smile", SEQUENCES, POSITIONS,
+        LIST(experts, "train.lanes=4", of, "router.smile.balance_weight=0",
+             "router.smile.place_balance_weight=0"));
+  fixture_randomise(&two.params, 4);
+  smoe_real *flat = smoe_params_shared(&one.params, 0);
+  const smoe_real *node = nodes > 1 ? smoe_params_shared(&two.params, two.router.index[0]) : NULL,
+                  *place = places > 1 ? smoe_params_shared(&two.params, two.router.index[1]) : NULL;
+  for (int e = 0; e < nodes * places; e++)
+    for (int c = 0; c < C; c++)
+      flat[e * C + c] =
+          (nodes > 1 ? node[e / places * C + c] : 0) + (places > 1 ? place[e % places * C + c] : 0);
+  fixture_tokens(two.token, NULL, 4, 0, TOKENS, 5);
+  memcpy(one.token, two.token, TOKENS * sizeof *one.token);
+  smoe_real *dgate = values_uniform(TOKENS, 8), *dx[2] = {values_zero(TOKENS * C), values_zero(TOKENS * C)};
+  const int64_t load[16] = {0};
+  problem *const p[] = {&one, &two};
+  for (int i = 0; i < 2; i++) {
+    smoe_real *x = values_uniform(TOKENS * C, 1);
+    memcpy(p[i]->x, x, TOKENS * C * sizeof *x);
+    smoe_free(x);
+    route(p[i]);
+    p[i]->router.ops->backward(&p[i]->router, &p[i]->call, &(smoe_route_loads){load, 0}, dx[i], dgate);
+  }
+  const double tolerance = nodes > 1 && places > 1 ? 1e-5 : 0;
+  for (size_t t = 0; t < TOKENS; t++) {
+    CHECK(one.call.expert[t] == two.call.expert[t], "%d nodes of %d: token %zu: expert %d, %d", nodes, places,
+          t, one.call.expert[t], two.call.expert[t]);
+    CHECK_NEAR((double)two.call.gate[t], (double)one.call.gate[t], tolerance, 1e-2);
+  }
+  for (size_t i = 0; i < TOKENS * C; i++) CHECK_NEAR((double)dx[1][i], (double)dx[0][i], tolerance, 1e-2);
+  const int *index = two.router.index;
+  const smoe_real *d = smoe_params_lane_grad(&one.params, 0, 0),
+                  *dnode = nodes > 1 ? smoe_params_lane_grad(&two.params, index[0], 0) : NULL,
+                  *dplace = places > 1 ? smoe_params_lane_grad(&two.params, index[1], 0) : NULL;
+  for (int c = 0; c < C; c++) {
+    for (int i = 0; i < nodes && nodes > 1; i++) {
+      double sum = 0;
+      for (int j = 0; j < places; j++) sum += (double)d[(i * places + j) * C + c];
+      CHECK_NEAR((double)dnode[i * C + c], sum, tolerance, 1e-2);
+    }
+    for (int j = 0; j < places && places > 1; j++) {
+      double sum = 0;
+      for (int i = 0; i < nodes; i++) sum += (double)d[(i * places + j) * C + c];
+      CHECK_NEAR((double)dplace[j * C + c], sum, tolerance, 1e-2);
+    }
+  }
+  smoe_free(experts), smoe_free(of), smoe_free(dgate), smoe_free(dx[0]), smoe_free(dx[1]);
+  end(&one);
+  end(&two);
 }
 
 /* One score that overflows: that expert is out, and the others are as if there were no such expert. */
@@ -386,6 +444,10 @@ static void test_no_tokens(const char *method) {
 int main(int argc, char **argv) {
   static const char *const methods[] = {"switch", "gshard", "topk", "expert_choice"};
   smoe_group_start(&group, &argc, &argv);
+  test_smile(1, 4);
+  test_smile(4, 1);
+  test_smile(2, 3);
+  test_smile(4, 2);
   test_switch();
   test_jitter();
   test_gshard();
