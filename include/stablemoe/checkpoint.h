@@ -93,6 +93,40 @@ smoe_status smoe_checkpoint_read_meta(const char *path, const smoe_group *group,
  */
 smoe_status smoe_checkpoint_load(const char *path, smoe_params *params);
 
+/** A parameter of a checkpoint file. */
+typedef struct smoe_checkpoint_content {
+  char name[SMOE_NAME_MAX];
+  bool expert; /**< shape[0] is E */
+  int n_dims;
+  int64_t shape[SMOE_DIMS_MAX + 1];
+} smoe_checkpoint_content;
+
+/** List the parameters of a checkpoint, whatever model it is of.
+ *
+ *  Collective: rank 0 reads.
+ *  content  out  [n] in memory of smoe_alloc, on every rank
+ *  Errors:  agreed; SMOE_ERR_IO, SMOE_ERR_FORMAT.
+ */
+smoe_status smoe_checkpoint_describe(const char *path, const smoe_group *group,
+                                     smoe_checkpoint_content **content, int64_t *n);
+
+/** Load the values of some parameters by name; the others and all moments stay as they are.
+ *
+ *  Collective over params->group; any number of ranks. Comes after smoe_checkpoint_read_meta, as
+ *  smoe_checkpoint_load does.
+ *  take  in  [n_params] which; the same on all ranks
+ *  Errors:  agreed; SMOE_ERR_FORMAT where one is missing, of another shape, or damaged.
+ */
+smoe_status smoe_checkpoint_load_some(const char *path, smoe_params *params, const bool *take);
+
+/** Read all values of one parameter, experts one after another, and compare them with their checksums.
+ *
+ *  Local.
+ *  values  out  as many as smoe_checkpoint_describe says
+ *  Errors:  SMOE_ERR_IO, SMOE_ERR_FORMAT.
+ */
+smoe_status smoe_checkpoint_read_values(const char *path, const char *name, smoe_real *values);
+
 /** Read the values of one replicated matrix of a checkpoint, whatever model it is of.
  *
  *  Collective over group: rank 0 reads.

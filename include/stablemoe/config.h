@@ -16,12 +16,13 @@
 #include "stablemoe/status.h"
 
 typedef enum smoe_key_kind {
-  SMOE_KEY_INT,   /**< int64_t */
-  SMOE_KEY_REAL,  /**< double */
-  SMOE_KEY_BOOL,  /**< bool; true or false */
-  SMOE_KEY_TEXT,  /**< char[SMOE_TEXT_MAX] */
-  SMOE_KEY_PATH,  /**< the same, of a file or directory: ~ and $VARIABLE are expanded, $$ is a dollar sign */
-  SMOE_KEY_CHOICE /**< int: index into choices */
+  SMOE_KEY_INT,    /**< int64_t */
+  SMOE_KEY_REAL,   /**< double */
+  SMOE_KEY_BOOL,   /**< bool; true or false */
+  SMOE_KEY_TEXT,   /**< char[SMOE_TEXT_MAX] */
+  SMOE_KEY_PATH,   /**< the same, of a file or directory: ~ and $VARIABLE are expanded, $$ is a dollar sign */
+  SMOE_KEY_CHOICE, /**< int: index into choices */
+  SMOE_KEY_LIST    /**< char[SMOE_TEXT_MAX]: texts with a comma after each but the last */
 } smoe_key_kind;
 
 enum { SMOE_TEXT_MAX = 1024 };
@@ -93,6 +94,8 @@ typedef struct smoe_settings {
     int64_t stage1_updates; /**< -1: a tenth of train.updates */
   } router;
   struct {
+    char initial[SMOE_TEXT_MAX];        /**< run or checkpoint; "": values are drawn */
+    char initial_ignore[SMOE_TEXT_MAX]; /**< list of globs: names of that file to leave out */
     int64_t updates;
     int64_t batch_sequences; /**< per update, over all ranks */
     int64_t batch_tokens;    /**< per update on either side, padding included; translation */

@@ -74,6 +74,11 @@ smoe_token_shape smoe_model_token_shape(const smoe_model *model, size_t lane_seq
 smoe_status smoe_model_create(smoe_model **model, const smoe_config *config, const smoe_group *group,
                               const smoe_model_shape *shape, bool plan_only);
 
+/** Whether a name matches one of the globs of a list of the configuration (SMOE_KEY_LIST), where * matches
+ *  slashes, too. Local.
+ */
+bool smoe_model_matches(const char *list, const char *name);
+
 /** Free it; accepts NULL. Local. */
 void smoe_model_destroy(smoe_model *model);
 

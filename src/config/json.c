@@ -1,5 +1,21 @@
 #include "stablemoe/json.h"
+
+#include <string.h>
+
 #include "config_table.h"
+
+static void print_list(FILE *out, const char *list) {
+  fputc('[', out);
+  for (const char *item = list; *item;) {
+    const size_t length = strcspn(item, ",");
+    char text[SMOE_TEXT_MAX];
+    snprintf(text, sizeof text, "%.*s", (int)length, item);
+    if (item > list) fputs(", ", out);
+    smoe_json_text(out, text);
+    item += length + (item[length] == ',');
+  }
+  fputc(']', out);
+}
 
 static void print_value(FILE *out, const smoe_key *key, const void *value) {
   switch (key->kind) {
@@ -15,6 +31,9 @@ static void print_value(FILE *out, const smoe_key *key, const void *value) {
   case SMOE_KEY_TEXT:
   case SMOE_KEY_PATH:
     smoe_json_text(out, value);
+    break;
+  case SMOE_KEY_LIST:
+    print_list(out, value);
     break;
   case SMOE_KEY_CHOICE:
     smoe_json_text(out, key->choices[*(const int *)value]);

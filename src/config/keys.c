@@ -16,6 +16,8 @@
   { #path, SMOE_KEY_TEXT, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
 #define PATH(path, def, help)                                                                                \
   { #path, SMOE_KEY_PATH, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
+#define LIST(path, help)                                                                                     \
+  { #path, SMOE_KEY_LIST, offsetof(smoe_settings, path), "", 0, 0, NULL, "", help }
 #define CHOICE(path, def, choices, help)                                                                     \
   { #path, SMOE_KEY_CHOICE, offsetof(smoe_settings, path), def, 0, 0, choices, "", help }
 
@@ -88,6 +90,13 @@ static const smoe_key keys[] = {
         "Updates of stage 1, which learns the routing; stage 2 then freezes it (methods with two stages "
         "only); -1: a tenth of train.updates."),
 
+    PATH(train.initial, "",
+         "Run directory or checkpoint whose parameters a new run begins with, by name; what that does not "
+         "have "
+         "is drawn as ever."),
+    LIST(train.initial_ignore,
+         "Parameters of train.initial to leave out: patterns of their names, in which * stands for any text, "
+         "as in [\"moe*/router/*\"]."),
     INT(train.updates, "1000", 1, MANY, "updates", "Length of the training: steps of the optimizer."),
     INT(train.batch_sequences, "32", 1, 16777216, "sequences",
         "Sequences of each update over all ranks; a multiple of train.lanes times train.micro_batches."),

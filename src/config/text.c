@@ -52,7 +52,7 @@ static char *describe(const smoe_key *key, const void *value, const void *standa
   memory_text memory;
   text_open(&memory);
   FILE *out = memory.out;
-  const bool range = !smoe_config_is_text(key);
+  const bool range = !smoe_config_is_text(key) && key->kind != SMOE_KEY_LIST;
   const bool changed = memcmp(value, standard, smoe_config_value_bytes(key->kind)) != 0;
   fprintf(out, "%s%s", key->help, range || changed ? " [" : "");
   smoe_config_print_range(out, key);
@@ -141,7 +141,7 @@ static int larger(int a, size_t b) {
 }
 
 static const char *shown_default(const smoe_key *key) {
-  return key->def[0] ? key->def : "\"\"";
+  return key->kind == SMOE_KEY_LIST && !key->def[0] ? "[]" : key->def[0] ? key->def : "\"\"";
 }
 
 void smoe_config_help(const smoe_config *config, FILE *out) {

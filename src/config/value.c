@@ -23,6 +23,8 @@ const char *smoe_config_kind_name(smoe_key_kind kind) {
     return "a path";
   case SMOE_KEY_CHOICE:
     return "a word";
+  case SMOE_KEY_LIST:
+    return "a list of texts";
   }
   return "a value";
 }
@@ -41,6 +43,7 @@ size_t smoe_config_value_bytes(smoe_key_kind kind) {
     return sizeof(bool);
   case SMOE_KEY_TEXT:
   case SMOE_KEY_PATH:
+  case SMOE_KEY_LIST:
     return SMOE_TEXT_MAX;
   case SMOE_KEY_CHOICE:
     return sizeof(int);
@@ -211,12 +214,42 @@ static smoe_status set_bool(const smoe_key *key, bool *value, const char *text, 
   return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: %s: '%.64s' is neither true nor false", where, key->name, text);
 }
 
+/* "a, b" or "[a, b]", without the blanks around the texts. */
+static smoe_status set_list(const smoe_key *key, char *value, const smoe_config_scalar *scalar,
+                            const char *where) {
+  const smoe_config_scalar text = {scalar->text, scalar->bytes, true};
+  char whole[SMOE_TEXT_MAX];
+  SMOE_TRY(set_text(key, whole, &text, where));
+  const size_t bytes = strlen(whole);
+  const bool brackets = bytes >= 2 && whole[0] == '[' && whole[bytes - 1] == ']';
+  if (brackets) whole[bytes - 1] = '\0';
+  memset(value, 0, SMOE_TEXT_MAX);
+  const char *item = whole + brackets;
+  item += strspn(item, " ");
+  for (char *out = value; *item;) {
+    const size_t length = strcspn(item, ",");
+    size_t used = length;
+    while (used > 0 && item[used - 1] == ' ') used--;
+    SMOE_CHECK(used > 0, SMOE_ERR_CONFIG, "%s: %s: the list '%.64s' has an empty text", where, key->name,
+               scalar->text);
+    if (out > value) *out++ = ',';
+    memcpy(out, item, used);
+    out += used;
+    SMOE_CHECK(item[length] != ',' || item[length + 1 + strspn(item + length + 1, " ")], SMOE_ERR_CONFIG,
+               "%s: %s: the list '%.64s' ends with a comma", where, key->name, scalar->text);
+    item += length + (item[length] == ',');
+    item += strspn(item, " ");
+  }
+  return SMOE_OK;
+}
+
 smoe_status smoe_config_set(const smoe_config_entry *entry, const smoe_config_scalar *scalar,
                             const char *where) {
   const smoe_key *key = entry->key;
   const char *text = scalar->text;
   if (key->kind == SMOE_KEY_TEXT) return set_text(key, entry->value, scalar, where);
   if (key->kind == SMOE_KEY_PATH) return set_path(key, entry->value, scalar, where);
+  if (key->kind == SMOE_KEY_LIST) return set_list(key, entry->value, scalar, where);
   SMOE_CHECK(scalar->bytes > 0, SMOE_ERR_CONFIG, "%s: %s: no value; %s expected", where, key->name,
              smoe_config_kind_name(key->kind));
   SMOE_CHECK(strlen(text) == scalar->bytes, SMOE_ERR_CONFIG, "%s: %s: '%.64s' goes on after a NUL character",
@@ -270,6 +303,19 @@ static void print_text(FILE *out, const smoe_key *key, const char *text) {
   fputc('"', out);
 }
 
+static void print_list(FILE *out, const smoe_key *key, const char *list) {
+  fputc('[', out);
+  for (const char *item = list; *item;) {
+    const size_t length = strcspn(item, ",");
+    char text[SMOE_TEXT_MAX];
+    snprintf(text, sizeof text, "%.*s", (int)length, item);
+    if (item > list) fputs(", ", out);
+    print_text(out, key, text);
+    item += length + (item[length] == ',');
+  }
+  fputc(']', out);
+}
+
 void smoe_config_print_value(FILE *out, const smoe_key *key, const void *value) {
   switch (key->kind) {
   case SMOE_KEY_INT:
@@ -285,6 +331,9 @@ void smoe_config_print_value(FILE *out, const smoe_key *key, const void *value) 
   case SMOE_KEY_PATH:
     print_text(out, key, value);
     break;
+  case SMOE_KEY_LIST:
+    print_list(out, key, value);
+    break;
   case SMOE_KEY_CHOICE:
     fputs(key->choices[*(const int *)value], out);
     break;
@@ -297,7 +346,7 @@ void smoe_config_print_range(FILE *out, const smoe_key *key) {
   } else if (key->kind == SMOE_KEY_CHOICE) {
     for (size_t i = 0; key->choices[i]; i++)
       fprintf(out, "%s%s", i == 0 ? "" : key->choices[i + 1] ? ", " : " or ", key->choices[i]);
-  } else if (!smoe_config_is_text(key)) {
+  } else if (!smoe_config_is_text(key) && key->kind != SMOE_KEY_LIST) {
     fprintf(out, "%.15g", key->min);
     if (isinf(key->max))
       fputs(" or more", out);

@@ -6,8 +6,8 @@
 
 #include "stablemoe/arena.h"
 
-/* libyaml knows the syntax, the table of keys the meaning. What YAML can say beyond sections and values
- * (lists, anchors, tags, several documents) has no meaning here and is refused. */
+/* libyaml knows the syntax, the table of keys the meaning. What YAML can say beyond sections, values and lists
+ * of texts (anchors, tags, several documents) has no meaning here and is refused. */
 
 enum { PATH_BYTES = 256, FILE_BYTES = 1 << 20 };
 
@@ -127,6 +127,29 @@ static smoe_status parse_scalar(const reader *in, const char *path) {
                    in->where, path);
 }
 
+/* A list of texts becomes one text with commas, as the option -P writes it. */
+static smoe_status parse_list(reader *in, const smoe_config_entry *entry) {
+  char text[SMOE_TEXT_MAX] = "", where[sizeof in->where];
+  const char *name = entry->key->name;
+  size_t used = 0;
+  snprintf(where, sizeof where, "%s", in->where);
+  for (;;) {
+    SMOE_TRY(advance(in));
+    if (in->event.type == YAML_SEQUENCE_END_EVENT) break;
+    SMOE_CHECK(in->event.type == YAML_SCALAR_EVENT, SMOE_ERR_CONFIG, "%s: %s takes %s", in->where, name,
+               smoe_config_kind_name(SMOE_KEY_LIST));
+    const char *item = (const char *)in->event.data.scalar.value;
+    const size_t bytes = in->event.data.scalar.length;
+    SMOE_CHECK(bytes > 0 && strlen(item) == bytes && item[0] != '[' && !strchr(item, ','), SMOE_ERR_CONFIG,
+               "%s: %s: '%.64s' cannot be in the list: a text without commas, and no list", in->where, name,
+               item);
+    SMOE_CHECK(used + bytes + 2 < sizeof text, SMOE_ERR_CONFIG, "%s: %s: the list is longer than %d bytes",
+               where, name, SMOE_TEXT_MAX - 1);
+    used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", used ? "," : "", item);
+  }
+  return smoe_config_set(entry, &(smoe_config_scalar){text, used, true}, where);
+}
+
 static smoe_status parse_section(reader *in, const char *section) {
   char path[PATH_BYTES];
   for (;;) {
@@ -145,6 +168,10 @@ static smoe_status parse_section(reader *in, const char *section) {
       continue;
     }
     const smoe_config_entry *entry = smoe_config_find(in->config, path);
+    if (entry && entry->key->kind == SMOE_KEY_LIST && in->event.type == YAML_SEQUENCE_START_EVENT) {
+      SMOE_TRY(parse_list(in, entry));
+      continue;
+    }
     SMOE_CHECK(!entry, SMOE_ERR_CONFIG, "%s: %s takes one value (%s), not a %s", in->where, path,
                smoe_config_kind_name(entry->key->kind),
                in->event.type == YAML_MAPPING_START_EVENT ? "section" : "list");

@@ -9,6 +9,7 @@
 #include "resume.h"
 #include "stablemoe/bench.h"
 #include "stablemoe/checkpoint.h"
+#include "stablemoe/initial.h"
 #include "stablemoe/io_probe.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/log.h"
@@ -254,7 +255,8 @@ static smoe_status resume(run *r, int64_t *update) {
 /* The parameters as they are before the first update. */
 static smoe_status start_anew(run *r) {
   smoe_params_initialise(&r->model->params, (uint64_t)r->settings->run.seed);
-  return smoe_routers_prepare(r->model, &r->task);
+  SMOE_TRY(smoe_routers_prepare(r->model, &r->task));
+  return smoe_initial_values(r->model, &r->task, true);
 }
 
 /* The corpus may be prepared again later; its tokenizer is what the model's ids mean. */
@@ -430,6 +432,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   SMOE_TRY(build(r, options->dry_run));
   if (options->dry_run) {
     SMOE_TRY(smoe_routers_check(r->model, &r->task));
+    if (!options->resume) SMOE_TRY(smoe_initial_values(r->model, &r->task, false));
     smoe_note("dry run: configuration, corpus and memory are fine; nothing was started");
     return SMOE_OK;
   }

@@ -128,6 +128,38 @@ static void test_parse(void) {
   smoe_config_destroy(config);
 }
 
+/* A list from a file, in one line, on the command line: all the same, and written so that it reads back. */
+static void test_lists(void) {
+  static const char *const same[] = {"train:\n  initial_ignore: [\"*/gate\", a b, 'c']\n",
+                                     "train:\n  initial_ignore:\n  - \"*/gate\"\n  - a b\n  - c\n",
+                                     "train.initial_ignore: \"*/gate ,a b,  c\"\n", NULL};
+  static const char wanted[] = "*/gate,a b,c";
+  smoe_config *config = create();
+  const char *list = smoe_config_settings(config)->train.initial_ignore;
+  CHECK(list[0] == '\0');
+  for (size_t i = 0; same[i]; i++) {
+    CHECK(smoe_config_parse(config, same[i], "a.yml") == SMOE_OK, "%s", smoe_last_error());
+    CHECK(strcmp(list, wanted) == 0, "'%s'", list);
+    must_override(config, "train.initial_ignore=");
+    CHECK(list[0] == '\0', "'%s'", list);
+  }
+  must_override(config, "train.initial_ignore=[*/gate, a b, c]");
+  CHECK(strcmp(list, wanted) == 0, "'%s'", list);
+  char *text = smoe_config_text(config, false);
+  CHECK(strstr(text, "initial_ignore: [\"*/gate\", \"a b\", c]\n"), "%s", text);
+  must_override(config, "train.initial_ignore=[]");
+  CHECK(list[0] == '\0', "'%s'", list);
+  CHECK(smoe_config_parse(config, text, "text") == SMOE_OK, "%s", smoe_last_error());
+  CHECK(strcmp(list, wanted) == 0, "'%s'", list);
+  smoe_free(text);
+  smoe_config_destroy(config);
+  refuse("train:\n  initial_ignore: [a, [b]]\n", "takes a list of texts");
+  refuse("train:\n  initial_ignore: [a, \"b,c\"]\n", "'b,c' cannot be in the list");
+  refuse("train:\n  initial_ignore: [a, \"\"]\n", "cannot be in the list");
+  refuse("train:\n  initial_ignore: a,,b\n", "has an empty text");
+  refuse("train:\n  initial_ignore: \"a,\"\n", "ends with a comma");
+}
+
 static void test_refusals(void) {
   /* Keys. */
   refuse("model:\n  widht: 4\n", "a.yml:2: there is no key 'model.widht'; the nearest is 'model.width'");
@@ -458,6 +490,7 @@ static void test_files(void) {
 int main(void) {
   test_defaults();
   test_parse();
+  test_lists();
   test_refusals();
   test_override();
   test_bools();
