@@ -47,13 +47,17 @@ typedef struct smoe_bench {
   double exchange_rate;                 /**< bytes/s of the transfers; NaN on one rank */
   double bare_rate;                     /**< bytes/s of a bare MPI_Alltoallv of that size */
   int n_links;                          /**< 0 on one rank */
-  smoe_bench_link link[SMOE_BENCH_LINKS];    /**< from one row per pair of ranks to the model's own size */
-  double planned_bytes, peak_bytes;          /**< per rank, the largest */
+  smoe_bench_link link[SMOE_BENCH_LINKS]; /**< from one row per pair of ranks to the model's own size */
+  double flops_all;                       /**< of an update if all parameters learned */
+  double evaluation_s,
+      evaluation_all_s;             /**< forward pass with sublayers skipped, and without; NaN: no gates */
+  double skip_share;                /**< share of rows behind gates that ran */
+  double planned_bytes, peak_bytes; /**< per rank, the largest */
   int n_updates, n_moe, n_experts, n_slots;  /**< sizes of the arrays in stage[]; K */
   int n_ranks, expert_ranks, n_nodes, cores; /**< R; G; machines; cores of rank 0's machine */
   smoe_precision precision;                  /**< of training */
   double exchange_row_bytes;                 /**< of a row that travels; 0 without MoE layers */
-  int64_t vocabulary, shared_parameters, expert_parameters;
+  int64_t vocabulary, shared_parameters, expert_parameters, frozen_parameters;
 } smoe_bench;
 
 /** The peak that peak_fraction is a share of, FLOP per second of a core. Local. */

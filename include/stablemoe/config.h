@@ -47,6 +47,8 @@ typedef struct smoe_keyset {
 
 /** Places of MoE layers. */
 typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED } smoe_position;
+/** Where experts come from, beside their initial distribution. */
+typedef enum smoe_moe_from { SMOE_FROM_NOTHING, SMOE_FROM_FFN } smoe_moe_from;
 typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_save_error;
 typedef enum smoe_placement_kind { SMOE_PLACE_BY_LOAD, SMOE_PLACE_IN_ORDER } smoe_placement_kind;
 typedef enum smoe_schedule_kind {
@@ -86,6 +88,10 @@ typedef struct smoe_settings {
     int64_t sublayers;      /**< FFN sublayers per expert */
     int64_t inner;          /**< F of experts; 0: 4 C */
     double capacity_factor; /**< 0: dropless */
+    int from;               /**< smoe_moe_from */
+    double from_noise;      /**< share of the weights' RMS */
+    double from_redrawn;    /**< share of inner units */
+    double skip_below;      /**< slots with smaller gates are not computed; 0: all are */
     bool identical_experts;
     int64_t nodes; /**< virtual nodes of lanes and experts */
   } moe;
@@ -96,6 +102,8 @@ typedef struct smoe_settings {
   struct {
     char initial[SMOE_TEXT_MAX];        /**< run or checkpoint; "": values are drawn */
     char initial_ignore[SMOE_TEXT_MAX]; /**< list of globs: names of that file to leave out */
+    char frozen[SMOE_TEXT_MAX];         /**< list of globs: parameters that keep their values */
+    char only[SMOE_TEXT_MAX];           /**< list of globs: all others keep theirs; "": none do */
     int64_t updates;
     int64_t batch_sequences; /**< per update, over all ranks */
     int64_t batch_tokens;    /**< per update on either side, padding included; translation */

@@ -31,6 +31,8 @@ typedef struct smoe_evaluated {
   int n_moe, n_slots;    /**< M; K, 0 where M is */
   const int32_t *target; /**< [n] the token that follows each, which the loss is of; -1: none */
   const double *loss;    /**< [n] nats; 0 where there is no target */
+  int n_skip;            /**< sublayers behind gates (skip.h) */
+  const int32_t *ran;    /**< [n_skip, stride] whether the token ran there */
   const int32_t *expert; /**< [M, stride, K]; -1: unused, -2 - e: dropped by expert e */
 } smoe_evaluated;
 

@@ -77,11 +77,11 @@ void smoe_linear_rows(smoe_real *y, const smoe_real *x, const smoe_real *w, cons
 void smoe_linear_backward_input(smoe_real *dx, const smoe_real *dy, const smoe_real *w, size_t n, size_t c,
                                 size_t o, bool add);
 
-/** dw [O, C] += dy^T x;  db [O] += column sums of dy (NULL: none). The weight's half. */
+/** dw [O, C] += dy^T x;  db [O] += column sums of dy. The weight's half. Of what is NULL nothing is computed. */
 void smoe_linear_backward_weight(smoe_real *dw, smoe_real *db, const smoe_real *dy, const smoe_real *x,
                                  size_t n, size_t c, size_t o);
 
-/** db [O] += column sums of dy [N, O], rows in their order. The bias's part of smoe_linear_backward_weight. */
+/** db [O] (NULL: nothing) += column sums of dy [N, O], rows in their order. The bias's part of smoe_linear_backward_weight. */
 void smoe_linear_backward_bias(smoe_real *db, const smoe_real *dy, size_t n, size_t o);
 
 /* ---- norm.c ---- */
@@ -98,7 +98,7 @@ void smoe_norm_forward(smoe_real *y, smoe_real *mean, smoe_real *rstd, const smo
 void smoe_norm_recompute(smoe_real *y, const smoe_real *mean, const smoe_real *rstd, const smoe_real *x,
                          const smoe_real *gamma, const smoe_real *beta, size_t n, size_t c);
 
-/** dx [N, C] +=, dgamma [C] +=, dbeta [C] +=. */
+/** dx [N, C] +=, dgamma [C] +=, dbeta [C] += (each NULL: not computed). */
 void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, const smoe_real *dy,
                         const smoe_real *x, const smoe_real *gamma, const smoe_real *mean,
                         const smoe_real *rstd, size_t n, size_t c);
@@ -117,7 +117,7 @@ void smoe_rms_norm_forward(smoe_real *y, smoe_real *rrms, const smoe_real *x, co
 void smoe_rms_norm_recompute(smoe_real *y, const smoe_real *rrms, const smoe_real *x, const smoe_real *gamma,
                              size_t n, size_t c);
 
-/** dx [N, C] +=, dgamma [C] +=. */
+/** dx [N, C] +=, dgamma [C] += (NULL: not computed). */
 void smoe_rms_norm_backward(smoe_real *dx, smoe_real *dgamma, const smoe_real *dy, const smoe_real *x,
                             const smoe_real *gamma, const smoe_real *rrms, size_t n, size_t c);
 

@@ -51,12 +51,21 @@ typedef struct smoe_pass {
   int64_t n_targets;       /**< real targets of the update over all ranks: the losses' denominator */
   const int32_t *recorded; /**< [M, N, K] assignments of a routing log for the update's batch; NULL: none */
   const smoe_batch *batch; /**< set by smoe_model_forward */
+  bool skip_nothing;       /**< gates of sublayers (skip.h) are passed over: all rows run */
 } smoe_pass;
 
 typedef struct smoe_layer smoe_layer;
 typedef struct smoe_layer_ops smoe_layer_ops;
 
 enum { SMOE_LAYER_NAME = 48 };
+
+/** Sublayers that a gate may skip. */
+typedef enum smoe_skip_kind {
+  SMOE_SKIP_NOTHING,
+  SMOE_SKIP_ATTENTION,
+  SMOE_SKIP_FFN,
+  SMOE_SKIP_BLOCK
+} smoe_skip_kind;
 
 /** What a layer is: families fill these. */
 typedef struct smoe_layer_spec {
@@ -79,7 +88,9 @@ typedef struct smoe_layer_spec {
   bool tied;                  /**< head: its matrix is the embedding's table */
   double dropout;             /**< share of F(norm(in)) (embedding: of its rows) set to zero in training */
   int moe;                    /**< number of an MoE layer, from 0; -1: not one */
-  int n_moe;                  /**< MoE layers of the model */
+  char from[SMOE_LAYER_NAME]; /**< MoE: the feed-forward layer of a dense model that it replaces; "": none */
+  smoe_skip_kind skip; /**< what a gate lets rows skip (skip.h); SMOE_SKIP_NOTHING: an ordinary layer */
+  int n_moe;           /**< MoE layers of the model */
   int experts, sublayers,
       shared; /**< MoE: E; feed-forward sublayers per expert; experts that are always on */
   smoe_norm_kind
@@ -193,6 +204,8 @@ typedef struct smoe_work {
   size_t n;
   smoe_product *product; /**< [n] in memory of smoe_alloc */
   double other;          /**< FLOP of products that are not GEMM calls (attention) */
+  bool everything;       /**< count as if all parameters learned */
+  bool forward_only;     /**< of the layer at work: no gradient reaches it */
 } smoe_work;
 
 /** The functions of a layer. All are Local but those of all lanes, which are collective. */
@@ -222,6 +235,9 @@ struct smoe_layer_ops {
                       double *sums, size_t stride);
   void (*backward_all)(smoe_layer *layer, const smoe_pass *pass, smoe_real *dx, const smoe_real *x);
 
+  /** Add up over all ranks what the backward pass needs from the forward pass; before it. Collective. NULL: nothing. */
+  void (*settle)(smoe_layer *layer, const smoe_pass *pass);
+
   /** Decoding: reals of state for sequences of length_max rows beside side_max rows of the source stream; y of the new rows. reorder permutes the
    *  sequences' states: new sequence i continues old sequence from[i], of which `length` rows are used.
    *  NULL: no state; forward serves. */
@@ -248,6 +264,7 @@ struct smoe_layer {
   smoe_params *params;
   smoe_precision precision; /**< of products' operands: train.precision */
   int number;               /**< in the model's list, which tells its random numbers apart */
+  int first_param, end_param; /**< its parameters in the table: first_param .. end_param - 1 */
   void *state;              /**< the layer's own struct, ops->bytes, zeroed before declare */
 };
 
@@ -287,8 +304,12 @@ const smoe_real *smoe_layer_dropout_backward(const smoe_layer *layer, const smoe
 /** Sequence i of a state of n, each of stride reals of which `used` count, becomes what from[i] was. Local. */
 void smoe_reorder_rows(smoe_real *state, const int32_t *from, size_t n, size_t used, size_t stride);
 
-/** Add the three products of a linear map C -> O on n rows: forward, input's and weight's gradient. Local. */
-void smoe_work_linear(smoe_work *work, size_t n, size_t c, size_t o, double count);
+/** Add the products of a linear map C -> O on n rows: forward, input's gradient where gradients reach the layer, and
+ *  weight's gradient where it learns (smoe_layer_learns). Local. */
+void smoe_work_linear(smoe_work *work, size_t n, size_t c, size_t o, double count, bool learns);
+
+/** Whether a parameter of the table is one that may learn; the table must be laid out. Local. */
+bool smoe_layer_learns(const smoe_layer *layer, int index);
 
 /** Add causal or full attention, forward and backward: S sequences, T rows against Tk, H heads of D. Local. */
 void smoe_work_attention(smoe_work *work, double s, double t, double tk, double h, double d, bool causal);
@@ -297,6 +318,13 @@ void smoe_work_attention(smoe_work *work, double s, double t, double tk, double 
  *  makes them. Local. */
 void smoe_layer_head_logits(smoe_layer *layer, smoe_real *logits, const smoe_real *x, size_t n,
                             bool decoding);
+
+/** An attention layer in evaluation on some rows: y = x + F(x) where active [N], y = x elsewhere. Queries and output
+ *  of other rows are not computed, keys and values only up to the last active row of each sequence. Local. */
+void smoe_layer_attention_some(smoe_layer *layer, const smoe_layer_call *call, const bool *active);
+
+/** The same in decoding: keys and values of all new rows, since later ones may need them. active [n_sequences n]. Local. */
+void smoe_layer_attention_extend_some(smoe_layer *layer, const smoe_extend_call *call, const bool *active);
 
 /** Rows of a slice of the head; may be set to fewer. Local. */
 size_t *smoe_layer_head_rows(smoe_layer *layer);

@@ -12,6 +12,8 @@ typedef struct smoe_metrics {
   int n_experts;
   smoe_terms terms;
   bool nodes; /**< the share of rows that stay on their node has columns */
+  const smoe_model *model;
+  bool skips_slots; /**< moe.skip_below is on */
 } smoe_metrics;
 
 /** Balance of one MoE layer's loads over the global batch. */

@@ -21,6 +21,7 @@ typedef struct smoe_model {
   smoe_params params;
   smoe_token_shape shape[SMOE_STREAMS]; /**< the largest batch; memory is planned for it */
   bool training;
+  int lowest;     /**< first layer that learns: no gradient is computed below it */
   bool recompute; /**< layers keep no tape: the backward pass makes it again, lane by lane */
   size_t width, vocabulary;
   int n_layers, n_moe;
@@ -79,6 +80,33 @@ smoe_status smoe_model_create(smoe_model **model, const smoe_config *config, con
  */
 bool smoe_model_matches(const char *list, const char *name);
 
+/** Freeze what train.frozen and train.only say, before the parameters are laid out.
+ *
+ *  Local; the same on all ranks.
+ *  Errors:  SMOE_ERR_CONFIG where a pattern hits nothing, or nothing is left to learn.
+ */
+smoe_status smoe_model_hold(smoe_model *model);
+
+/** The first layer with a parameter that learns. Local; after smoe_model_hold. */
+int smoe_model_lowest(const smoe_model *model);
+
+/** Whether train.frozen or train.only cover the whole router of MoE layer m: it changes by no rule, then. Local. */
+bool smoe_model_router_held(const smoe_model *model, int m);
+
+/** Layers behind a gate (skip.h), and the name of the k-th. Local. */
+int smoe_model_n_skip(const smoe_model *model);
+const char *smoe_model_skip_name(const smoe_model *model, int k);
+
+/** Share of the rows of all ranks that ran in each of them since the sums were set to zero: [smoe_model_n_skip].
+ *  Collective. */
+void smoe_model_skip_shares(const smoe_model *model, double *share);
+
+/** What shares above the target cost in the update so far. Local; the same on all ranks. */
+double smoe_model_skip_loss(const smoe_model *model);
+
+/** Print the shares in the log, where there are such layers. Collective. */
+void smoe_model_note_skips(const smoe_model *model);
+
 /** Free it; accepts NULL. Local. */
 void smoe_model_destroy(smoe_model *model);
 
@@ -111,8 +139,9 @@ void smoe_model_backward(smoe_model *model);
  */
 smoe_batch smoe_model_batch(const smoe_model *model, const int32_t *input, const int32_t *target);
 
-/** The products of one micro-batch on this rank. Local. Free work.product with smoe_free. */
-smoe_work smoe_model_work(const smoe_model *model);
+/** The products of one micro-batch on this rank; everything: as if all parameters learned. Local. Free work.product
+ *  with smoe_free. */
+smoe_work smoe_model_work(const smoe_model *model, bool everything);
 
 /** Logits [V] of one row of this rank after a forward pass. Local. */
 void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits);

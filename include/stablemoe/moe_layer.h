@@ -20,6 +20,7 @@ typedef struct smoe_moe_layer {
   int layer; /**< number among the MoE layers */
   int stream;
   smoe_norm_kind norm;
+  smoe_real skip_below; /**< slots with smaller gates are not sent; 0: all are */
   size_t width;
   smoe_router router;
   smoe_experts experts;
@@ -60,6 +61,7 @@ typedef struct smoe_moe_layer {
   /* Sums over the micro-batches of an update; the same on all ranks. */
   int64_t *load; /**< [E] */
   int64_t n_assigned, n_dropped;
+  int64_t n_skipped; /**< of this rank: choices whose gate was below skip_below */
 } smoe_moe_layer;
 
 /** As a layer of a model; its state is a smoe_moe_layer. */

@@ -50,6 +50,7 @@ typedef struct smoe_param {
   smoe_init init;
   bool decay;         /**< weight decay applies */
   bool frozen;        /**< no gradient, no optimizer step, not in the norm */
+  bool held;          /**< frozen, because train.frozen or train.only of the configuration say so */
   size_t count;       /**< elements of one copy */
   int slab;           /**< that it stands in; final once the table is laid out */
   size_t offset;      /**< in a copy of the slab; there once the table is laid out */
@@ -230,6 +231,9 @@ int64_t smoe_params_total(const smoe_params *params, smoe_sharding sharding);
 
 /** Of all those the number that never learn, and have no gradients and moments. Local. */
 int64_t smoe_params_total_frozen(const smoe_params *params);
+
+/** Bytes that gradients and moments of those would take on this rank. Local. */
+double smoe_params_spared(const smoe_params *params);
 
 /** Checksum of n consecutive elements of a parameter.
  *

@@ -15,7 +15,10 @@ typedef struct smoe_step_result {
                                 names them */
   double lr;
   smoe_norms norm;
-  double clip;              /**< factor the gradients were multiplied with */
+  double clip; /**< factor the gradients were multiplied with */
+  const double *
+      skip; /**< [smoe_model_n_skip] share of rows that ran, of each sublayer behind a gate; memory of the step */
+  double skip_loss;         /**< what their shares above the target cost */
   smoe_routing_load *layer; /**< [M], memory of the step */
 } smoe_step_result;
 
@@ -26,6 +29,7 @@ typedef struct smoe_step {
   smoe_routing_log *tokens_log; /**< where this update's tokens are recorded; NULL: nowhere */
   double *total;                /**< [model->n_sums] */
   smoe_routing_load *layer;     /**< [M] */
+  double *skip;                 /**< [smoe_model_n_skip] */
   int64_t *load;                /**< [M, E] of the update; evaluations leave it alone */
   const int32_t *recorded;      /**< of the update to come, for a method that replays; NULL: nothing is */
   bool placed;                  /**< experts stand where they will stay */

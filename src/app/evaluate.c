@@ -63,6 +63,8 @@ static smoe_status open_viewer(viewer *v, const options *o, const smoe_app_model
   SMOE_TRY(smoe_plain_create(&v->file, o->tokens, 0));
   fputs("place\ttoken\tnats", v->file.stream);
   for (int i = 0; i < m->model->n_moe; i++) fprintf(v->file.stream, "\texperts%d", i);
+  for (int k = 0; k < smoe_model_n_skip(m->model); k++)
+    fprintf(v->file.stream, "\t%s", smoe_model_skip_name(m->model, k));
   fputc('\n', v->file.stream);
   return SMOE_OK;
 }
@@ -85,6 +87,7 @@ static void print_tokens(FILE *out, const smoe_evaluated *t) {
       fputc('\t', out);
       print_experts(out, t->expert + (m * t->stride + i) * t->n_slots, t->n_slots);
     }
+    for (int k = 0; k < t->n_skip; k++) fprintf(out, "\t%d", (int)t->ran[k * t->stride + i]);
     fputc('\n', out);
   }
 }
@@ -162,6 +165,7 @@ static smoe_status evaluate(const smoe_group *group, const options *o, smoe_app_
   SMOE_TRY_ALL(group, group->rank == 0 ? open_viewer(v, o, m) : SMOE_OK);
   SMOE_TRY(smoe_evaluate_each(m->model, &m->task, (smoe_split)o->split, o->sequences, m->meta.update,
                               m->meta.stage, &e, see, v));
+  smoe_model_note_skips(m->model);
   return smoe_group_agree(group, group->rank == 0 ? finish(o, m, v, &e) : SMOE_OK);
 }
 

@@ -17,7 +17,7 @@ typedef struct options {
   int64_t n_tokens, n_samples;
   smoe_sampling sampling;
   int precision;
-  bool json, no_cache, best;
+  bool json, no_cache, no_skip, best;
 } options;
 
 static const options DEFAULTS = {
@@ -45,6 +45,8 @@ static const smoe_option OPTIONS[] = {
      .choices = smoe_app_precisions},
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "a JSON object for each text, one in a line, instead of text"},
+    {0, "no-skip", SMOE_OPTION_FLAG, offsetof(options, no_skip), NULL,
+     "run the sublayers that gates would skip (model.skip), to compare with"},
     {0, "no-cache", SMOE_OPTION_FLAG, offsetof(options, no_cache), NULL,
      "compute the whole context for each token; slow, to compare with"},
     {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
@@ -74,6 +76,7 @@ static void read_text(session *s) {
                           .update = m->meta.update,
                           .stage = m->meta.stage,
                           .training = false,
+                          .skip_nothing = s->o->no_skip,
                           .n_targets = 1};
   const size_t context = m->model->shape[SMOE_MAIN].context, window = smoe_decoder_window(s->n, context);
   if (window != s->window) s->read = 0;
@@ -236,6 +239,7 @@ static smoe_status generate(session *s, const smoe_prompts *prompts) {
   const double seconds = smoe_seconds() - begin;
   smoe_note("%lld tokens in %.2f s: %.1f tokens/s", (long long)s->n_added, seconds,
             (double)s->n_added / seconds);
+  smoe_model_note_skips(s->m->model);
   return SMOE_OK;
 }
 

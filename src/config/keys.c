@@ -25,6 +25,7 @@
 static const char *const products[] = {"auto", "openblas", "onednn", NULL};
 static const char *const precisions[] = {"fp32", "bf16", NULL};
 static const char *const positions[] = {"middle", "top", "bottom", "scattered", NULL};
+static const char *const froms[] = {"none", "ffn", NULL};
 static const char *const exchanges[] = {"direct", "two_level", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
 static const char *const save_errors[] = {"stop", "continue", NULL};
@@ -76,6 +77,19 @@ static const smoe_key keys[] = {
     REAL(moe.capacity_factor, "0", 0, INFINITY, "",
          "Tokens that an expert takes at most, in units of an even share; those beyond pass the layer "
          "unchanged; 0: no limit."),
+    CHOICE(moe.from, "none", froms,
+           "Make the experts in place of a block's feed-forward layer from that layer of train.initial: "
+           "copies of it, "
+           "or, with a moe.inner that divides its inner width, slices of it."),
+    REAL(moe.from_noise, "0", 0, 10, "",
+         "Noise on copied experts: its standard deviation as a share of the copied weights' root mean "
+         "square."),
+    REAL(moe.from_redrawn, "0", 0, 1, "",
+         "Share of the inner units of each copied expert that is drawn anew, with mean and deviation of the "
+         "copied "
+         "weights."),
+    REAL(moe.skip_below, "0", 0, 1, "",
+         "Tokens skip those of their experts whose gate is below this; 0: none."),
     BOOL(moe.identical_experts, "true",
          "Start all experts of a layer from the same values, so that only the tokens make them differ."),
     INT(moe.nodes, "1", 1, 65536, "nodes",
@@ -97,6 +111,10 @@ static const smoe_key keys[] = {
     LIST(train.initial_ignore,
          "Parameters of train.initial to leave out: patterns of their names, in which * stands for any text, "
          "as in [\"moe*/router/*\"]."),
+    LIST(train.frozen, "Parameters that keep their initial values, without gradients and moments: patterns "
+                       "of names, in which * "
+                       "stands for any text, as in [\"embedding/*\", \"block0/*\"]."),
+    LIST(train.only, "Patterns of the only parameters that learn; [] for all."),
     INT(train.updates, "1000", 1, MANY, "updates", "Length of the training: steps of the optimizer."),
     INT(train.batch_sequences, "32", 1, 16777216, "sequences",
         "Sequences of each update over all ranks; a multiple of train.lanes times train.micro_batches."),

@@ -70,8 +70,15 @@ static smoe_status check_names(hid_t file, const smoe_params *params, int set) {
   for (int p = 0; p < params->n_params && status == SMOE_OK; p++)
     if (smoe_chunk_in_set(params, set, p) &&
         !smoe_h5_exists(file, smoe_chunk_name(path, folder, &params->param[p])))
-      status = SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' lacks '%s': it is damaged, or of another configuration",
-                         smoe_h5_path(file), path);
+      status =
+          set > 0 ? SMOE_FAIL(
+                        SMOE_ERR_FORMAT,
+                        "'%s' has no moments of '%s': it was frozen there (train.frozen, train.only), or the "
+                        "file is damaged. A resumed run freezes what the run did; train.initial begins a new "
+                        "one from its parameters",
+                        smoe_h5_path(file), params->param[p].name)
+                  : SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' lacks '%s': it is damaged, or of another configuration",
+                              smoe_h5_path(file), path);
   return status;
 }
 

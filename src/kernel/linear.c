@@ -47,11 +47,12 @@ static void add_rows(smoe_real *restrict sum, const smoe_real *restrict x, size_
 
 void smoe_linear_backward_weight(smoe_real *dw, smoe_real *db, const smoe_real *dy, const smoe_real *x,
                                  size_t n, size_t c, size_t o) {
-  smoe_gemm(true, false, o, c, n, 1, dy, o, x, c, 1, dw, c);
-  if (db) smoe_linear_backward_bias(db, dy, n, o);
+  if (dw) smoe_gemm(true, false, o, c, n, 1, dy, o, x, c, 1, dw, c);
+  smoe_linear_backward_bias(db, dy, n, o);
 }
 
 void smoe_linear_backward_bias(smoe_real *db, const smoe_real *dy, size_t n, size_t o) {
+  if (!db) return;
 #pragma omp parallel for if (n * o > PARALLEL_MIN)
   for (size_t j = 0; j < o; j += COLUMN_BLOCK)
     add_rows(db + j, dy + j, o, n, o - j < COLUMN_BLOCK ? o - j : COLUMN_BLOCK);

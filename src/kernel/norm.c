@@ -78,13 +78,19 @@ static void columns_backward(smoe_real *restrict dgamma, smoe_real *restrict dbe
                              const smoe_real *restrict dy, const smoe_real *restrict x,
                              const smoe_real *restrict mean, const smoe_real *restrict rstd, size_t n,
                              size_t c, size_t first, size_t last) {
-  for (size_t i = 0; i < n; i++) {
+  for (size_t i = 0; i < n && dgamma && dbeta; i++) {
     const smoe_real m = mean[i], r = rstd[i];
     for (size_t j = first; j < last; j++) {
       dgamma[j] += dy[i * c + j] * ((x[i * c + j] - m) * r);
       dbeta[j] += dy[i * c + j];
     }
   }
+  if (dgamma && dbeta) return;
+  /* One of them never learns, or both. */
+  for (size_t i = 0; i < n && dgamma; i++)
+    for (size_t j = first; j < last; j++) dgamma[j] += dy[i * c + j] * ((x[i * c + j] - mean[i]) * rstd[i]);
+  for (size_t i = 0; i < n && dbeta; i++)
+    for (size_t j = first; j < last; j++) dbeta[j] += dy[i * c + j];
 }
 
 void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, const smoe_real *dy,
@@ -100,7 +106,7 @@ void smoe_norm_backward(smoe_real *dx, smoe_real *dgamma, smoe_real *dbeta, cons
     for (size_t i = first; i < last; i++)
       row_backward(dx + i * c, dy + i * c, x + i * c, gamma, mean[i], rstd[i], c);
 #pragma omp parallel for if (parallel)
-    for (size_t j = 0; j < c; j += columns)
+    for (size_t j = 0; j < (dgamma || dbeta ? c : 0); j += columns)
       columns_backward(dgamma, dbeta, dy + first * c, x + first * c, mean + first, rstd + first, last - first,
                        c, j, c - j < columns ? c : j + columns);
   }
@@ -160,7 +166,7 @@ void smoe_rms_norm_backward(smoe_real *dx, smoe_real *dgamma, const smoe_real *d
     for (size_t i = first; i < last; i++)
       rms_row_backward(dx + i * c, dy + i * c, x + i * c, gamma, rrms[i], c);
 #pragma omp parallel for if (parallel)
-    for (size_t j = 0; j < c; j += columns)
+    for (size_t j = 0; j < (dgamma ? c : 0); j += columns)
       rms_columns_backward(dgamma, dy + first * c, x + first * c, rrms + first, last - first, c, j,
                            c - j < columns ? c : j + columns);
   }

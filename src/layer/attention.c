@@ -14,7 +14,7 @@ typedef struct attention {
   smoe_attention_buffers buffer;
   smoe_real *dy;     /* scratch [lane tokens, C]: gradient behind the dropout */
   smoe_real *rope;   /* [T, D] */
-  int32_t *position; /* [lane tokens] */
+  int32_t *position; /* [lane tokens] of rows; where there is a table, or rows are left out */
 } attention;
 
 static void declare_attention(smoe_layer *layer) {
@@ -54,9 +54,9 @@ static void declare_attention(smoe_layer *layer) {
 static void layout_positions(smoe_layer *layer, const smoe_layer_memory *memory) {
   attention *a = layer->state;
   const size_t lane = memory->shape[layer->spec.stream].lane_tokens;
+  a->position = smoe_arena_ints(memory->fixed, lane);
   if (!(layer->spec.rope > 0)) return;
   a->rope = smoe_arena_reals(memory->fixed, layer->spec.context * a->shape.head);
-  a->position = smoe_arena_ints(memory->fixed, lane);
   if (a->rope) smoe_rope_table(a->rope, layer->spec.context, a->shape.head, layer->spec.rope);
   a->shape.rope = a->rope;
 }
@@ -182,6 +182,108 @@ static void backward_attention(smoe_layer *layer, const smoe_layer_call *call) {
   smoe_attention_sublayer_backward(&a->shape, &w, &g, &tape, &a->buffer, call->dx, call->dside, dy, &rows);
 }
 
+/* ---- on some rows alone (skip.h), of self-attention ---- */
+
+/* x [N, columns] = rows [N, C] times rows first .. first + columns - 1 of W, with their bias. */
+static void project_part(const attention *a, const smoe_attention_values *w, smoe_real *out,
+                         const smoe_real *rows, size_t n, size_t first, size_t columns) {
+  const size_t c = a->shape.width;
+  smoe_phase_sublayer(SMOE_PHASE_LINEAR);
+  smoe_linear_rows(out, rows, w->qkv + first * c, w->qkv_bias ? w->qkv_bias + first : NULL, n, c, columns);
+  smoe_phase_sublayer(SMOE_PHASE_ATTENTION);
+}
+
+/* The queries [first, first + n) of one sequence, which are rows of q, against its keys up to them. */
+static void attend_run(const attention *a, smoe_real *out, const smoe_real *q, const smoe_real *k,
+                       size_t kv_stride, size_t first, size_t n) {
+  const smoe_attention_shape *shape = &a->shape;
+  const size_t wide = shape->heads * shape->head;
+  const int32_t offset = (int32_t)first;
+  const smoe_attention sizes = {.sequences = 1,
+                                .queries = n,
+                                .keys = first + n,
+                                .heads = shape->heads,
+                                .kv_heads = shape->kv_heads,
+                                .width = shape->head,
+                                .q_stride = wide,
+                                .kv_stride = kv_stride,
+                                .causal = shape->causal,
+                                .offset = &offset};
+  smoe_attend_forward(out, a->tape.lse, q, k, k + shape->kv_heads * shape->head, a->buffer.attention, &sizes);
+}
+
+/* Queries of the active ones of n rows from the normed rows, which lose the others; their rows begin at q. Returns
+ * how many. */
+static size_t active_queries(const attention *a, const smoe_attention_values *w, smoe_real *q,
+                             smoe_real *normed, const int32_t *position, const bool *active, size_t n,
+                             int32_t *kept) {
+  const size_t c = a->shape.width, wide = a->shape.heads * a->shape.head;
+  size_t m = 0;
+  for (size_t i = 0; i < n; i++) {
+    if (!active[i]) continue;
+    memmove(normed + m * c, normed + i * c, c * sizeof *normed);
+    kept[m++] = position[i];
+  }
+  project_part(a, w, q, normed, m, 0, wide);
+  if (a->rope) smoe_rope_forward(q, wide, kept, a->rope, m, a->shape.heads, a->shape.head);
+  return m;
+}
+
+/* y = x + Wo attended of the active rows, x elsewhere. */
+static void put_active(const attention *a, const smoe_attention_values *w, smoe_real *y, const smoe_real *x,
+                       const bool *active, size_t n, size_t m) {
+  const size_t c = a->shape.width;
+  smoe_phase_sublayer(SMOE_PHASE_LINEAR);
+  smoe_linear_rows(a->buffer.normed, a->tape.attended, w->proj, w->proj_bias, m,
+                   a->shape.heads * a->shape.head, c);
+  smoe_phase_sublayer(SMOE_PHASE_NORM);
+  memcpy(y, x, n * c * sizeof *y);
+  const smoe_real *from = a->buffer.normed;
+  for (size_t i = 0; i < n; i++) {
+    if (!active[i]) continue;
+    smoe_add(y + i * c, from, c);
+    from += c;
+  }
+}
+
+/* Rows of each sequence that an active row sees. */
+static size_t seen_rows(const bool *active, size_t t) {
+  while (t > 0 && !active[t - 1]) t--;
+  return t;
+}
+
+void smoe_layer_attention_some(smoe_layer *layer, const smoe_layer_call *call, const bool *active) {
+  const attention *a = layer->state;
+  const smoe_attention_shape *shape = &a->shape;
+  const smoe_attention_values w = values_of(layer);
+  const size_t c = shape->width, t = call->context, wide = shape->heads * shape->head;
+  const size_t kv = 2 * shape->kv_heads * shape->head;
+  SMOE_ASSERT(!shape->cross && shape->causal);
+  /* Sequences one after another, so that what one of them costs follows from its own rows. */
+  for (size_t s = 0; s < call->n_sequences; s++) {
+    const smoe_real *x = call->x + s * t * c;
+    const bool *own = active + s * t;
+    const size_t n = seen_rows(own, t);
+    smoe_real *q = a->tape.qkv, *keys = q + t * wide;
+    if (n > 0) {
+      smoe_norm_rows(shape->norm, a->buffer.normed, a->tape.mean, a->tape.rstd, x, w.gamma, w.beta, n, c);
+      for (size_t i = 0; i < n; i++) a->position[i] = (int32_t)i;
+      project_part(a, &w, keys, a->buffer.normed, n, wide, kv);
+      if (a->rope) smoe_rope_forward(keys, kv, a->position, a->rope, n, shape->kv_heads, shape->head);
+    }
+    const size_t m = active_queries(a, &w, q, a->buffer.normed, a->position, own, n, a->position);
+    for (size_t first = 0, row = 0; first < n;) {
+      size_t end = first;
+      while (end < n && own[end]) end++;
+      if (end > first)
+        attend_run(a, a->tape.attended + row * wide, q + row * wide, keys, kv, first, end - first);
+      row += end - first;
+      first = end + (end == first);
+    }
+    put_active(a, &w, call->y + s * t * c, x, own, t, m);
+  }
+}
+
 /* ---- decoding: the state is qkv [S, length_max, columns], or with a source stream kv [S, side_max, 2 Hkv D] ---- */
 
 static size_t state_reals_attention(const smoe_layer *layer, size_t n_sequences, size_t length_max,
@@ -249,6 +351,33 @@ static void extend_attention(smoe_layer *layer, const smoe_extend_call *call) {
   smoe_add(call->y, call->x, n * c);
 }
 
+void smoe_layer_attention_extend_some(smoe_layer *layer, const smoe_extend_call *call, const bool *active) {
+  const attention *a = layer->state;
+  const smoe_attention_shape *shape = &a->shape;
+  const smoe_attention_values w = values_of(layer);
+  const size_t c = shape->width, t = call->n, wide = shape->heads * shape->head;
+  const size_t kv = 2 * shape->kv_heads * shape->head, columns = smoe_attention_columns(shape);
+  for (size_t s = 0; s < call->n_sequences; s++) {
+    const smoe_real *x = call->x + s * t * c;
+    const bool *own = active + s * t;
+    smoe_real *q = a->tape.qkv, *fresh = q + t * wide;
+    smoe_real *state = call->state + s * call->length_max * columns, *keys = state + wide;
+    smoe_norm_rows(shape->norm, a->buffer.normed, a->tape.mean, a->tape.rstd, x, w.gamma, w.beta, t, c);
+    for (size_t i = 0; i < t; i++) a->position[i] = (int32_t)(call->first + i);
+    project_part(a, &w, fresh, a->buffer.normed, t, wide, kv);
+    if (a->rope) smoe_rope_forward(fresh, kv, a->position, a->rope, t, shape->kv_heads, shape->head);
+    for (size_t i = 0; i < t; i++)
+      memcpy(keys + (call->first + i) * columns, fresh + i * kv, kv * sizeof *keys);
+    const size_t m = active_queries(a, &w, q, a->buffer.normed, a->position, own, t, a->position);
+    for (size_t i = 0, row = 0; i < t; i++)
+      if (own[i]) {
+        attend_run(a, a->tape.attended + row * wide, q + row * wide, keys, columns, call->first + i, 1);
+        row++;
+      }
+    put_active(a, &w, call->y + s * t * c, x, own, t, m);
+  }
+}
+
 static void reorder_attention(const smoe_layer *layer, smoe_real *state, const int32_t *from,
                               size_t n_sequences, size_t length, size_t length_max, size_t side_max) {
   const attention *a = layer->state;
@@ -265,10 +394,12 @@ static void work_attention(const smoe_layer *layer, const smoe_token_shape *shap
   const attention *a = layer->state;
   const smoe_token_shape *s = &shape[layer->spec.stream], *source = &shape[SMOE_ENCODER];
   const size_t c = a->shape.width, wide = a->shape.heads * a->shape.head;
-  smoe_work_linear(work, s->lane_tokens, c, smoe_attention_columns(&a->shape), s->n_lanes);
+  smoe_work_linear(work, s->lane_tokens, c, smoe_attention_columns(&a->shape), s->n_lanes,
+                   smoe_layer_learns(layer, a->qkv));
   if (a->shape.cross)
-    smoe_work_linear(work, source->lane_tokens, c, 2 * a->shape.kv_heads * a->shape.head, s->n_lanes);
-  smoe_work_linear(work, s->lane_tokens, wide, c, s->n_lanes);
+    smoe_work_linear(work, source->lane_tokens, c, 2 * a->shape.kv_heads * a->shape.head, s->n_lanes,
+                     smoe_layer_learns(layer, a->kv));
+  smoe_work_linear(work, s->lane_tokens, wide, c, s->n_lanes, smoe_layer_learns(layer, a->proj));
   smoe_work_attention(work, (double)s->n_lanes * (double)s->lane_sequences, (double)s->context,
                       (double)(a->shape.cross ? source->context : s->context), (double)a->shape.heads,
                       (double)a->shape.head, a->shape.causal);

@@ -124,8 +124,10 @@ static void extend_ffn(smoe_layer *layer, const smoe_extend_call *call) {
 static void work_ffn(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work) {
   const ffn *f = layer->state;
   const smoe_token_shape *s = &shape[layer->spec.stream];
-  smoe_work_linear(work, s->lane_tokens, f->shape.width, smoe_ffn_columns(&f->shape), s->n_lanes);
-  smoe_work_linear(work, s->lane_tokens, f->shape.inner, f->shape.width, s->n_lanes);
+  smoe_work_linear(work, s->lane_tokens, f->shape.width, smoe_ffn_columns(&f->shape), s->n_lanes,
+                   smoe_layer_learns(layer, f->w1));
+  smoe_work_linear(work, s->lane_tokens, f->shape.inner, f->shape.width, s->n_lanes,
+                   smoe_layer_learns(layer, f->w2));
 }
 
 const smoe_ffn_tape *smoe_layer_ffn_tape(const smoe_layer *layer) {

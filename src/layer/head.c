@@ -183,7 +183,8 @@ static void work_head(const smoe_layer *layer, const smoe_token_shape *shape, sm
   const head *h = layer->state;
   const smoe_token_shape *s = &shape[layer->spec.stream];
   smoe_work_linear(work, h->rows, layer->spec.width, layer->spec.vocabulary,
-                   s->n_lanes * (double)s->lane_tokens / (double)h->rows);
+                   s->n_lanes * (double)s->lane_tokens / (double)h->rows,
+                   smoe_layer_learns(layer, h->weight));
 }
 
 const smoe_layer_ops smoe_layer_head = {

@@ -64,16 +64,21 @@ static void add_product(smoe_work *work, smoe_product product) {
   work->product[work->n++] = product;
 }
 
-void smoe_work_linear(smoe_work *work, size_t n, size_t c, size_t o, double count) {
+bool smoe_layer_learns(const smoe_layer *layer, int index) {
+  return index >= 0 && smoe_params_slab(layer->params, index)->learns;
+}
+
+void smoe_work_linear(smoe_work *work, size_t n, size_t c, size_t o, double count, bool learns) {
   add_product(work, (smoe_product){false, true, n, o, c, count});
+  if (work->forward_only) return;
   add_product(work, (smoe_product){false, false, n, c, o, count});
-  add_product(work, (smoe_product){true, false, o, c, n, count});
+  if (learns || work->everything) add_product(work, (smoe_product){true, false, o, c, n, count});
 }
 
 void smoe_work_attention(smoe_work *work, double s, double t, double tk, double h, double d, bool causal) {
   /* q k^T and p v forward, four products of that size backward. */
   const double pairs = causal ? t * (t + 1) / 2 : t * tk;
-  work->other += 3 * 2 * 2.0 * s * h * d * pairs;
+  work->other += (work->forward_only ? 1 : 3) * 2 * 2.0 * s * h * d * pairs;
 }
 
 void smoe_reorder_rows(smoe_real *state, const int32_t *from, size_t n, size_t used, size_t stride) {

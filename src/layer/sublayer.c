@@ -234,6 +234,7 @@ void smoe_ffn_backward_inner_weights(const smoe_ffn_shape *shape, const smoe_ffn
                                      const smoe_ffn_scratch *scratch, const smoe_real *x, size_t n) {
   const size_t c = shape->width;
   smoe_operand in = scratch->normed;
+  if (!g->w1 && !g->b1) return;
   smoe_phase_sublayer(SMOE_PHASE_NORM);
   if (shape->norm == SMOE_NORM_NONE)
     in = smoe_operand_of(scratch->normed, x, n * c);
@@ -349,8 +350,9 @@ void smoe_attention_sublayer_backward(const smoe_attention_shape *shape, const s
     smoe_rope_backward(buffer->dqkv, columns, rows->position, shape->rope, n, shape->heads + shape->kv_heads,
                        shape->head);
   smoe_phase_sublayer(SMOE_PHASE_NORM);
-  smoe_norm_rows_recompute(shape->norm, buffer->normed, tape->mean, tape->rstd, rows->x, w->gamma, w->beta, n,
-                           c);
+  if (g->qkv)
+    smoe_norm_rows_recompute(shape->norm, buffer->normed, tape->mean, tape->rstd, rows->x, w->gamma, w->beta,
+                             n, c);
   smoe_phase_sublayer(SMOE_PHASE_LINEAR);
   const smoe_operand dqkv = smoe_operand_of(buffer->dqkv_half, buffer->dqkv, n * columns);
   smoe_map_backward_weight(g->qkv, g->qkv_bias, dqkv, buffer->normed, n, c, columns);

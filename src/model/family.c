@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "stablemoe/router.h"
+#include "stablemoe/skip.h"
 
 extern const smoe_family smoe_family_stablemoe;
 extern const smoe_family smoe_family_decoder;
@@ -40,6 +41,8 @@ int64_t smoe_family_batch_tokens(const smoe_config *config) {
 
 size_t smoe_model_keysets(const smoe_keyset **sets) {
   size_t n = smoe_router_keysets(sets);
+  if (sets) sets[n] = &smoe_skip_keys;
+  n++;
   for (size_t i = 0; smoe_families[i]; i++) {
     if (!smoe_families[i]->keyset) continue;
     if (sets) sets[n] = smoe_families[i]->keyset;
@@ -60,6 +63,7 @@ smoe_status smoe_model_check(const smoe_config *config) {
                      smoe_config_settings(config)->model.family, names);
   }
   if (family->check) SMOE_TRY(family->check(config));
+  SMOE_TRY(smoe_skip_check(config));
   return smoe_router_check(config);
 }
 

@@ -5,6 +5,7 @@
 
 #include "stablemoe/family.h"
 #include "stablemoe/moe_layer.h"
+#include "stablemoe/skip.h"
 
 typedef struct decoder_options {
   int norm;      /* index into norms */
@@ -57,6 +58,10 @@ static size_t kv_heads(const smoe_settings *settings, const decoder_options *opt
   return (size_t)(options->kv_heads ? options->kv_heads : settings->model.heads);
 }
 
+static bool is_moe(const smoe_settings *settings, const decoder_options *options, int b) {
+  return settings->moe.layers > 0 && (b + 1) % options->moe_every == 0;
+}
+
 static smoe_status check_decoder(const smoe_config *config) {
   const smoe_settings *settings = smoe_config_settings(config);
   const decoder_options *options = smoe_config_options(config, &keyset_decoder);
@@ -72,6 +77,12 @@ static smoe_status check_decoder(const smoe_config *config) {
              "model.decoder.moe_every %lld leaves none of model.blocks %lld with experts: lower it, or set "
              "moe.layers=0 for a dense model",
              (long long)options->moe_every, (long long)settings->model.blocks);
+  for (int b = 0; b < (int)settings->model.blocks; b++)
+    SMOE_CHECK(smoe_skip_of(config, b) < SMOE_SKIP_FFN || !is_moe(settings, options, b), SMOE_ERR_CONFIG,
+               "model.skip.what: block %d has experts in place of its feed-forward layer: a gate may skip "
+               "its attention, "
+               "and moe.skip_below its experts",
+               b);
   SMOE_CHECK(settings->moe.sublayers == 1, SMOE_ERR_CONFIG,
              "moe.sublayers %lld: in family decoder an expert is one feed-forward layer",
              (long long)settings->moe.sublayers);
@@ -84,8 +95,9 @@ static int n_moe_decoder(const smoe_config *config) {
   return settings->moe.layers == 0 ? 0 : (int)(settings->model.blocks / options->moe_every);
 }
 
-static void add_block(const smoe_settings *settings, const decoder_options *options,
-                      const smoe_layer_spec *base, int b, smoe_layer_list *list) {
+static void add_block(const smoe_config *config, const smoe_settings *settings,
+                      const decoder_options *options, const smoe_layer_spec *base, int b,
+                      smoe_layer_list *list) {
   smoe_layer_spec *attention = smoe_layer_list_add(list, base);
   attention->ops = &smoe_layer_attention;
   snprintf(attention->name, sizeof attention->name, "block%d/attention", b);
@@ -94,7 +106,14 @@ static void add_block(const smoe_settings *settings, const decoder_options *opti
   attention->kv_heads = kv_heads(settings, options);
   attention->causal = true;
   attention->rope = options->positions == ROPE ? options->rope_base : 0;
-  const bool moe = settings->moe.layers > 0 && (b + 1) % options->moe_every == 0;
+  const bool moe = is_moe(settings, options, b);
+  const smoe_skip_kind skip = smoe_skip_of(config, b);
+  if (skip == SMOE_SKIP_ATTENTION || skip == SMOE_SKIP_BLOCK) smoe_skip_wrap(attention, skip, b);
+  if (skip == SMOE_SKIP_BLOCK) {
+    attention->activation = (smoe_activation)options->activation;
+    attention->inner = (size_t)settings->model.inner;
+    return;
+  }
   smoe_layer_spec *ffn = smoe_layer_list_add(list, base);
   ffn->block = b;
   ffn->activation = (smoe_activation)options->activation;
@@ -102,6 +121,7 @@ static void add_block(const smoe_settings *settings, const decoder_options *opti
   ffn->ops = moe ? &smoe_layer_moe : &smoe_layer_ffn;
   if (!moe) {
     snprintf(ffn->name, sizeof ffn->name, "block%d/ffn", b);
+    if (skip == SMOE_SKIP_FFN) smoe_skip_wrap(ffn, skip, b);
     return;
   }
   ffn->moe = (int)(b / options->moe_every);
@@ -109,6 +129,7 @@ static void add_block(const smoe_settings *settings, const decoder_options *opti
   ffn->experts = (int)settings->moe.experts;
   ffn->sublayers = 1;
   ffn->shared = (int)options->shared_experts;
+  snprintf(ffn->from, sizeof ffn->from, "block%d/ffn", b);
 }
 
 static void describe_decoder(const smoe_config *config, int vocabulary, smoe_layer_list *list) {
@@ -129,7 +150,7 @@ static void describe_decoder(const smoe_config *config, int vocabulary, smoe_lay
   snprintf(embedding->name, sizeof embedding->name, "embedding");
   embedding->positions = options->positions == LEARNED;
   embedding->scale = settings->model.scale_embedding ? sqrt((double)settings->model.width) : 1;
-  for (int b = 0; b < (int)settings->model.blocks; b++) add_block(settings, options, &base, b, list);
+  for (int b = 0; b < (int)settings->model.blocks; b++) add_block(config, settings, options, &base, b, list);
   smoe_layer_spec *head = smoe_layer_list_add(list, &base);
   head->ops = &smoe_layer_head;
   snprintf(head->name, sizeof head->name, "head");

@@ -4,6 +4,7 @@
 
 #include "stablemoe/family.h"
 #include "stablemoe/moe_layer.h"
+#include "stablemoe/skip.h"
 
 /* MoE layer i comes after so many blocks. */
 static int64_t blocks_before_moe(const smoe_settings *settings, int i) {
@@ -34,19 +35,26 @@ static void add_moe(const smoe_settings *settings, const smoe_layer_spec *base, 
   moe->inner = (size_t)settings->moe.inner;
 }
 
-static void add_block(const smoe_settings *settings, const smoe_layer_spec *base, int b,
-                      smoe_layer_list *list) {
+static void add_block(const smoe_config *config, const smoe_settings *settings, const smoe_layer_spec *base,
+                      int b, smoe_layer_list *list) {
   smoe_layer_spec *attention = smoe_layer_list_add(list, base);
   attention->ops = &smoe_layer_attention;
   snprintf(attention->name, sizeof attention->name, "block%d/attention", b);
   attention->block = b;
   attention->heads = attention->kv_heads = (size_t)settings->model.heads;
   attention->causal = true;
+  const smoe_skip_kind skip = smoe_skip_of(config, b);
+  if (skip == SMOE_SKIP_ATTENTION || skip == SMOE_SKIP_BLOCK) smoe_skip_wrap(attention, skip, b);
+  if (skip == SMOE_SKIP_BLOCK) {
+    attention->inner = (size_t)settings->model.inner;
+    return;
+  }
   smoe_layer_spec *ffn = smoe_layer_list_add(list, base);
   ffn->ops = &smoe_layer_ffn;
   snprintf(ffn->name, sizeof ffn->name, "block%d/ffn", b);
   ffn->block = b;
   ffn->inner = (size_t)settings->model.inner;
+  if (skip == SMOE_SKIP_FFN) smoe_skip_wrap(ffn, skip, b);
 }
 
 static int n_moe_stablemoe(const smoe_config *config) {
@@ -74,7 +82,7 @@ static void describe_stablemoe(const smoe_config *config, int vocabulary, smoe_l
   int m = 0;
   for (int b = 0; b <= n_blocks; b++) {
     for (; m < n_moe && blocks_before_moe(settings, m) == b; m++) add_moe(settings, &base, m, list);
-    if (b < n_blocks) add_block(settings, &base, b, list);
+    if (b < n_blocks) add_block(config, settings, &base, b, list);
   }
   SMOE_ASSERT(m == n_moe);
   smoe_layer_spec *head = smoe_layer_list_add(list, &base);

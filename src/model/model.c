@@ -6,6 +6,7 @@
 #include "stablemoe/log.h"
 #include "stablemoe/memory.h"
 #include "stablemoe/phase.h"
+#include "stablemoe/skip.h"
 #include "stablemoe/timer.h"
 
 static const double MIB = 1 << 20;
@@ -18,7 +19,10 @@ static void declare(smoe_model *model) {
     for (int i = 0; i < model->n_layers; i++) {
       smoe_layer *layer = &model->layer[i];
       const int own = layer->spec.moe >= 0 ? 1 : layer == model->head ? 2 : 0;
-      if (own == part && layer->spec.ops->declare) layer->spec.ops->declare(layer);
+      if (own != part) continue;
+      layer->first_param = model->params.n_params;
+      if (layer->spec.ops->declare) layer->spec.ops->declare(layer);
+      layer->end_param = model->params.n_params;
     }
 }
 
@@ -29,6 +33,14 @@ static bool joined(const smoe_model *model, int i) {
   return a->block >= 0 && a->block == b->block && a->stream == b->stream && a->moe < 0 && b->moe < 0;
 }
 
+/* The layer that reads what layer i wrote; the encoder's last one is read by the decoder. */
+static int next_in_stream(const smoe_model *model, int i) {
+  const int stream = model->layer[i].spec.stream;
+  for (int j = i + 1; j < model->n_layers; j++)
+    if (model->layer[j].spec.stream == stream) return j;
+  return model->n_layers;
+}
+
 static int previous_in_stream(const smoe_model *model, int i) {
   const int stream = model->layer[i].spec.stream;
   for (i--; i >= 0; i--)
@@ -36,8 +48,13 @@ static int previous_in_stream(const smoe_model *model, int i) {
   return -1;
 }
 
-static bool keeps_tape(const smoe_model *model) {
-  return model->training && !model->recompute;
+/* Whether the backward pass comes to layer i. */
+static bool is_reached(const smoe_model *model, int i) {
+  return model->training && i >= model->lowest;
+}
+
+static bool keeps_tape(const smoe_model *model, int i) {
+  return is_reached(model, i) && !model->recompute;
 }
 
 /* One lane's rows between the layers of a block: a place for each, since the backward pass that computes them again
@@ -72,9 +89,10 @@ static void layout_hidden(smoe_model *model) {
     model->in[i] = before < 0 ? (smoe_hidden){0} : model->out[before];
     model->out[i] = (smoe_hidden){0};
     if (&model->layer[i] == model->head) continue;
-    if (joined(model, i) && !keeps_tape(model)) {
+    /* Of a segment that gradients reach in part the layers below keep nothing, but what the first above reads. */
+    if (joined(model, i) && !keeps_tape(model, i + 1)) {
       model->out[i] = inner_hidden(model, &inner[s], i);
-    } else if (model->training) {
+    } else if (is_reached(model, next_in_stream(model, i))) {
       model->out[i].rows = smoe_arena_reals(&model->tape, n * c);
     } else {
       const int at = count[s]++ % 2;
@@ -93,8 +111,8 @@ static void layout_layer(smoe_model *model, int i, size_t scratch) {
       .tape = &model->tape,
       .scratch = &model->scratch,
       .shape = model->shape,
-      .tape_lanes = keeps_tape(model) ? model->shape[layer->spec.stream].n_lanes : 1,
-      .training = model->training,
+      .tape_lanes = keeps_tape(model, i) ? model->shape[layer->spec.stream].n_lanes : 1,
+      .training = is_reached(model, i),
   };
   smoe_arena_reset(&model->scratch, scratch);
   layer->spec.ops->layout(layer, &memory);
@@ -102,7 +120,7 @@ static void layout_layer(smoe_model *model, int i, size_t scratch) {
 
 /* Without kept tapes the blocks' tapes lie over one another. */
 static bool shares_tape(const smoe_model *model, int i) {
-  return !keeps_tape(model) && model->layer[i].spec.moe < 0 && &model->layer[i] != model->head;
+  return !keeps_tape(model, i) && model->layer[i].spec.moe < 0 && &model->layer[i] != model->head;
 }
 
 static void layout(smoe_model *model) {
@@ -216,6 +234,8 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
     model->shape[SMOE_ENCODER] = smoe_model_token_shape(model, shape->lane_sequences, shape->source_context);
   make_layers(model);
   declare(model);
+  SMOE_TRY(smoe_model_hold(model));
+  model->lowest = smoe_model_lowest(model);
   link_moe(model);
   model->terms = model->n_moe ? model->moe[0]->router.terms : smoe_terms_common;
   model->n_sums = (int)smoe_model_route_sums(model, model->n_moe);
@@ -256,6 +276,8 @@ void smoe_model_begin_sums(smoe_model *model) {
   memset(model->sums, 0,
          (size_t)model->shape[SMOE_MAIN].n_lanes * (size_t)model->n_sums * sizeof *model->sums);
   for (int m = 0; m < model->n_moe; m++) smoe_moe_layer_begin_update(model->moe[m]);
+  for (int i = 0; i < model->n_layers; i++)
+    if (model->layer[i].spec.skip) smoe_skip_begin(&model->layer[i]);
 }
 
 smoe_batch smoe_model_batch(const smoe_model *model, const int32_t *input, const int32_t *target) {
@@ -314,7 +336,8 @@ static void forward_lanes(smoe_model *model, int first, int last) {
   }
 }
 
-static void backward_lanes(smoe_model *model, int first, int last) {
+/* Of the segment first to last those from `lowest` on; where activations are computed again, all of it. */
+static void backward_lanes(smoe_model *model, int first, int lowest, int last) {
   const smoe_layer_spec *spec = &model->layer[first].spec;
   for (int lane = 0; lane < model->batch.shape[spec->stream].n_lanes; lane++) {
     smoe_phase(SMOE_PHASE_NORM);
@@ -326,7 +349,7 @@ static void backward_lanes(smoe_model *model, int first, int last) {
       else if (ops->recompute)
         ops->recompute(&model->layer[i], &call);
     }
-    for (int i = last; i >= first; i--) {
+    for (int i = last; i >= lowest; i--) {
       const smoe_layer_call call = call_of(model, i, lane);
       if (model->layer[i].spec.ops->backward) model->layer[i].spec.ops->backward(&model->layer[i], &call);
     }
@@ -375,10 +398,12 @@ const smoe_real *smoe_model_encode(smoe_model *model, const smoe_batch *batch, c
 }
 
 void smoe_model_backward(smoe_model *model) {
+  for (int i = model->lowest; i < model->n_layers; i++)
+    if (model->layer[i].spec.ops->settle) model->layer[i].spec.ops->settle(&model->layer[i], &model->pass);
   if (model->source_last >= 0)
     memset(model->dx[SMOE_ENCODER], 0,
            model->batch.shape[SMOE_ENCODER].n_tokens * model->width * sizeof *model->dx[SMOE_ENCODER]);
-  for (int i = model->n_layers - 1; i >= 0; i--) {
+  for (int i = model->n_layers - 1; i >= model->lowest; i--) {
     const smoe_layer_spec *spec = &model->layer[i].spec;
     if (spec->moe >= 0) {
       spec->ops->backward_all(&model->layer[i], &model->pass, model->dx[spec->stream], model->in[i].rows);
@@ -386,7 +411,7 @@ void smoe_model_backward(smoe_model *model) {
     }
     const int last = i;
     while (i > 0 && joined(model, i - 1)) i--;
-    backward_lanes(model, i, last);
+    backward_lanes(model, i, i > model->lowest ? i : model->lowest, last);
   }
 }
 
@@ -395,10 +420,12 @@ void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits) {
                          false);
 }
 
-smoe_work smoe_model_work(const smoe_model *model) {
-  smoe_work work = {0};
-  for (int i = 0; i < model->n_layers; i++)
+smoe_work smoe_model_work(const smoe_model *model, bool everything) {
+  smoe_work work = {.everything = everything};
+  for (int i = 0; i < model->n_layers; i++) {
+    work.forward_only = model->training && !is_reached(model, i) && !everything;
     if (model->layer[i].spec.ops->work) model->layer[i].spec.ops->work(&model->layer[i], model->shape, &work);
+  }
   return work;
 }
 
@@ -415,7 +442,7 @@ static double untouched(const smoe_model *model) {
   for (int i = 0, first = 1; i < model->n_layers; i++) {
     const smoe_layer_ops *ops = model->layer[i].spec.ops;
     if (!ops->untouched) continue;
-    bytes += ops->untouched(&model->layer[i], model->training, first);
+    bytes += ops->untouched(&model->layer[i], is_reached(model, i), first);
     first = 0;
   }
   return bytes;
@@ -435,8 +462,12 @@ smoe_status smoe_model_print_plan(const smoe_model *model) {
   smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
             (long long)smoe_params_total(params, SMOE_EXPERT));
   if (smoe_params_total_frozen(params) > 0)
-    smoe_note("of these frozen from the start, without gradients and moments: %lld",
-              (long long)smoe_params_total_frozen(params));
+    smoe_note("of these frozen from the start: %lld; their gradients and moments would take %.1f MiB more on "
+              "this rank",
+              (long long)smoe_params_total_frozen(params), smoe_params_spared(params) / MIB);
+  if (model->lowest > 0)
+    smoe_note("no gradient is computed below '%s', the first of %d layers that learns",
+              model->layer[model->lowest].spec.name, model->n_layers);
   smoe_note("memory per rank (largest of %d): %.1f MiB expected with balanced routing; at most %.1f MiB "
             "(model %.1f, tape %.1f, scratch %.1f)",
             params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,

@@ -123,13 +123,13 @@ static void features_backward(const smoe_router *router, const smoe_distill_opti
     for (int j = 0; j < n; j++) {
       if (token[j] < 0) continue;
       const size_t row = (size_t)token[j] * d;
-      smoe_add_rows_scaled(dtable + row, &weight[j], 1, dh + t * d, 1, d);
+      if (dtable) smoe_add_rows_scaled(dtable + row, &weight[j], 1, dh + t * d, 1, d);
       if (cnn) dtap[j] += (double)smoe_dot(dh + t * d, table + row, d);
     }
   }
   if (!cnn) return;
   smoe_real *sum = smoe_params_lane_grad(router->params, router->index[MORE], call->lane);
-  for (int j = 0; j < TAPS; j++) sum[j] += (smoe_real)dtap[j];
+  for (int j = 0; j < TAPS && sum; j++) sum[j] += (smoe_real)dtap[j];
 }
 
 void smoe_distill_scores(const smoe_router *router, const smoe_distill_options *options,

@@ -77,3 +77,11 @@ void smoe_moe_experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_re
   else
     experts_backward(moe, dx, dy);
 }
+
+void smoe_moe_skip_slots(smoe_moe_layer *moe, size_t n) {
+  for (size_t i = 0; moe->skip_below > 0 && i < n * (size_t)moe->router.n_slots; i++) {
+    if (moe->expert[i] < 0 || !(moe->gate[i] < moe->skip_below)) continue;
+    moe->expert[i] = smoe_slot_dropped(moe->expert[i]);
+    moe->n_skipped++;
+  }
+}

@@ -14,4 +14,8 @@ void smoe_moe_experts_forward(smoe_moe_layer *moe, const smoe_real *x);
  */
 void smoe_moe_experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *dy);
 
+/** Mark the choices of n tokens whose gate is below moe->skip_below as dropped: they are not computed, and stay readable.
+ *  Local. */
+void smoe_moe_skip_slots(smoe_moe_layer *moe, size_t n);
+
 #endif

@@ -41,6 +41,7 @@ static void declare_moe(smoe_layer *layer) {
                           .stream = layer->spec.stream,
                           .norm = layer->spec.norm,
                           .width = layer->spec.width,
+                          .skip_below = (smoe_real)smoe_config_settings(layer->config)->moe.skip_below,
                           .params = layer->params};
   declare_norm(moe);
   smoe_router_declare(&moe->router, layer);
@@ -155,6 +156,7 @@ void smoe_moe_layer_begin_update(smoe_moe_layer *moe) {
   memset(moe->load, 0, (size_t)moe->router.n_experts * sizeof *moe->load);
   moe->n_assigned = 0;
   moe->n_dropped = 0;
+  moe->n_skipped = 0;
 }
 
 /* ---- routing ---- */
@@ -242,9 +244,14 @@ void smoe_moe_layer_count(smoe_moe_layer *moe, int64_t *load, const smoe_pass *p
     if (moe->expert[i] >= 0) load[moe->expert[i]]++;
 }
 
+/* Whether the exchange can be planned before any layer has run: skipping needs the gates. */
+static bool plans_early(const smoe_moe_layer *moe, const smoe_pass *pass) {
+  return !(moe->skip_below > 0) && smoe_moe_layer_from_ids(moe, pass);
+}
+
 static void plan_moe(smoe_layer *layer, const smoe_pass *pass) {
   smoe_moe_layer *moe = layer->state;
-  if (!smoe_moe_layer_from_ids(moe, pass)) return;
+  if (!plans_early(moe, pass)) return;
   smoe_phase(SMOE_PHASE_ROUTE);
   choose(moe, NULL, pass);
   plan(moe, shape_of(moe, pass)->n_tokens);
@@ -253,14 +260,16 @@ static void plan_moe(smoe_layer *layer, const smoe_pass *pass) {
 /* The choice and the plan of the exchange, unless plan_moe has made them, and the gates. */
 static void route(smoe_moe_layer *moe, const smoe_real *x, const smoe_pass *pass) {
   const smoe_token_shape *tokens = shape_of(moe, pass);
-  const bool planned = smoe_moe_layer_from_ids(moe, pass);
+  const bool planned = plans_early(moe, pass);
   smoe_phase(SMOE_PHASE_ROUTE);
   if (!planned) choose(moe, x, pass);
   for (int lane = 0; lane < tokens->n_lanes; lane++) {
     const smoe_route_call call = call_of_lane(moe, lane, x, pass);
     moe->router.ops->gate(&moe->router, &call);
   }
-  if (!planned) plan(moe, tokens->n_tokens);
+  if (planned) return;
+  smoe_moe_skip_slots(moe, tokens->n_tokens);
+  plan(moe, tokens->n_tokens);
 }
 
 /* ---- the layer ---- */
@@ -428,6 +437,7 @@ static void extend_moe(smoe_layer *layer, const smoe_extend_call *call) {
   const size_t n = shape_of(moe, call->pass)->n_tokens, c = moe->width;
   const smoe_real *x = normed_input(moe, call->x, n);
   if (n) route_new(moe, call, x);
+  smoe_moe_skip_slots(moe, n);
   smoe_exchange_plan(&moe->exchange, moe->expert, n);
   moe->experts.shape.decoding = true;
   smoe_moe_experts_forward(moe, x);
@@ -462,8 +472,10 @@ static void work_moe(const smoe_layer *layer, const smoe_token_shape *shape, smo
   const int n_ranks = moe->params->topology.world.n_ranks, e = moe->router.n_experts;
   const size_t rows = (size_t)((double)s->n_global * moe->router.typical_slots / e);
   const double calls = (double)moe->experts.n_sublayers * (double)e / n_ranks;
-  smoe_work_linear(work, rows, ffn->width, smoe_ffn_columns(ffn), calls);
-  smoe_work_linear(work, rows, ffn->inner, ffn->width, calls);
+  smoe_work_linear(work, rows, ffn->width, smoe_ffn_columns(ffn), calls,
+                   smoe_layer_learns(layer, moe->experts.sublayer[0].w1));
+  smoe_work_linear(work, rows, ffn->inner, ffn->width, calls,
+                   smoe_layer_learns(layer, moe->experts.sublayer[0].w2));
   if (moe->shared.state) moe->shared.spec.ops->work(&moe->shared, shape, work);
 }
 

@@ -25,7 +25,7 @@ void smoe_sigmoid_gate_backward(smoe_real *dx, smoe_real *dcentroid, const smoe_
     const int32_t a = smoe_slot_expert(choice[t]);
     if (a < 0) continue;
     const smoe_real ds = gate[t] * (1 - gate[t]) * dgate[t]; /* gate = sigmoid(s) */
-    smoe_add_rows_scaled(dcentroid + (size_t)a * c, &ds, 1, x + t * c, 1, c);
+    if (dcentroid) smoe_add_rows_scaled(dcentroid + (size_t)a * c, &ds, 1, x + t * c, 1, c);
     smoe_add_rows_scaled(dx + t * c, &ds, 1, centroid + (size_t)a * c, 1, c);
   }
 }

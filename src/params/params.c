@@ -422,6 +422,17 @@ int64_t smoe_params_total_frozen(const smoe_params *params) {
   return total;
 }
 
+double smoe_params_spared(const smoe_params *params) {
+  double reals = 0;
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    if (slab->learns) continue;
+    const int slices = slab->lanes.n_lanes > 1 ? 3 : 2; /* moments, and the sum of the lanes */
+    reals += (double)slab->lanes.count * (double)slab_size(slab) + slices * (double)slab->slice_count;
+  }
+  return params->training ? reals * (double)sizeof(smoe_real) : 0;
+}
+
 uint64_t smoe_checksum(const smoe_real *values, size_t first, size_t n) {
   uint64_t sum = 0;
   for (size_t done = 0; done < n; done += SMOE_UNIT) {

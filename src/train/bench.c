@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "stablemoe/core_peak.h"
+#include "stablemoe/initial.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/route_facts.h"
 #include "stablemoe/timer.h"
@@ -14,13 +15,17 @@ static double product_flops(const smoe_product *p) {
   return 2.0 * (double)p->m * (double)p->n * (double)p->k;
 }
 
-double smoe_bench_flops(const smoe_model *model) {
+static double flops_of(const smoe_model *model, bool everything) {
   const smoe_settings *settings = smoe_config_settings(model->config);
-  const smoe_work work = smoe_model_work(model);
+  const smoe_work work = smoe_model_work(model, everything);
   double sum = work.other;
   for (size_t i = 0; i < work.n; i++) sum += work.product[i].count * product_flops(&work.product[i]);
   smoe_free(work.product);
   return sum * (double)settings->train.micro_batches * model->topology.world.n_ranks;
+}
+
+double smoe_bench_flops(const smoe_model *model) {
+  return flops_of(model, false);
 }
 
 /* Least seconds of a call by the clock on the wall [0] and by the processor's [1]. */
@@ -41,7 +46,7 @@ static void seconds_of_product(double *least, const smoe_product *p, smoe_real *
 
 /* FLOP-weighted rates of the machine's GEMM on the model's own shapes, by both clocks. */
 static void gemm_rates(double *rate, const smoe_model *model) {
-  const smoe_work work = smoe_model_work(model);
+  const smoe_work work = smoe_model_work(model, false);
   size_t most = 0;
   for (size_t i = 0; i < work.n; i++) {
     const smoe_product *p = &work.product[i];
@@ -184,6 +189,7 @@ static void describe(smoe_bench *bench, const smoe_model *model, const smoe_benc
   bench->vocabulary = (int64_t)model->vocabulary;
   bench->shared_parameters = smoe_params_total(&model->params, SMOE_REPLICATED);
   bench->expert_parameters = smoe_params_total(&model->params, SMOE_EXPERT);
+  bench->frozen_parameters = smoe_params_total_frozen(&model->params);
 }
 
 double smoe_bench_peak(const smoe_bench *bench) {
@@ -212,6 +218,40 @@ static void measure_core(smoe_bench *bench, const smoe_group *group, const smoe_
     bench->stage[s].peak_fraction = bench->flops / bench->stage[s].seconds / cores / smoe_bench_peak(bench);
 }
 
+/* Seconds of a forward pass in evaluation, the median of some. */
+static double forward_seconds(smoe_step *step, int updates, bool skip_nothing) {
+  const smoe_batch batch = smoe_step_read(step, 0, 0);
+  const smoe_pass pass = {.seed = (uint64_t)step->settings->run.seed,
+                          .stage = smoe_stage(step->model, step->settings, 0),
+                          .n_targets = step->task->ops->n_targets(step->task, 0),
+                          .skip_nothing = skip_nothing};
+  double *seconds = smoe_alloc((size_t)updates * sizeof *seconds);
+  for (int i = 0; i < updates; i++) {
+    smoe_model_begin_sums(step->model);
+    smoe_group_barrier(&step->model->params.group);
+    const double before = smoe_seconds();
+    smoe_model_forward(step->model, &batch, &pass);
+    seconds[i] = smoe_seconds() - before;
+  }
+  smoe_group_max_f64(&step->model->params.group, seconds, updates);
+  const double middle = median(seconds, updates);
+  smoe_free(seconds);
+  return middle;
+}
+
+/* What skipping is worth: the same pass with and without it. */
+static void measure_skips(smoe_bench *bench, smoe_step *step, const smoe_bench_options *options) {
+  const int n = smoe_model_n_skip(step->model);
+  bench->evaluation_s = bench->evaluation_all_s = NAN;
+  if (n == 0) return;
+  double *share = smoe_alloc((size_t)n * sizeof *share);
+  bench->evaluation_all_s = forward_seconds(step, options->updates, true);
+  bench->evaluation_s = forward_seconds(step, options->updates, false);
+  smoe_model_skip_shares(step->model, share);
+  for (int k = 0; k < n; k++) bench->skip_share += share[k] / n;
+  smoe_free(share);
+}
+
 static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
                        const smoe_bench_options *options) {
   const smoe_settings *settings = smoe_config_settings(model->config);
@@ -222,8 +262,10 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
   smoe_params_initialise(&model->params, (uint64_t)settings->run.seed);
   bench->n_stages = model->n_moe && model->moe[0]->router.ops->two_stages ? 2 : 1;
   smoe_status status = smoe_routers_prepare(model, task);
+  if (status == SMOE_OK) status = smoe_initial_values(model, task, true);
   for (int s = 0; s < bench->n_stages && status == SMOE_OK; s++)
     status = measure(&step, options, s == 0 ? 0 : settings->router.stage1_updates, &bench->stage[s]);
+  if (status == SMOE_OK) measure_skips(bench, &step, options);
   smoe_step_destroy(&step);
   SMOE_TRY(status);
   /* Before the measurements below take memory of their own. */
@@ -232,6 +274,7 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
   bench->planned_bytes = bytes[0];
   bench->peak_bytes = bytes[1];
   bench->flops = smoe_bench_flops(model);
+  bench->flops_all = flops_of(model, true);
   measure_core(bench, group, model);
   bench->efficiency =
       bench->flops / group->n_ranks / bench->stage[bench->n_stages - 1].seconds / bench->gemm_rate;

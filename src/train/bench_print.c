@@ -44,6 +44,17 @@ static void print_table(const smoe_bench *bench, const smoe_settings *settings, 
   fprintf(out, "\n               the update, trained in %s, reaches %.3f of %.2f\n",
           smoe_precision_name(bench->precision), bench->stage[bench->n_stages - 1].peak_fraction,
           1e-9 * smoe_bench_peak(bench));
+  if (bench->frozen_parameters > 0)
+    fprintf(out, "  frozen       %10lld of %lld parameters; %.2f GFLOP per update, %.2f if all learned\n",
+            (long long)bench->frozen_parameters,
+            (long long)(bench->shared_parameters + bench->expert_parameters), 1e-9 * bench->flops,
+            1e-9 * bench->flops_all);
+  if (isfinite(bench->evaluation_s))
+    fprintf(out,
+            "  evaluation   %10.2f ms per pass, %.2f of the gated rows ran; %.2f ms if all ran: %.2f times "
+            "as fast\n",
+            1e3 * bench->evaluation_s, bench->skip_share, 1e3 * bench->evaluation_all_s,
+            bench->evaluation_all_s / bench->evaluation_s);
   if (isfinite(bench->exchange_rate))
     fprintf(out,
             "  exchange     %10.2f GB/s, waiting included; a bare MPI_Alltoallv of this size %.2f GB/s\n",
@@ -110,8 +121,9 @@ static void print_sizes(const smoe_bench *bench, const smoe_settings *settings, 
   fprintf(out, "\"batch\": {\"sequences\": %lld, \"micro_batches\": %lld, \"lanes\": %lld}, ",
           (long long)settings->train.batch_sequences, (long long)settings->train.micro_batches,
           (long long)settings->train.lanes);
-  fprintf(out, "\"parameters\": {\"shared\": %lld, \"experts\": %lld}, ", (long long)bench->shared_parameters,
-          (long long)bench->expert_parameters);
+  fprintf(out, "\"parameters\": {\"shared\": %lld, \"experts\": %lld, \"frozen\": %lld}, ",
+          (long long)bench->shared_parameters, (long long)bench->expert_parameters,
+          (long long)bench->frozen_parameters);
   fputs("\"alltoallv\": [", out);
   for (int i = 0; i < bench->n_links; i++)
     fprintf(out, "%s{\"bytes\": %.0f, \"seconds\": %.9g}", i ? ", " : "", bench->link[i].bytes,
@@ -131,6 +143,12 @@ static void print_json(const smoe_bench *bench, const smoe_settings *settings, i
   fprintf(out, "\"precision\": \"%s\", \"exchange_row_bytes\": %.0f, ", smoe_precision_name(bench->precision),
           bench->exchange_row_bytes);
   number(out, "flops_per_update", bench->flops);
+  number(out, "flops_if_all_learned", bench->flops_all);
+  if (isfinite(bench->evaluation_s)) {
+    number(out, "evaluation_seconds", bench->evaluation_s);
+    number(out, "evaluation_seconds_without_skipping", bench->evaluation_all_s);
+    number(out, "skip_ran_share", bench->skip_share);
+  }
   number(out, "gemm_flops_per_s", bench->gemm_rate);
   number(out, "gemm_flops_per_processor_s", bench->processor_rate);
   number(out, "core_peak_gflops", 1e-9 * bench->core_peak);

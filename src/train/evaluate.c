@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "probe_pairs.h"
+#include "stablemoe/skip.h"
 
 static smoe_pass context_of(int64_t update, int stage, const smoe_model *model) {
   return (smoe_pass){.seed = (uint64_t)smoe_config_settings(model->config)->run.seed,
@@ -73,6 +74,7 @@ typedef struct shown {
   int *tokens, *slots;      /* [R] of each rank */
   double *mine, *loss;      /* [N], [all tokens] */
   int32_t *target, *expert; /* [all tokens], [M, all tokens, K] */
+  int32_t *ran;             /* [n_skip, all tokens] */
 } shown;
 
 static void shown_begin(shown *s, smoe_model *model) {
@@ -86,6 +88,7 @@ static void shown_begin(shown *s, smoe_model *model) {
   s->loss = smoe_alloc(all * sizeof *s->loss);
   s->target = smoe_alloc(all * sizeof *s->target);
   s->expert = smoe_alloc(((size_t)model->n_moe * all * s->n_slots + 1) * sizeof *s->expert);
+  s->ran = smoe_alloc(((size_t)smoe_model_n_skip(model) * all + 1) * sizeof *s->ran);
   model->token_loss = smoe_alloc((n + 1) * sizeof *model->token_loss);
 }
 
@@ -98,6 +101,7 @@ static void shown_end(shown *s, smoe_model *model) {
   smoe_free(s->loss);
   smoe_free(s->target);
   smoe_free(s->expert);
+  smoe_free(s->ran);
 }
 
 /* Gather pass `number`; without the padding behind the last sequence. */
@@ -112,6 +116,11 @@ static smoe_evaluated shown_gather(shown *s, const smoe_task *task, const smoe_b
   smoe_group_gather_i32(group, s->target, batch->target, s->tokens);
   for (int m = 0; m < model->n_moe; m++)
     smoe_group_gather_i32(group, s->expert + (size_t)m * all, model->moe[m]->expert, s->slots);
+  const int n_skip = smoe_model_n_skip(model);
+  for (int i = 0, k = 0; i < model->n_layers; i++)
+    if (model->layer[i].spec.skip)
+      smoe_group_gather_i32(group, s->ran + k++ * model->shape[SMOE_MAIN].n_global,
+                            smoe_skip_ran(&model->layer[i]), s->tokens);
   return (smoe_evaluated){.first = first,
                           .n = left < model->shape[SMOE_MAIN].n_global ? left
                                                                        : model->shape[SMOE_MAIN].n_global,
@@ -120,6 +129,8 @@ static smoe_evaluated shown_gather(shown *s, const smoe_task *task, const smoe_b
                           .n_slots = (int)s->n_slots,
                           .target = s->target,
                           .loss = s->loss,
+                          .n_skip = n_skip,
+                          .ran = s->ran,
                           .expert = s->expert};
 }
 

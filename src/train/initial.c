@@ -5,6 +5,7 @@
 
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/log.h"
+#include "upcycle.h"
 
 /* The file, and for each parameter of the model the entry that it is taken from. */
 typedef struct plan {
@@ -16,8 +17,10 @@ typedef struct plan {
   smoe_layer_list theirs;
   smoe_checkpoint_content *content;
   int64_t n_content;
-  int64_t *entry; /* [n_params] in content; -1: keeps what was drawn */
-  bool *used;     /* [n_content] */
+  int64_t *entry;  /* [n_params] in content; -1: keeps what was drawn */
+  bool *used;      /* [n_content] */
+  int *upcycled;   /* [n_params] MoE layer whose experts are made from the entry; -1: taken as it is */
+  int64_t *slices; /* [n_moe] of each copy */
 } plan;
 
 static void release(plan *p) {
@@ -28,6 +31,8 @@ static void release(plan *p) {
   smoe_free(p->content);
   smoe_free(p->entry);
   smoe_free(p->used);
+  smoe_free(p->upcycled);
+  smoe_free(p->slices);
 }
 
 /* ---- matching ---- */
@@ -36,6 +41,12 @@ static int64_t find_entry(const plan *p, const char *name) {
   for (int64_t i = 0; i < p->n_content; i++)
     if (strcmp(p->content[i].name, name) == 0) return i;
   return -1;
+}
+
+static const smoe_layer_spec *find_spec(const smoe_layer_list *list, const char *name) {
+  for (int i = 0; i < list->n; i++)
+    if (strcmp(list->spec[i].name, name) == 0) return &list->spec[i];
+  return NULL;
 }
 
 static void print_shape(char *text, size_t bytes, const int64_t *shape, int n) {
@@ -78,11 +89,31 @@ static smoe_status check_shape(const plan *p, int index, const smoe_checkpoint_c
                    param->name, theirs, p->path, ours, reason(param->name));
 }
 
+/* The rule of moe.from covers a parameter that the file does not have. */
+static smoe_status match_dense(plan *p, int index) {
+  char name[SMOE_NAME_MAX], w2[SMOE_NAME_MAX];
+  const int m = smoe_upcycle_source(p->model, index, name);
+  if (m < 0) return SMOE_OK;
+  const smoe_layer_spec *spec = NULL;
+  for (int i = 0; i < p->model->n_layers; i++)
+    if (p->model->layer[i].spec.moe == m) spec = &p->model->layer[i].spec;
+  snprintf(w2, sizeof w2, "%s/w2", spec->from);
+  const int64_t e = find_entry(p, name), weight = find_entry(p, w2);
+  SMOE_TRY(smoe_upcycle_check(p->model, m, find_spec(&p->theirs, spec->from),
+                              weight < 0 ? NULL : &p->content[weight], &p->slices[m]));
+  SMOE_CHECK(e >= 0, SMOE_ERR_CONFIG, "moe.from: ffn: '%s' lacks '%s'", p->path, name);
+  p->entry[index] = e;
+  p->upcycled[index] = m;
+  p->used[e] = true;
+  return SMOE_OK;
+}
+
 static smoe_status match(plan *p) {
   for (int i = 0; i < p->params->n_params; i++) {
     const char *name = p->params->param[i].name;
-    p->entry[i] = -1;
+    p->entry[i] = p->upcycled[i] = -1;
     const int64_t e = find_entry(p, name);
+    if (e < 0) SMOE_TRY(match_dense(p, i));
     if (e < 0 || smoe_model_matches(smoe_config_settings(p->model->config)->train.initial_ignore, name))
       continue;
     SMOE_TRY(check_shape(p, i, &p->content[e]));
@@ -116,12 +147,6 @@ static smoe_status check_rest(const plan *p) {
 
 /* ---- what shapes do not tell ---- */
 
-static const smoe_layer_spec *find_spec(const smoe_layer_list *list, const char *name) {
-  for (int i = 0; i < list->n; i++)
-    if (strcmp(list->spec[i].name, name) == 0) return &list->spec[i];
-  return NULL;
-}
-
 static bool is_taken(const plan *p, const char *layer) {
   const size_t length = strlen(layer);
   for (int i = 0; i < p->params->n_params; i++)
@@ -132,9 +157,16 @@ static bool is_taken(const plan *p, const char *layer) {
 }
 
 /* The first property in which two layers of one name compute otherwise; NULL: none. */
+/* What the layer is without its gate. */
+static const smoe_layer_ops *kind_of(const smoe_layer_spec *spec) {
+  return spec->skip == SMOE_SKIP_ATTENTION ? &smoe_layer_attention
+         : spec->skip == SMOE_SKIP_FFN     ? &smoe_layer_ffn
+                                           : spec->ops;
+}
+
 static const char *difference(const smoe_layer_spec *a, const smoe_layer_spec *b) {
   if (a->norm != b->norm || a->expert_norm != b->expert_norm) return "its norm";
-  const bool attention = a->ops == &smoe_layer_attention, embedding = a->ops == &smoe_layer_embedding;
+  const bool attention = kind_of(a) == &smoe_layer_attention, embedding = a->ops == &smoe_layer_embedding;
   if (attention && (a->heads != b->heads || a->kv_heads != b->kv_heads)) return "the number of heads";
   if (attention && a->rope != b->rope) return "its rotary positions";
   if (attention && (a->causal != b->causal || a->cross != b->cross)) return "what it attends to";
@@ -147,7 +179,8 @@ static smoe_status check_layers(const plan *p) {
   for (int i = 0; i < p->model->n_layers; i++) {
     const smoe_layer_spec *ours = &p->model->layer[i].spec, *theirs = find_spec(&p->theirs, ours->name);
     if (!theirs || !is_taken(p, ours->name)) continue;
-    const char *what = theirs->ops != ours->ops ? "what kind of layer it is" : difference(ours, theirs);
+    const char *what =
+        kind_of(theirs) != kind_of(ours) ? "what kind of layer it is" : difference(ours, theirs);
     SMOE_CHECK(!what, SMOE_ERR_CONFIG,
                "train.initial: %s of '%s' is another one in '%s': the same numbers would mean another model",
                what, ours->name, p->path);
@@ -185,7 +218,10 @@ static int64_t elements(const plan *p, int index) {
 }
 
 static const char *origin(const plan *p, int index) {
-  return p->entry[index] < 0 ? "drawn, not in the file" : "taken";
+  if (p->entry[index] < 0) return "drawn, not in the file";
+  if (p->upcycled[index] < 0) return "taken";
+  return p->params->param[index].sharding == SMOE_EXPERT ? "experts made of the feed-forward layer"
+                                                         : "taken from it";
 }
 
 static void print_table(const plan *p) {
@@ -216,6 +252,8 @@ static smoe_status open_file(plan *p, const smoe_group *group) {
   SMOE_TRY(smoe_checkpoint_describe(p->path, group, &p->content, &p->n_content));
   p->entry = smoe_alloc((size_t)p->params->n_params * sizeof *p->entry);
   p->used = smoe_alloc((size_t)p->n_content * sizeof *p->used);
+  p->upcycled = smoe_alloc((size_t)p->params->n_params * sizeof *p->upcycled);
+  p->slices = smoe_alloc((size_t)p->model->n_moe * sizeof *p->slices);
   if (smoe_config_stored(config, p->meta.configuration, p->path, &p->stored) != SMOE_OK) {
     smoe_warn(
         "train.initial: the configuration in '%s' is of another version (%s): whether its layers compute as "
@@ -235,16 +273,38 @@ static smoe_status check_plan(plan *p, const smoe_task *task) {
   return check_tokens(p, task);
 }
 
+/* Every rank reads the layers that its experts are made from. */
+static smoe_status make_experts(const plan *p) {
+  for (int i = 0; i < p->params->n_params; i++) {
+    if (p->entry[i] < 0 || p->upcycled[i] < 0) continue;
+    const smoe_checkpoint_content *c = &p->content[p->entry[i]];
+    size_t n = 1;
+    for (int d = 0; d < c->n_dims; d++) n *= (size_t)c->shape[d];
+    smoe_real *source = smoe_alloc(n * sizeof *source);
+    const smoe_status status = smoe_checkpoint_read_values(p->path, c->name, source);
+    if (status == SMOE_OK) smoe_upcycle_fill(p->model, i, c, source, p->slices[p->upcycled[i]]);
+    smoe_free(source);
+    SMOE_TRY(status);
+  }
+  for (int m = 0; m < p->model->n_moe; m++)
+    if (p->slices[m] > 1) smoe_upcycle_tie(p->model, m, p->slices[m]);
+  return SMOE_OK;
+}
+
 static smoe_status load_values(const plan *p) {
   bool *take = smoe_alloc((size_t)p->params->n_params * sizeof *take);
-  for (int i = 0; i < p->params->n_params; i++) take[i] = p->entry[i] >= 0;
+  for (int i = 0; i < p->params->n_params; i++) take[i] = p->entry[i] >= 0 && p->upcycled[i] < 0;
   const smoe_status status = smoe_checkpoint_load_some(p->path, &p->model->params, take);
   smoe_free(take);
-  return status;
+  SMOE_TRY(status);
+  return smoe_group_agree(&p->params->group, make_experts(p));
 }
 
 smoe_status smoe_initial_values(smoe_model *model, const smoe_task *task, bool load) {
-  if (!smoe_config_settings(model->config)->train.initial[0]) return SMOE_OK;
+  const smoe_settings *settings = smoe_config_settings(model->config);
+  SMOE_CHECK(settings->moe.from == SMOE_FROM_NOTHING || settings->train.initial[0], SMOE_ERR_CONFIG,
+             "moe.from: ffn makes experts from a dense model: name it by train.initial");
+  if (!settings->train.initial[0]) return SMOE_OK;
   plan p = {.model = model, .params = &model->params};
   smoe_status status = open_file(&p, &model->params.group);
   if (status == SMOE_OK) status = smoe_group_agree(&model->params.group, check_plan(&p, task));

@@ -351,6 +351,7 @@ static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid, bool *
     snprintf(bigram, sizeof bigram, " (corpus bigram: %.4f)", r->task.corpus.bigram);
   smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens%s%s", (long long)done,
             valid->loss, valid->perplexity, valid->n_targets, bigram, since);
+  smoe_model_note_skips(r->model);
   return SMOE_OK;
 }
 

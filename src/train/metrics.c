@@ -40,6 +40,15 @@ static void write_header(const smoe_metrics *metrics, FILE *out) {
             m, m, m, m, m, m, m);
   for (int i = 2; i < metrics->terms.n; i++) fprintf(out, ",%s", metrics->terms.name[i]);
   for (int l = 0; l < metrics->n_layers && metrics->nodes; l++) fprintf(out, ",moe%d_local_rate", l);
+  const int n_skip = smoe_model_n_skip(metrics->model);
+  for (int k = 0; k < n_skip; k++) {
+    fputc(',', out);
+    for (const char *name = smoe_model_skip_name(metrics->model, k); *name; name++)
+      fputc(*name == '/' ? '_' : *name, out);
+    fputs("_run", out);
+  }
+  if (n_skip > 0) fputs(",skip_loss", out);
+  for (int m = 0; m < metrics->n_layers && metrics->skips_slots; m++) fprintf(out, ",moe%d_skip_rate", m);
   /* Times come last: what stands before them is the same on any number of ranks. */
   fputs(",seconds,tokens_per_s", out);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(out, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
@@ -71,7 +80,9 @@ smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, cons
   *metrics = (smoe_metrics){.n_layers = model->n_moe,
                             .n_experts = model->params.n_experts,
                             .terms = model->terms,
-                            .nodes = model->config && smoe_config_settings(model->config)->moe.nodes > 1};
+                            .nodes = model->config && smoe_config_settings(model->config)->moe.nodes > 1,
+                            .model = model,
+                            .skips_slots = model->moe && model->n_moe > 0 && model->moe[0]->skip_below > 0};
   if (model->params.group.rank != 0) return SMOE_OK;
   char *path = smoe_sprintf("%s/metrics.csv", directory), *header = header_text(metrics);
   const smoe_status status = open_file(metrics, path, header, update);
@@ -114,6 +125,13 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
   }
   for (int i = 2; i < metrics->terms.n; i++) field(file, result->term[i]);
   for (int l = 0; l < metrics->n_layers && metrics->nodes; l++) field(file, result->layer[l].local_rate);
+  const int n_skip = smoe_model_n_skip(metrics->model);
+  for (int k = 0; k < n_skip; k++) field(file, result->skip[k]);
+  if (n_skip > 0) field(file, result->skip_loss);
+  for (int m = 0; m < metrics->n_layers && metrics->skips_slots; m++) {
+    const double chosen = (double)(result->layer[m].n_assigned + result->layer[m].n_skipped);
+    field(file, chosen > 0 ? (double)result->layer[m].n_skipped / chosen : 0);
+  }
   fprintf(file, ",%.4f,%.1f", seconds, result->n_targets / seconds);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(file, phase ? ",%.6f" : ",", phase ? phase[p] : 0);
   fputc('\n', file);

@@ -9,6 +9,7 @@ smoe_status smoe_step_create(smoe_step *step, smoe_model *model, smoe_task *task
   *step = (smoe_step){.model = model, .task = task, .settings = task->settings};
   smoe_task_take(task, model);
   step->total = smoe_alloc((size_t)model->n_sums * sizeof *step->total);
+  step->skip = smoe_alloc((size_t)smoe_model_n_skip(model) * sizeof *step->skip);
   step->layer = smoe_alloc((size_t)model->n_moe * sizeof *step->layer);
   step->load = smoe_alloc((size_t)model->n_moe * (size_t)model->params.n_experts * sizeof *step->load);
   return SMOE_OK;
@@ -16,6 +17,7 @@ smoe_status smoe_step_create(smoe_step *step, smoe_model *model, smoe_task *task
 
 void smoe_step_destroy(smoe_step *step) {
   smoe_free(step->total);
+  smoe_free(step->skip);
   smoe_free(step->layer);
   smoe_free(step->load);
   *step = (smoe_step){0};
@@ -51,6 +53,15 @@ static void add_objective_terms(const smoe_step *step, smoe_step_result *result)
   }
 }
 
+/* Choices of all ranks that were not computed for their small gate. Collective. */
+static int64_t skipped_slots(const smoe_model *model, int m) {
+  const smoe_moe_layer *moe = model->moe[m];
+  if (!(moe->skip_below > 0)) return 0;
+  uint64_t n = (uint64_t)moe->n_skipped;
+  smoe_group_sum_u64(&model->params.group, &n, 1);
+  return (int64_t)n;
+}
+
 static void fill_result(smoe_step *step, smoe_step_result *result) {
   const smoe_model *model = step->model;
   const smoe_params *params = &model->params;
@@ -60,6 +71,9 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
   result->loss = sums->loss / sums->n_targets;
   memset(result->term, 0, sizeof result->term);
   result->layer = step->layer;
+  smoe_model_skip_shares(model, step->skip);
+  result->skip = step->skip;
+  result->skip_loss = smoe_model_skip_loss(model);
   for (int m = 0; m < model->n_moe; m++) {
     const smoe_route_sums *route = (const smoe_route_sums *)(step->total + smoe_model_route_sums(model, m));
     const smoe_moe_layer *moe = model->moe[m];
@@ -69,6 +83,7 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
         .load = load,
         .n_assigned = moe->n_assigned,
         .n_dropped = moe->n_dropped,
+        .n_skipped = skipped_slots(model, m),
         .agreement = route->n_compared > 0 ? route->n_agree / route->n_compared : NAN,
         .gate_mean = route->n_gates > 0 ? route->gate / route->n_gates : NAN,
         .local_rate = route->n_sent > 0 ? route->n_local / route->n_sent : NAN,
@@ -129,7 +144,8 @@ static void update_routers(smoe_step *step) {
   for (int m = 0; m < model->n_moe; m++) {
     smoe_router *router = &model->moe[m]->router;
     const smoe_route_loads loads = {step->layer[m].load, step->layer[m].n_assigned};
-    if (router->ops->after_update) router->ops->after_update(router, &model->params, &loads);
+    if (router->ops->after_update && !smoe_model_router_held(model, m))
+      router->ops->after_update(router, &model->params, &loads);
   }
 }
 

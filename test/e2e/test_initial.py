@@ -109,6 +109,134 @@ class Initial(p.ProgramTest):
         self.assertRefused(result, "format", "checksum of 'param/block1/ffn/w1'")
         self.assertFalse(re.search(r"update 1/", result.out + result.err))
 
+    def test_frozen(self):
+        """What learns has the gradients that it has in a run where all learn; the rest has neither gradient nor moments."""
+        wide = ("model.blocks=3", "moe.identical_experts=false", "optimizer.clip=0", "train.updates=1", "train.micro_batches=2")
+        moe = ("model.family=decoder", "moe.sublayers=1", "model.decoder.moe_every=2", "model.decoder.biases=true",
+               "model.decoder.norm=layer", "model.decoder.shared_experts=1", "router.method=topk")
+        cases = {"upper": (moe, "train.frozen=embedding/*,block0/*,moe0/router/*,moe0/shared/*", ("embedding", "block0", "moe0/router", "moe0/shared")),
+                 "experts": (moe, "train.frozen=moe0/expert/*,*norm/gamma", ("moe0/expert", "norm/gamma")),
+                 "router": (moe, "train.only=moe0/router/*", None),
+                 "stable": ((), "train.frozen=moe0/router/*,block1/attention/qkv/*", ("moe0/router", "block1/attention/qkv")),
+                 "one": (("moe.layers=0",), "train.only=block1/ffn/b1", None)}
+        jobs = {}
+        for case, (family, pattern, _) in cases.items():
+            for name, more, ranks in ((case, (), 1), (f"{case}-all", None, 1), (f"{case}-two", ("train.recompute=true",), 2)):
+                settings = (*wide, *family, *((pattern, *more) if more is not None else ()))
+                jobs[name] = lambda n=name, s=settings, r=ranks: self.train(n, s, ranks=r)
+        for name, result in p.several(jobs, 3):
+            with self.subTest(name):
+                self.assertFine(result)
+        for case, (_, pattern, parts) in cases.items():
+            with self.subTest(case):
+                free, held = (p.datasets(self.path(run, "checkpoints", "latest")) for run in (f"{case}-all", case))
+                moments = {name for name in held if name.startswith("adam/m/")}
+                self.assertEqual(p.column(self.path(case), "loss"), p.column(self.path(f"{case}-all"), "loss"))
+                learned = {name for name in free if name.startswith("adam/m/")}
+                wanted = {name for name in learned if parts and not any(part in name for part in parts)} if parts else \
+                    {name for name in learned if "block1/ffn/b1" in name or "moe0/router" in name}
+                self.assertEqual(moments, wanted)
+                for name in moments:
+                    self.assertTrue(np.array_equal(held[name], free[name]), name)
+                self.assertSameRun(self.path(f"{case}-two"), self.path(case), (1,))
+        # A frozen parameter keeps the value that it was drawn with.
+        begun = values(self.trained("begun", (*wide, *moe, "optimizer.lr=0")) + "/checkpoints/latest")
+        held = values(self.path("upper", "checkpoints", "latest"))
+        for name, value in held.items():
+            self.assertEqual(np.array_equal(value, begun[name]), any(part in name for part in cases["upper"][2]), name)
+
+    def test_frozen_refused(self):
+        """Patterns that hit nothing, or leave nothing; moments that are not there."""
+        cases = {"train.frozen=blok0/*": "no parameter matches 'blok0/", "train.only=none": "no parameter matches 'none'",
+                 "train.frozen=*": "leave no parameter to learn"}
+        for setting, pattern in cases.items():
+            self.assertRefused(self.train("frozen", (*DENSE, setting)), "config", pattern)
+        self.trained("thaw", (*DENSE, "train.frozen=block0/*", "train.updates=1"))
+        self.assertRefused(self.train("thaw", (*DENSE, "train.updates=2"), resume=True), "format", "no moments of 'block0/")
+        self.assertFine(self.train("thaw", (*DENSE, "train.frozen=block*", "train.updates=2"), resume=True))
+
+    def test_upcycled(self):
+        """Before the first update the upcycled model has the dense model's losses; on other ranks the same experts."""
+        topk = ("model.family=decoder", "moe.sublayers=1", "router.method=topk", "optimizer.lr=0", "train.updates=1",
+                "train.evaluate_every=1", f"train.initial={self.dense}", "moe.from=ffn")
+        cases = {"copies": ("moe.inner=64",), "halves": ("moe.inner=32",),
+                 "quarters": ("moe.inner=16", "moe.experts=8", "router.topk.k=8"),
+                 "drawn": ("moe.inner=32", "moe.from_redrawn=0.5", "moe.from_noise=0.1")}
+        jobs = {"dense0": lambda: self.train("dense0", (*DENSE, *topk[3:-1]))}
+        for name, settings in cases.items():
+            for ranks in (1, 2) if name in ("halves", "drawn") else (1,):
+                jobs[f"{name}{ranks}"] = lambda n=f"{name}{ranks}", s=settings, r=ranks: self.train(n, (*topk, *s), ranks=r)
+        for name, result in p.several(jobs, 3):
+            with self.subTest(name):
+                self.assertFine(result)
+        for column in ("loss", "valid_loss"):
+            dense = p.column(self.path("dense0"), column)[0]
+            for name in cases:
+                own = p.column(self.path(f"{name}1"), column)[0]
+                self.assertEqual(abs(own - dense) < 2e-6 * dense, name != "drawn", f"{column} of {name}: {own}, {dense}")
+        for name in ("halves", "drawn"):
+            self.assertSameRun(self.path(f"{name}2"), self.path(f"{name}1"), (1,))
+        # What the drawn experts are made of: half of the units as they were but for the noise, and each expert its own.
+        dense, drawn = (values(self.path(run, "checkpoints", "latest")) for run in ("dense0", "drawn1"))
+        w1, experts = dense["block0/ffn/w1"], drawn["moe0/expert/ffn0/w1"]
+        kept = np.zeros(4)
+        for e in range(4):
+            whole = np.concatenate([w1[h * 64 + e % 2 * 32:h * 64 + e % 2 * 32 + 32] for h in (0, 1)])
+            near = np.abs(experts[e] - whole).max(axis=1) < 0.6 * np.sqrt((w1 ** 2).mean())
+            self.assertTrue(np.array_equal(near[:32], near[32:]), "both rows of a unit are drawn anew, or none")
+            kept[e] = near.mean()
+        self.assertTrue(np.all((kept > 0.15) & (kept < 0.85)), kept)
+        self.assertFalse(np.array_equal(experts[0], experts[2]))
+
+    def test_upcycling_refused(self):
+        base = ("model.family=decoder", "moe.sublayers=1", "router.method=topk", "moe.from=ffn")
+        initial = f"train.initial={self.dense}"
+        cases = ((("moe.inner=64",), "name it by train.initial"), (("moe.inner=48", initial), "has to divide"),
+                 (("moe.inner=16", initial), "have to be multiples"),
+                 (("moe.inner=64", "model.decoder.shared_experts=1", initial), "shared_experts=0"),
+                 (("moe.inner=64", "model.decoder.biases=true", initial), "use of biases"))
+        jobs = {case: lambda c=case, i=i: self.train(f"upcycle{i}", (*base, *c[0])) for i, case in enumerate(cases)}
+        for (_, pattern), result in p.several(jobs, 3):
+            with self.subTest(pattern):
+                self.assertRefused(result, "config", pattern)
+
+    def test_skipping(self):
+        """Gates of zero change nothing; tuned ones are the same on any ranks and after a resume, and generation uses them."""
+        tune = (*DENSE, "model.blocks=4", "train.only=*/gate", "model.skip.target=0.2", "model.skip.weight=5",
+                "optimizer.lr=0.05", "train.updates=6", "train.micro_batches=2", "train.checkpoint_every=3")
+        deep = self.trained("deep", (*DENSE, "model.blocks=4", "train.updates=3"))
+        jobs = {"plain": lambda: self.train("plain", (*DENSE, "model.blocks=4", f"train.initial={deep}", "train.updates=1"))}
+        variants = {"attention": ("model.skip.what=attention",), "whole": ("model.skip.what=attention", "model.skip.mean=whole"),
+                    "ffn": ("model.skip.what=ffn", "model.skip.unit=token", "model.skip.gradient=active"),
+                    "block": ("model.skip.what=block", "model.skip.gradient=masked", "train.recompute=true")}
+        for name, settings in variants.items():
+            for ranks in (1, 3):
+                jobs[f"{name}{ranks}"] = lambda n=f"{name}{ranks}", s=settings, r=ranks: self.train(
+                    n, (*tune, *s, f"train.initial={deep}"), ranks=r)
+        for name, result in p.several(jobs, 3):
+            with self.subTest(name):
+                self.assertFine(result)
+        first = p.column(self.path("plain"), "loss")[0]
+        for name in variants:
+            with self.subTest(name):
+                run = self.path(f"{name}1")
+                self.assertSameRun(self.path(f"{name}3"), run, (3, 6))
+                self.assertEqual(p.column(run, "loss")[0], first)
+                columns = [c for c in p.metrics(run)[0] if c.endswith("_run")]
+                self.assertEqual(len(columns), 2)
+                shares = np.array([p.column(run, c) for c in columns])
+                self.assertTrue(np.all(shares[:, 0] == 1), shares)
+                self.assertTrue(np.any(shares[:, -1] < 1), f"{name}: nothing was skipped, the test shows less: {shares}")
+        # A resume in the middle, and texts that skipping changes the speed of, not whether there are any.
+        part = self.train("part", (*tune, *variants["attention"], f"train.initial={deep}"),
+                          env={"STABLEMOE_KILL": "checkpoint.close@0#2"})
+        self.assertNotEqual(part.code, 0)
+        self.assertFine(self.train("part", (*tune, *variants["attention"], f"train.initial={deep}"), resume=True))
+        self.assertSameRun(self.path("part"), self.path("attention1"), (3, 6))
+        texts = [self.program.run("generate", self.path("attention1"), "-n", "12", "--prompt", "the", "-t", "0", *more).out
+                 for more in ((), ("--no-cache",))]
+        self.assertEqual(texts[0], texts[1])
+
 
 if __name__ == "__main__":
     p.main()
