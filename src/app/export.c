@@ -1,6 +1,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "export_layout.h"
 #include "open_model.h"
 #include "stablemoe/json.h"
 #include "stablemoe/log.h"
@@ -9,6 +10,7 @@
 typedef struct options {
   const char *output, *corpus;
   bool split_experts, best;
+  int layout; /* smoe_layout */
 } options;
 
 static const smoe_option OPTIONS[] = {
@@ -18,6 +20,11 @@ static const smoe_option OPTIONS[] = {
     {0, "split-experts", SMOE_OPTION_FLAG, offsetof(options, split_experts), NULL,
      "write each expert to a file of its own, and NAME.safetensors.index.json, which says what is where"},
     SMOE_BEST_OPTION(options),
+    {0, "layout", SMOE_OPTION_CHOICE, offsetof(options, layout), NULL,
+     "names and shapes of the tensors: this program's, or those of a GPT-2 or Llama model, with a "
+     "config.json beside "
+     "them (default stablemoe)",
+     .choices = smoe_layout_names},
     {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
      "corpus to take the tokenizer from (default: the one it was trained on)"},
 };
@@ -37,8 +44,8 @@ static char *about(const smoe_config *config, const smoe_checkpoint_meta *meta, 
           (long long)meta->update, meta->stage, (long long)meta->n_tokens_seen);
   fputs(" \"corpus\": ", out);
   smoe_json_text(out, meta->corpus);
-  fprintf(out,
-          ", \"corpus_fingerprint\": \"%016llx\",\n \"tokenizer\": ", (unsigned long long)meta->fingerprint);
+  fprintf(out, ", \"corpus_fingerprint\": \"%016llx\", \"tokenizer_hash\": \"%016llx\",\n \"tokenizer\": ",
+          (unsigned long long)meta->fingerprint, (unsigned long long)meta->tokenizer);
   smoe_json_text(out, tokenizer);
   if (tokenizer) fprintf(out, ", \"tokenizer_kind\": \"sentencepiece\", \"end_id\": %d", corpus->end_id);
   fputs(",\n \"configuration\": ", out);
@@ -100,8 +107,12 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_status status = smoe_app_checkpoint_choose(path, sizeof path, &alone, arguments->word[0], o->best);
   if (status == SMOE_OK) status = smoe_checkpoint_read_meta(path, &alone, &meta);
   if (status == SMOE_OK) status = smoe_config_parse(config, meta.configuration, path);
-  if (status == SMOE_OK) status = find_tokenizer(&corpus, values, &meta, path);
-  if (status == SMOE_OK) status = write_export(values, path, config, &meta, &corpus);
+  if (status == SMOE_OK && o->layout != SMOE_LAYOUT_OWN) {
+    status = smoe_export_layout((smoe_layout)o->layout, path, config, o->output);
+  } else {
+    if (status == SMOE_OK) status = find_tokenizer(&corpus, o, &meta, path);
+    if (status == SMOE_OK) status = write_export(o, path, config, &meta, &corpus);
+  }
   smoe_corpus_close(&corpus);
   smoe_free(meta.configuration);
   smoe_config_destroy(config);

@@ -17,6 +17,7 @@ extern const smoe_command smoe_command_generate;
 extern const smoe_command smoe_command_translate;
 extern const smoe_command smoe_command_average;
 extern const smoe_command smoe_command_export;
+extern const smoe_command smoe_command_import;
 extern const smoe_command smoe_command_route;
 extern const smoe_command smoe_command_bench;
 extern const smoe_command smoe_command_info;
@@ -25,13 +26,11 @@ extern const smoe_command smoe_command_completion;
 extern const smoe_command smoe_command_man;
 
 const smoe_command *const smoe_commands[] = {
-    &smoe_command_prepare,   &smoe_command_train,
-    &smoe_command_evaluate,  &smoe_command_generate,
-    &smoe_command_translate, &smoe_command_average,
-    &smoe_command_export,    &smoe_command_route,
-    &smoe_command_bench,     &smoe_command_info,
-    &smoe_command_doctor,    &smoe_command_completion,
-    &smoe_command_man,       NULL,
+    &smoe_command_prepare,    &smoe_command_train,     &smoe_command_evaluate,
+    &smoe_command_generate,   &smoe_command_translate, &smoe_command_average,
+    &smoe_command_export,     &smoe_command_import,    &smoe_command_route,
+    &smoe_command_bench,      &smoe_command_info,      &smoe_command_doctor,
+    &smoe_command_completion, &smoe_command_man,       NULL,
 };
 
 const smoe_command *smoe_command_find(const char *name) {
