@@ -42,7 +42,13 @@ class Metrics:
         """Loss terms besides balance and distill: the columns between those of the MoE layers and `seconds`."""
         names = list(self.columns)
         last = max((i for i, name in enumerate(names) if re.match(r"moe\d+_", name)), default=len(names))
-        return names[last + 1:names.index("seconds")] if "seconds" in names[last + 1:] else []
+        rest = names[last + 1:names.index("seconds")] if "seconds" in names[last + 1:] else []
+        return [name for name in rest if not name.endswith("_run")]
+
+    @property
+    def gates(self) -> list[str]:
+        """Sublayers behind gates (model.skip), whose columns are <name>_run: the share of rows that ran."""
+        return [name.removesuffix("_run") for name in self.columns if name.endswith("_run")]
 
     @property
     def n_layers(self) -> int:

@@ -78,6 +78,8 @@ def _losses(run: Run) -> Data:
         values = np.where((stage == 2) & (values == 0), np.nan, values)  # the terms end with stage 1
         if np.any(values[np.isfinite(values)] != 0):
             out[name if name in ("balance", "distill") else f"term:{name}"] = series(update, values)
+    for name in run.metrics.gates:
+        out[f"run:{name}"] = series(update, run.metrics.column(f"{name}_run"))
     out["grad_norm"] = series(update, run.metrics.column("grad_norm"))
     return {name: value for name, value in out.items() if value is not None}
 

@@ -38,6 +38,7 @@ static void write_header(const smoe_metrics *metrics, FILE *out) {
             ",moe%d_max_over_mean,moe%d_cv,moe%d_entropy,moe%d_dead,moe%d_drop_rate,moe%d_gate_mean,"
             "moe%d_agreement",
             m, m, m, m, m, m, m);
+  for (int m = 0; m < metrics->n_layers && metrics->skips_slots; m++) fprintf(out, ",moe%d_skip_rate", m);
   for (int i = 2; i < metrics->terms.n; i++) fprintf(out, ",%s", metrics->terms.name[i]);
   for (int l = 0; l < metrics->n_layers && metrics->nodes; l++) fprintf(out, ",moe%d_local_rate", l);
   const int n_skip = smoe_model_n_skip(metrics->model);
@@ -48,7 +49,6 @@ static void write_header(const smoe_metrics *metrics, FILE *out) {
     fputs("_run", out);
   }
   if (n_skip > 0) fputs(",skip_loss", out);
-  for (int m = 0; m < metrics->n_layers && metrics->skips_slots; m++) fprintf(out, ",moe%d_skip_rate", m);
   /* Times come last: what stands before them is the same on any number of ranks. */
   fputs(",seconds,tokens_per_s", out);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(out, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
@@ -123,15 +123,15 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
     field(file, layer->gate_mean);
     field(file, layer->agreement);
   }
+  for (int m = 0; m < metrics->n_layers && metrics->skips_slots; m++) {
+    const double chosen = (double)(result->layer[m].n_assigned + result->layer[m].n_skipped);
+    field(file, chosen > 0 ? (double)result->layer[m].n_skipped / chosen : 0);
+  }
   for (int i = 2; i < metrics->terms.n; i++) field(file, result->term[i]);
   for (int l = 0; l < metrics->n_layers && metrics->nodes; l++) field(file, result->layer[l].local_rate);
   const int n_skip = smoe_model_n_skip(metrics->model);
   for (int k = 0; k < n_skip; k++) field(file, result->skip[k]);
   if (n_skip > 0) field(file, result->skip_loss);
-  for (int m = 0; m < metrics->n_layers && metrics->skips_slots; m++) {
-    const double chosen = (double)(result->layer[m].n_assigned + result->layer[m].n_skipped);
-    field(file, chosen > 0 ? (double)result->layer[m].n_skipped / chosen : 0);
-  }
   fprintf(file, ",%.4f,%.1f", seconds, result->n_targets / seconds);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(file, phase ? ",%.6f" : ",", phase ? phase[p] : 0);
   fputc('\n', file);

@@ -16,11 +16,15 @@ typedef struct subject {
   smoe_pass context;
 } subject;
 
-/* position "decoder": the family of that name, which places experts itself. */
+/* position "decoder": the family of that name, which places experts itself; "model.skip.what=...": the same, dense, with
+ * gates. */
 static subject open_on(const smoe_group *ranks, const char *method, const char *position, int stage) {
-  const bool decoder = strcmp(position, "decoder") == 0;
+  const bool gates = strncmp(position, "model.skip", 10) == 0;
+  const bool decoder = gates || strcmp(position, "decoder") == 0;
   char *where = decoder ? smoe_strdup("model.family=decoder") : smoe_sprintf("moe.position=%s", position);
-  const char *layers = strcmp(position, "scattered") == 0 ? "moe.layers=2" : "moe.layers=1";
+  const char *layers = gates                                ? "moe.layers=0"
+                       : strcmp(position, "scattered") == 0 ? "moe.layers=2"
+                                                            : "moe.layers=1";
   const char *const overrides[] = {"model.context=9",
                                    layers,
                                    "train.batch_sequences=8",
@@ -30,6 +34,10 @@ static subject open_on(const smoe_group *ranks, const char *method, const char *
                                    "model.heads=4",
                                    "model.decoder.kv_heads=2",
                                    "model.decoder.shared_experts=1",
+                                   gates ? "model.blocks=4" : "model.blocks=2",
+                                   gates ? position : "model.skip.what=none",
+                                   gates && strstr(method, "topk") ? "model.skip.unit=token"
+                                                                   : "model.skip.unit=sequence",
                                    NULL};
   subject s = {.config = fixture_config(method, overrides),
                .context = {.seed = 3, .update = 5, .stage = stage, .n_targets = 1}};
@@ -153,6 +161,12 @@ int main(int argc, char **argv) {
     test_bits(methods[i]);
   }
   fixture_methods_free(methods);
+  static const char *const whats[] = {"model.skip.what=attention", "model.skip.what=ffn",
+                                      "model.skip.what=block"};
+  for (int i = 0; i < 3; i++) {
+    test_method("switch", whats[i], 1); /* a running mean */
+    test_method("topk", whats[i], 1);   /* each token alone */
+  }
   test_sight();
   test_window();
   smoe_group_end(&group);

@@ -252,9 +252,11 @@ function losses() {
                         : null;
   };
   const further = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("term:"))))];
+  const gates = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("run:"))))];
   return section("losses", "Losses", null, controls, parts,
     thirds(term("balance", "Balance loss", "per token"), term("distill", "Distillation loss", "nats per token"),
       ...further.map((key) => term(key, "Loss term " + key.slice(5), "per token")),
+      ...gates.map((key) => term(key, "Rows that ran behind the gate of " + key.slice(4).replace("_", "/"), "share")),
       term("grad_norm", "Gradient norm", "before clipping")));
 }
 
