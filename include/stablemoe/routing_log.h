@@ -48,11 +48,11 @@ typedef struct smoe_routing_load {
   const int64_t *load; /**< [E] */
   int64_t n_assigned;  /**< rows before dropping */
   int64_t n_dropped;
-  int64_t n_skipped;       /**< not computed for their small gate (moe.skip_below) */
   double term[SMOE_TERMS]; /**< loss terms per token, as shape.terms names them */
   double agreement;  /**< share of tokens for which learned and distilled choice agree; NaN where none */
   double local_rate; /**< share of the rows sent that stay on their node; NaN where none is sent */
   double gate_mean;
+  int64_t n_skipped; /**< rows not computed for their small gate (moe.skip_below) */
 } smoe_routing_load;
 
 typedef struct smoe_routing_log smoe_routing_log;

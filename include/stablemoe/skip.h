@@ -51,7 +51,7 @@ double smoe_skip_loss(const smoe_layer *layer);
 /** Set both to zero. Local. */
 void smoe_skip_begin(smoe_layer *layer);
 
-/** Whether each row [N] of this rank's last forward pass ran; on the tape. Local. */
+/** Whether each row [N] of this rank's last forward pass ran. Local. */
 const int32_t *smoe_skip_ran(const smoe_layer *layer);
 
 /** For tests of the gradient: R of each row [N] on the tape; and a forward pass of training in which M is M + R - base [N],

@@ -54,7 +54,8 @@ static void layout_skip(smoe_layer *layer, const smoe_layer_memory *memory) {
   s->rstd = smoe_arena_reals(memory->tape, n);
   s->pooled = smoe_arena_reals(memory->tape, n * c);
   s->r = smoe_arena_reals(memory->tape, n);
-  s->ran = smoe_arena_ints(memory->tape, shape->n_tokens);
+  /* Layers share tapes, and this is read after the pass. */
+  s->ran = smoe_arena_ints(memory->fixed, shape->n_tokens);
   s->delta = memory->training ? smoe_arena_reals(memory->tape, n * c) : NULL;
   s->mid = s->n_inner > 1 ? smoe_arena_reals(memory->tape, n * c) : NULL;
   s->active = smoe_arena_take(memory->scratch, lane * sizeof *s->active);

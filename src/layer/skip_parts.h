@@ -18,12 +18,13 @@ typedef struct skip {
   smoe_real *r;           /* [N] R */
   smoe_real *delta;       /* [N, C] F(x); training */
   smoe_real *mid;         /* [N, C] between the sublayers of a block */
-  int32_t *ran;           /* [N] M; 0 for padding */
   /* scratch, one lane */
   bool *active;
   smoe_real *full, *rows; /* [lane tokens, C] */
   smoe_real *passed;      /* gradients of rows that skip */
   smoe_real *dpooled;
+  /* as long as the model */
+  int32_t *ran;    /* [N] M; 0 for padding */
   uint64_t *count; /* [lanes, 2] rows and those that ran, of the last pass */
   int n_lanes;
   /* of the micro-batch, over all ranks */

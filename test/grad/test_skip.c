@@ -115,9 +115,9 @@ int main(int argc, char **argv) {
                   LIST(whats[i], "model.skip.unit=token", "model.skip.gradient=active"));
     test_gradient("whole mean, masked", LIST(whats[i], "model.skip.mean=whole", "model.skip.gradient=masked",
                                              "model.skip.weight=0.7", "model.skip.target=0", "run.seed=4"));
-    test_gradient("LayerNorm, one lane, recomputed",
+    test_gradient("LayerNorm, one lane",
                   LIST(whats[i], "model.decoder.norm=layer", "model.decoder.biases=true", "train.lanes=1",
-                       "train.recompute=true", "model.decoder.positions=learned"));
+                       "model.decoder.positions=learned"));
     test_evaluation("running mean", LIST(whats[i]));
     test_evaluation("token, grouped heads, biases",
                     LIST(whats[i], "model.skip.unit=token", "model.heads=4", "model.decoder.kv_heads=2",
