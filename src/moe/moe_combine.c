@@ -39,7 +39,7 @@ const smoe_real *smoe_moe_scale_backward(const smoe_moe_layer *moe, const smoe_t
   for (int lane = 0; lane < tokens->n_lanes; lane++) {
     smoe_real *domega = smoe_params_lane_grad(moe->params, moe->router.omega, lane);
     for (size_t t = (size_t)lane * n; t < ((size_t)lane + 1) * n; t++) {
-      for (size_t i = t * k; i < (t + 1) * k; i++)
+      for (size_t i = t * k; domega && i < (t + 1) * k; i++)
         for (size_t j = 0; j < c; j++) domega[j] += moe->gate[i] * moe->slot[i * c + j] * dy[t * c + j];
       for (size_t j = 0; j < c; j++) moe->dscaled[t * c + j] = omega[j] * dy[t * c + j];
     }
