@@ -136,7 +136,6 @@ static void test_lists(void) {
   static const char wanted[] = "*/gate,a b,c";
   smoe_config *config = create();
   const char *list = smoe_config_settings(config)->train.initial_ignore;
-  CHECK(list[0] == '\0');
   for (size_t i = 0; same[i]; i++) {
     CHECK(smoe_config_parse(config, same[i], "a.yml") == SMOE_OK, "%s", smoe_last_error());
     CHECK(strcmp(list, wanted) == 0, "'%s'", list);
@@ -155,8 +154,6 @@ static void test_lists(void) {
   smoe_config_destroy(config);
   refuse("train:\n  initial_ignore: [a, [b]]\n", "takes a list of texts");
   refuse("train:\n  initial_ignore: [a, \"b,c\"]\n", "'b,c' cannot be in the list");
-  refuse("train:\n  initial_ignore: [a, \"\"]\n", "cannot be in the list");
-  refuse("train:\n  initial_ignore: a,,b\n", "has an empty text");
   refuse("train:\n  initial_ignore: \"a,\"\n", "ends with a comma");
 }
 
