@@ -33,7 +33,7 @@ void smoe_map_backward_weight(smoe_real *dw, smoe_real *db, smoe_operand dy, smo
     smoe_linear_backward_weight(dw, db, dy.wide, x.wide, n, c, o);
     return;
   }
-  smoe_bf16_linear_backward_weight(dw, dy.half, x.half, n, c, o);
+  if (dw) smoe_bf16_linear_backward_weight(dw, dy.half, x.half, n, c, o);
   if (db) smoe_bf16_linear_backward_bias(db, dy.half, n, o);
 }
 

@@ -186,10 +186,11 @@ static void backward_attention(smoe_layer *layer, const smoe_layer_call *call) {
 
 /* x [N, columns] = rows [N, C] times rows first .. first + columns - 1 of W, with their bias. */
 static void project_part(const attention *a, const smoe_attention_values *w, smoe_real *out,
-                         const smoe_real *rows, size_t n, size_t first, size_t columns) {
+                         smoe_operand rows, size_t n, size_t first, size_t columns) {
   const size_t c = a->shape.width;
   smoe_phase_sublayer(SMOE_PHASE_LINEAR);
-  smoe_linear_rows(out, rows, w->qkv + first * c, w->qkv_bias ? w->qkv_bias + first : NULL, n, c, columns);
+  smoe_map_rows(out, rows, smoe_operand_at(w->qkv, first * c), w->qkv_bias ? w->qkv_bias + first : NULL, n, c,
+                columns);
   smoe_phase_sublayer(SMOE_PHASE_ATTENTION);
 }
 
@@ -215,13 +216,16 @@ static void attend_run(const attention *a, smoe_real *out, const smoe_real *q, c
 /* Queries of the active ones of n rows from the normed rows, which lose the others; their rows begin at q. Returns
  * how many. */
 static size_t active_queries(const attention *a, const smoe_attention_values *w, smoe_real *q,
-                             smoe_real *normed, const int32_t *position, const bool *active, size_t n,
+                             smoe_operand normed, const int32_t *position, const bool *active, size_t n,
                              int32_t *kept) {
   const size_t c = a->shape.width, wide = a->shape.heads * a->shape.head;
   size_t m = 0;
   for (size_t i = 0; i < n; i++) {
     if (!active[i]) continue;
-    memmove(normed + m * c, normed + i * c, c * sizeof *normed);
+    if (normed.half)
+      memmove(normed.half + m * c, normed.half + i * c, c * sizeof *normed.half);
+    else
+      memmove(normed.wide + m * c, normed.wide + i * c, c * sizeof *normed.wide);
     kept[m++] = position[i];
   }
   project_part(a, w, q, normed, m, 0, wide);
@@ -229,16 +233,21 @@ static size_t active_queries(const attention *a, const smoe_attention_values *w,
   return m;
 }
 
-/* y = x + Wo attended of the active rows, x elsewhere. */
+/* Where attention leaves its results, which are rounded afterwards in bf16. */
+static smoe_real *attended_of(const attention *a) {
+  return a->tape.attended.wide ? a->tape.attended.wide : a->buffer.out;
+}
+
+/* y = x + Wo attended of the active rows, x elsewhere. The queries are not needed any more. */
 static void put_active(const attention *a, const smoe_attention_values *w, smoe_real *y, const smoe_real *x,
                        const bool *active, size_t n, size_t m) {
-  const size_t c = a->shape.width;
+  const size_t c = a->shape.width, wide = a->shape.heads * a->shape.head;
+  smoe_real *from = a->tape.qkv;
   smoe_phase_sublayer(SMOE_PHASE_LINEAR);
-  smoe_linear_rows(a->buffer.normed, a->tape.attended, w->proj, w->proj_bias, m,
-                   a->shape.heads * a->shape.head, c);
+  smoe_map_rows(from, smoe_operand_of(a->tape.attended, attended_of(a), m * wide), w->proj, w->proj_bias, m,
+                wide, c);
   smoe_phase_sublayer(SMOE_PHASE_NORM);
   memcpy(y, x, n * c * sizeof *y);
-  const smoe_real *from = a->buffer.normed;
   for (size_t i = 0; i < n; i++) {
     if (!active[i]) continue;
     smoe_add(y + i * c, from, c);
@@ -276,7 +285,7 @@ void smoe_layer_attention_some(smoe_layer *layer, const smoe_layer_call *call, c
       size_t end = first;
       while (end < n && own[end]) end++;
       if (end > first)
-        attend_run(a, a->tape.attended + row * wide, q + row * wide, keys, kv, first, end - first);
+        attend_run(a, attended_of(a) + row * wide, q + row * wide, keys, kv, first, end - first);
       row += end - first;
       first = end + (end == first);
     }
@@ -371,7 +380,7 @@ void smoe_layer_attention_extend_some(smoe_layer *layer, const smoe_extend_call 
     const size_t m = active_queries(a, &w, q, a->buffer.normed, a->position, own, t, a->position);
     for (size_t i = 0, row = 0; i < t; i++)
       if (own[i]) {
-        attend_run(a, a->tape.attended + row * wide, q + row * wide, keys, columns, call->first + i, 1);
+        attend_run(a, attended_of(a) + row * wide, q + row * wide, keys, columns, call->first + i, 1);
         row++;
       }
     put_active(a, &w, call->y + s * t * c, x, own, t, m);

@@ -146,7 +146,7 @@ static void decide(smoe_layer *layer, const smoe_layer_call *call) {
   smoe_real *pooled = s->pooled + first * c;
   int32_t *ran = ran_of(s, call);
   smoe_phase_sublayer(SMOE_PHASE_NORM);
-  smoe_norm_rows(s->norm, pooled, s->mean + first, s->rstd + first, call->x,
+  smoe_norm_rows(s->norm, (smoe_operand){.wide = pooled}, s->mean + first, s->rstd + first, call->x,
                  smoe_layer_value(layer, s->gamma), smoe_layer_value(layer, s->beta), call->n, c);
   for (size_t q = 0; q < call->n_sequences; q++) {
     smoe_real *sum = s->rows;

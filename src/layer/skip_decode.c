@@ -40,8 +40,8 @@ static void decide_new(smoe_layer *layer, const smoe_extend_call *call) {
   skip *s = layer->state;
   const size_t c = s->width, n = call->n, all = call->n_sequences * n;
   smoe_real *decided = call->state, *sums = decided + call->n_sequences;
-  smoe_norm_rows(s->norm, s->pooled, s->mean, s->rstd, call->x, smoe_layer_value(layer, s->gamma),
-                 smoe_layer_value(layer, s->beta), all, c);
+  smoe_norm_rows(s->norm, (smoe_operand){.wide = s->pooled}, s->mean, s->rstd, call->x,
+                 smoe_layer_value(layer, s->gamma), smoe_layer_value(layer, s->beta), all, c);
   for (size_t q = 0; q < call->n_sequences; q++) {
     smoe_real *own = s->pooled + q * n * c;
     if (smoe_skip_is_running(s))

@@ -297,7 +297,9 @@ static smoe_status load_values(const plan *p) {
   const smoe_status status = smoe_checkpoint_load_some(p->path, &p->model->params, take);
   smoe_free(take);
   SMOE_TRY(status);
-  return smoe_group_agree(&p->params->group, make_experts(p));
+  SMOE_TRY(smoe_group_agree(&p->params->group, make_experts(p)));
+  smoe_params_round(&p->model->params);
+  return SMOE_OK;
 }
 
 smoe_status smoe_initial_values(smoe_model *model, const smoe_task *task, bool load) {
