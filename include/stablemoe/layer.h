@@ -262,10 +262,10 @@ struct smoe_layer {
   smoe_layer_spec spec;
   const smoe_config *config;
   smoe_params *params;
-  smoe_precision precision; /**< of products' operands: train.precision */
-  int number;               /**< in the model's list, which tells its random numbers apart */
+  smoe_precision precision;   /**< of products' operands: train.precision */
+  int number;                 /**< in the model's list, which tells its random numbers apart */
   int first_param, end_param; /**< its parameters in the table: first_param .. end_param - 1 */
-  void *state;              /**< the layer's own struct, ops->bytes, zeroed before declare */
+  void *state;                /**< the layer's own struct, ops->bytes, zeroed before declare */
 };
 
 extern const smoe_layer_ops smoe_layer_embedding; /**< y = scale table[token] + position */
