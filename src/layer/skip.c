@@ -215,7 +215,8 @@ static void evaluate_skip(skip *s, const smoe_layer_call *call) {
   bool all = true;
   for (size_t i = 0; i < call->n; i++) {
     s->active[i] = ran[i];
-    all = all && (ran[i] || call->token[i] < 0);
+    all = all &&
+          ran[i]; /* padding never runs: other rows may attend to it, so it is left as it is in training */
   }
   for (int k = 0; k < 2; k++) s->seen[k] += s->count[2 * call->lane + k];
   if (all)

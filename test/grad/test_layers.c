@@ -369,6 +369,8 @@ static void test_moe_layer(const char *name, const char *method, const smoe_rout
                                          .config = config,
                                          .params = &p.params,
                                          .n_layers = 1,
+                                         .n_lanes = LANES,
+                                         .n_nodes = 1,
                                          .n_experts = EXPERTS,
                                          .n_slots = ops->slots(config),
                                          .width = C}};
@@ -468,6 +470,8 @@ int main(int argc, char **argv) {
   char **methods = fixture_methods();
   for (size_t i = 0; methods[i]; i++)
     for (int stage = 1; stage <= (fixture_method(methods[i])->two_stages ? 2 : 1); stage++) {
+      /* Its experts must divide the width, which 3 do not divide here; test_router and test_model have it. */
+      if (strncmp(methods[i], "local", 5) == 0) continue;
       char *name = smoe_sprintf("MoE layer, %s, stage %d", methods[i], stage);
       test_moe_layer(name, methods[i], NULL, stage, NULL, false);
       smoe_free(name);

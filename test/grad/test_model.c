@@ -168,11 +168,24 @@ static const char *exact(const char *method) {
   return strcmp(method, "sparsemixer") == 0 ? "sparsemixer router.sparsemixer.version=plain" : method;
 }
 
+/* Give `two` both copies of each sequence of `one`. */
+static void copy_tokens(model_fixture *two, const model_fixture *one) {
+  const size_t context = one->model->shape[SMOE_MAIN].context;
+  for (size_t t = 0; t < one->n_micro * one->model->shape[SMOE_MAIN].n_tokens; t++)
+    for (size_t copy = 0; copy < 2; copy++) {
+      const size_t to = (t / context * 2 + copy) * context + t % context;
+      two->input[to] = one->input[t];
+      two->target[to] = one->target[t];
+    }
+  two->context.n_targets = one->context.n_targets;
+}
+
 /** Two copies with the same experts and without dropout predict alike: no divergence, twice the gradient. */
 static void test_copies(void) {
   model_fixture one, two;
   fixture_open(&one, &group, "thor", LIST("router.thor.copies=1", "moe.experts=1"), 1);
   fixture_open(&two, &group, "thor", LIST("router.thor.consistency=7", "moe.experts=1"), 1);
+  copy_tokens(&two, &one);
   fixture_gradients(&one);
   fixture_gradients(&two);
   const double *sums = two.model->sums + sizeof(smoe_lane_sums) / sizeof(double);

@@ -120,7 +120,8 @@ static bool check_method(const char *method, int stage) {
     bool differ = false;
     for (int t = 1; t < N; t++)
       differ = differ || (p.token[t] >= 0 && computed.expert[t] != computed.expert[0]);
-    CHECK(differ, "%s sends all to one expert, which shows nothing", method);
+    CHECK(differ || strstr(method, "evaluation=one"), "%s sends all to one expert, which shows nothing",
+          method);
     outcome_free(&computed);
     outcome_free(&chosen);
     outcome_free(&looked_up);
