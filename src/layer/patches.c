@@ -61,7 +61,7 @@ static void backward_patches(smoe_layer *layer, const smoe_layer_call *call) {
   smoe_linear_backward_weight(smoe_layer_grad(layer, p->weight, call->lane),
                               smoe_layer_grad(layer, p->bias, call->lane), call->dx, call->patch, call->n,
                               layer->spec.patch, c);
-  for (size_t s = 0; position && s < call->n_sequences; s++) /* NULL: train.frozen has them */
+  for (size_t s = 0; s < call->n_sequences; s++)
     smoe_add(position, call->dx + s * call->context * c, call->context * c);
 }
 
