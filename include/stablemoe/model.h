@@ -24,7 +24,6 @@ typedef struct smoe_model {
   int lowest;     /**< first layer that learns: no gradient is computed below it */
   bool recompute; /**< layers keep no tape: the backward pass makes it again, lane by lane */
   size_t width, vocabulary;
-  size_t patch; /**< images: numbers of a patch; else 0 */
   int n_layers, n_moe;
   smoe_layer *layer;    /**< [n_layers] in order of the pass */
   smoe_moe_layer **moe; /**< [n_moe] those that are MoE layers */
@@ -37,11 +36,9 @@ typedef struct smoe_model {
   smoe_hidden *in, *out;       /**< [n_layers] of each layer */
   int source_last;             /**< layer whose output is the source stream's result; -1: none */
   smoe_real *dx[SMOE_STREAMS]; /**< [N, C] */
-  int32_t *predicted;    /**< [N] images: predicted class at the first row of each, in memory of the caller;
-                                    NULL: not kept */
-  smoe_real *token_loss; /**< [N] losses of a pass, in memory of the caller; NULL: not kept */
-  smoe_real *reduce_scratch; /**< for smoe_params_reduce */
-  smoe_batch batch;          /**< of the pass that went forward last */
+  smoe_real *token_loss;       /**< [N] losses of a pass, in memory of the caller; NULL: not kept */
+  smoe_real *reduce_scratch;   /**< for smoe_params_reduce */
+  smoe_batch batch;            /**< of the pass that went forward last */
   smoe_pass pass;
 
   double library_bytes; /**< resident before the model took memory: MPI, HDF5, BLAS, the program */
@@ -55,9 +52,6 @@ typedef struct smoe_model {
 /** Place of MoE layer m's smoe_route_sums within a lane's sums, in doubles. Local. */
 size_t smoe_model_route_sums(const smoe_model *model, int m);
 
-/** Share of the targets that were predicted, from sums over lanes; NaN where the objective does not count. Local. */
-double smoe_model_accuracy(const smoe_model *model, const double *sums);
-
 /** Sizes that are not in the configuration, or replace it. */
 typedef struct smoe_model_shape {
   int vocabulary;
@@ -66,7 +60,6 @@ typedef struct smoe_model_shape {
   bool training;                   /**< with gradients, moments and a tape */
   size_t context;                  /**< T of the main stream; 0: model.context */
   size_t source_context;           /**< T of the source stream; 0: there is none */
-  size_t patch;                    /**< images: numbers of a patch; 0: rows are tokens */
   const smoe_objective *objective; /**< NULL: cross entropy */
 } smoe_model_shape;
 
