@@ -20,22 +20,10 @@ extern const smoe_router_ops smoe_router_base;
 extern const smoe_router_ops smoe_router_base_stage2;
 
 const smoe_router_ops *const smoe_router_methods[] = {
-    &smoe_router_stable,
-    &smoe_router_switch,
-    &smoe_router_gshard,
-    &smoe_router_topk,
-    &smoe_router_expert_choice,
-    &smoe_router_hash,
-    &smoe_router_mask,
-    &smoe_router_recurrent,
-    &smoe_router_sparsemixer,
-    &smoe_router_smile,
-    &smoe_router_local,
-    &smoe_router_thor,
-    &smoe_router_base,
-    &smoe_router_base_stage2,
-    &smoe_router_replay,
-    NULL,
+    &smoe_router_stable,        &smoe_router_switch,      &smoe_router_gshard, &smoe_router_topk,
+    &smoe_router_expert_choice, &smoe_router_hash,        &smoe_router_mask,   &smoe_router_recurrent,
+    &smoe_router_sparsemixer,   &smoe_router_smile,       &smoe_router_local,  &smoe_router_thor,
+    &smoe_router_base,          &smoe_router_base_stage2, &smoe_router_replay, NULL,
 };
 
 const smoe_router_ops *smoe_router_find(const char *name) {
