@@ -57,6 +57,11 @@ smoe_status smoe_h5_open_together(hid_t *file, const char *path, const smoe_grou
  */
 smoe_status smoe_h5_close(hid_t file);
 
+/** Close a file that was written with this status, and return the status of both: of two errors the first, with its
+ *  report. Otherwise as smoe_h5_close.
+ */
+smoe_status smoe_h5_close_after(hid_t file, smoe_status written);
+
 /** Make a dataset of n_dims dimensions (0: a scalar), with the groups on its way. Collective.
  *  type: of the elements in the file. Space is allocated at once and not filled.
  */

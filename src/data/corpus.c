@@ -1,9 +1,7 @@
 #include "stablemoe/corpus.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "corpus_file.h"
 #include "stablemoe/arena.h"
@@ -87,24 +85,13 @@ static smoe_status read_about(smoe_corpus *corpus, hid_t file) {
   return read_model(corpus, file);
 }
 
+static const smoe_corpus_words words = {"stablemoe prepare", " TEXT...", "corpus", "tokens"};
+
 smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path) {
   *corpus = (smoe_corpus){0};
-  SMOE_CHECK(path[0], SMOE_ERR_CONFIG,
-             "no corpus is named: set data.corpus to a file made by "
-             "'stablemoe prepare'");
-  SMOE_CHECK(strlen(path) < sizeof corpus->path, SMOE_ERR_CONFIG, "the path of the corpus is too long: '%s'",
-             path);
-  SMOE_CHECK(!smoe_fault("corpus.open"), SMOE_ERR_IO, "cannot open '%s': injected fault", path);
-  memcpy(corpus->path, path, strlen(path) + 1);
+  SMOE_TRY(smoe_corpus_open_file(&corpus->file, corpus->path, sizeof corpus->path, path, &words));
   if (!realpath(path, corpus->absolute)) corpus->absolute[0] = '\0';
-  hid_t file;
-  SMOE_CHECK(access(path, F_OK) == 0, SMOE_ERR_IO,
-             "cannot open '%s': %s; `stablemoe prepare TEXT... -o %s` makes a corpus", path, strerror(errno),
-             path);
-  SMOE_TRY(smoe_h5_open(&file, path));
-  corpus->file = smoe_alloc(sizeof file);
-  *(hid_t *)corpus->file = file;
-  const smoe_status status = read_about(corpus, file);
+  const smoe_status status = read_about(corpus, file_of(corpus));
   if (status != SMOE_OK) {
     /* Closing may fail again, and the first report says more. */
     char *report = smoe_strdup(smoe_last_error());
@@ -116,18 +103,10 @@ smoe_status smoe_corpus_open_local(smoe_corpus *corpus, const char *path) {
 }
 
 smoe_status smoe_corpus_open(smoe_corpus *corpus, const smoe_group *group, const char *path) {
-  const smoe_status status = smoe_group_agree(group, smoe_corpus_open_local(corpus, path));
-  if (status != SMOE_OK) {
-    smoe_corpus_close(corpus);
-    return status;
-  }
-  /* Nodes may see different files under one name. */
-  if (smoe_group_same(group, (int64_t)corpus->fingerprint, "the corpus") == SMOE_OK) return SMOE_OK;
-  smoe_corpus_close(corpus);
-  return SMOE_FAIL(SMOE_ERR_IO,
-                   "not all ranks see the same tokens in '%s': put it on a file system that all "
-                   "nodes share, or copy the same file to each",
-                   path);
+  smoe_status status = smoe_group_agree(group, smoe_corpus_open_local(corpus, path));
+  if (status == SMOE_OK) status = smoe_corpus_check_same(group, corpus->fingerprint, path, &words);
+  if (status != SMOE_OK) smoe_corpus_close(corpus);
+  return status;
 }
 
 void smoe_corpus_close(smoe_corpus *corpus) {

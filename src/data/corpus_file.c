@@ -1,12 +1,39 @@
 #include "corpus_file.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "stablemoe/arena.h"
 #include "stablemoe/nodes.h"
 
 /* Above, 16 bits do not hold an id. */
 enum { SMALL_VOCABULARY = 65536 };
+
+smoe_status smoe_corpus_open_file(void **file, char *kept, size_t size, const char *path,
+                                  const smoe_corpus_words *words) {
+  SMOE_CHECK(path[0], SMOE_ERR_CONFIG, "no corpus is named: set data.corpus to a file made by '%s'",
+             words->prepare);
+  SMOE_CHECK(strlen(path) < size, SMOE_ERR_CONFIG, "the path of the corpus is too long: '%s'", path);
+  SMOE_CHECK(!smoe_fault("corpus.open"), SMOE_ERR_IO, "cannot open '%s': injected fault", path);
+  memcpy(kept, path, strlen(path) + 1);
+  SMOE_CHECK(access(path, F_OK) == 0, SMOE_ERR_IO, "cannot open '%s': %s; `%s%s -o %s` makes a %s", path,
+             strerror(errno), words->prepare, words->inputs, path, words->corpus);
+  hid_t opened;
+  SMOE_TRY(smoe_h5_open(&opened, path));
+  *file = smoe_alloc(sizeof opened);
+  *(hid_t *)*file = opened;
+  return SMOE_OK;
+}
+
+smoe_status smoe_corpus_check_same(const smoe_group *group, uint64_t fingerprint, const char *path,
+                                   const smoe_corpus_words *words) {
+  if (smoe_group_same(group, (int64_t)fingerprint, "the corpus") == SMOE_OK) return SMOE_OK;
+  return SMOE_FAIL(SMOE_ERR_IO,
+                   "not all ranks see the same %s in '%s': put it on a file system that all nodes share, or "
+                   "copy the same file to each",
+                   words->content, path);
+}
 
 hid_t smoe_corpus_token_type(int vocabulary) {
   return vocabulary > SMALL_VOCABULARY ? H5T_STD_U32LE : H5T_STD_U16LE;

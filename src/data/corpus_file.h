@@ -8,6 +8,28 @@
 /** Tokens per transfer. */
 enum { SMOE_CORPUS_BLOCK = 1 << 20 };
 
+/** Words of reports on a kind of corpus. */
+typedef struct smoe_corpus_words {
+  const char *prepare; /**< how to make one: "stablemoe prepare --pair" */
+  const char *inputs;  /**< and from what: " SRC-TGT SOURCE TARGET" */
+  const char *corpus;  /**< "corpus of pairs" */
+  const char *content; /**< "pairs" */
+} smoe_corpus_words;
+
+/** Open the file of a corpus, whose path is copied to kept [size]; *file in memory of smoe_alloc. Local.
+ *
+ *  Errors:  SMOE_ERR_CONFIG where no file is named, or its name is too long; SMOE_ERR_IO, SMOE_ERR_FORMAT.
+ */
+smoe_status smoe_corpus_open_file(void **file, char *kept, size_t size, const char *path,
+                                  const smoe_corpus_words *words);
+
+/** Check that all ranks see the same contents: nodes may have different files under one name.
+ *
+ *  Collective over group. Errors: agreed; SMOE_ERR_IO.
+ */
+smoe_status smoe_corpus_check_same(const smoe_group *group, uint64_t fingerprint, const char *path,
+                                   const smoe_corpus_words *words);
+
 /** Type of token ids in a file: 16 bits if they hold all ids of the vocabulary, else 32. Local. */
 hid_t smoe_corpus_token_type(int vocabulary);
 

@@ -1,10 +1,8 @@
 #include "stablemoe/images.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "corpus_file.h"
 #include "images_file.h"
@@ -148,23 +146,13 @@ static smoe_status read_about(smoe_images *images, hid_t file) {
   return keep(images, file);
 }
 
+static const smoe_corpus_words words = {"stablemoe prepare --images", " IMAGES [LABELS]", "corpus of images",
+                                        "images"};
+
 smoe_status smoe_images_open_local(smoe_images *images, const char *path) {
   *images = (smoe_images){0};
-  SMOE_CHECK(path[0], SMOE_ERR_CONFIG,
-             "no corpus is named: set data.corpus to a file made by 'stablemoe prepare --images'");
-  SMOE_CHECK(strlen(path) < sizeof images->path, SMOE_ERR_CONFIG, "the path of the corpus is too long: '%s'",
-             path);
-  SMOE_CHECK(!smoe_fault("corpus.open"), SMOE_ERR_IO, "cannot open '%s': injected fault", path);
-  memcpy(images->path, path, strlen(path) + 1);
-  hid_t file;
-  SMOE_CHECK(
-      access(path, F_OK) == 0, SMOE_ERR_IO,
-      "cannot open '%s': %s; `stablemoe prepare --images IMAGES [LABELS] -o %s` makes a corpus of images",
-      path, strerror(errno), path);
-  SMOE_TRY(smoe_h5_open(&file, path));
-  images->file = smoe_alloc(sizeof file);
-  *(hid_t *)images->file = file;
-  const smoe_status status = read_about(images, file);
+  SMOE_TRY(smoe_corpus_open_file(&images->file, images->path, sizeof images->path, path, &words));
+  const smoe_status status = read_about(images, file_of(images));
   if (status != SMOE_OK) {
     /* Closing may fail again, and the first report says more. */
     char *report = smoe_strdup(smoe_last_error());
@@ -176,18 +164,10 @@ smoe_status smoe_images_open_local(smoe_images *images, const char *path) {
 }
 
 smoe_status smoe_images_open(smoe_images *images, const smoe_group *group, const char *path) {
-  const smoe_status status = smoe_group_agree(group, smoe_images_open_local(images, path));
-  if (status != SMOE_OK) {
-    smoe_images_close(images);
-    return status;
-  }
-  /* Nodes may see different files under one name. */
-  if (smoe_group_same(group, (int64_t)images->fingerprint, "the corpus") == SMOE_OK) return SMOE_OK;
-  smoe_images_close(images);
-  return SMOE_FAIL(SMOE_ERR_IO,
-                   "not all ranks see the same images in '%s': put it on a file system that all nodes share, "
-                   "or copy the same file to each",
-                   path);
+  smoe_status status = smoe_group_agree(group, smoe_images_open_local(images, path));
+  if (status == SMOE_OK) status = smoe_corpus_check_same(group, images->fingerprint, path, &words);
+  if (status != SMOE_OK) smoe_images_close(images);
+  return status;
 }
 
 void smoe_images_close(smoe_images *images) {

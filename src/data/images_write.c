@@ -105,13 +105,7 @@ static smoe_status write_all(writing *w) {
 
 static smoe_status write_part(writing *w, const char *path) {
   SMOE_TRY(smoe_h5_create(&w->file, path, NULL));
-  const smoe_status wrote = write_all(w);
-  /* Close in any case; of two errors the first says more. */
-  char *report = smoe_strdup(smoe_last_error());
-  const smoe_status closed = smoe_h5_close(w->file);
-  if (wrote != SMOE_OK) smoe_report_set(report);
-  smoe_free(report);
-  return wrote != SMOE_OK ? wrote : closed;
+  return smoe_h5_close_after(w->file, write_all(w));
 }
 
 /* Read the file again and compare it with what was hashed while it was written. */

@@ -1,8 +1,6 @@
 #include "stablemoe/pairs.h"
 
-#include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "corpus_file.h"
 #include "pairs_file.h"
@@ -192,23 +190,13 @@ static smoe_status read_about(smoe_pairs *pairs, hid_t file) {
   return SMOE_OK;
 }
 
+static const smoe_corpus_words words = {"stablemoe prepare --pair", " SRC-TGT SOURCE TARGET",
+                                        "corpus of pairs", "pairs"};
+
 smoe_status smoe_pairs_open_local(smoe_pairs *pairs, const char *path) {
   *pairs = (smoe_pairs){0};
-  SMOE_CHECK(path[0], SMOE_ERR_CONFIG,
-             "no corpus is named: set data.corpus to a file made by 'stablemoe prepare --pair'");
-  SMOE_CHECK(strlen(path) < sizeof pairs->path, SMOE_ERR_CONFIG, "the path of the corpus is too long: '%s'",
-             path);
-  SMOE_CHECK(!smoe_fault("corpus.open"), SMOE_ERR_IO, "cannot open '%s': injected fault", path);
-  memcpy(pairs->path, path, strlen(path) + 1);
-  hid_t file;
-  SMOE_CHECK(access(path, F_OK) == 0, SMOE_ERR_IO,
-             "cannot open '%s': %s; `stablemoe prepare --pair SRC-TGT SOURCE TARGET -o %s` makes a corpus of "
-             "pairs",
-             path, strerror(errno), path);
-  SMOE_TRY(smoe_h5_open(&file, path));
-  pairs->file = smoe_alloc(sizeof file);
-  *(hid_t *)pairs->file = file;
-  const smoe_status status = read_about(pairs, file);
+  SMOE_TRY(smoe_corpus_open_file(&pairs->file, pairs->path, sizeof pairs->path, path, &words));
+  const smoe_status status = read_about(pairs, file_of(pairs));
   if (status != SMOE_OK) {
     /* Closing may fail again, and the first report says more. */
     char *report = smoe_strdup(smoe_last_error());
@@ -220,18 +208,10 @@ smoe_status smoe_pairs_open_local(smoe_pairs *pairs, const char *path) {
 }
 
 smoe_status smoe_pairs_open(smoe_pairs *pairs, const smoe_group *group, const char *path) {
-  const smoe_status status = smoe_group_agree(group, smoe_pairs_open_local(pairs, path));
-  if (status != SMOE_OK) {
-    smoe_pairs_close(pairs);
-    return status;
-  }
-  /* Nodes may see different files under one name. */
-  if (smoe_group_same(group, (int64_t)pairs->fingerprint, "the corpus") == SMOE_OK) return SMOE_OK;
-  smoe_pairs_close(pairs);
-  return SMOE_FAIL(SMOE_ERR_IO,
-                   "not all ranks see the same pairs in '%s': put it on a file system that all nodes share, "
-                   "or copy the same file to each",
-                   path);
+  smoe_status status = smoe_group_agree(group, smoe_pairs_open_local(pairs, path));
+  if (status == SMOE_OK) status = smoe_corpus_check_same(group, pairs->fingerprint, path, &words);
+  if (status != SMOE_OK) smoe_pairs_close(pairs);
+  return status;
 }
 
 void smoe_pairs_close(smoe_pairs *pairs) {

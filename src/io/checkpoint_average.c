@@ -133,12 +133,7 @@ static smoe_status write_part(averaging *a, const char *part) {
   status = write_meta(a);
   if (status == SMOE_OK) status = write_values(a, names);
   smoe_h5_list_free(names);
-  /* Close in any case; of two errors the first says more. */
-  char *report = smoe_strdup(smoe_last_error());
-  const smoe_status closed = smoe_h5_close(a->output);
-  if (status != SMOE_OK) smoe_report_set(report);
-  smoe_free(report);
-  return status != SMOE_OK ? status : closed;
+  return smoe_h5_close_after(a->output, status);
 }
 
 static smoe_status compare_sums(hid_t file, char *const *names, smoe_real *values) {

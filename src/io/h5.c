@@ -191,6 +191,14 @@ smoe_status smoe_h5_close(hid_t file) {
   return status == SMOE_OK && sealed ? smoe_h5_seal(path) : status;
 }
 
+smoe_status smoe_h5_close_after(hid_t file, smoe_status written) {
+  char *report = smoe_strdup(smoe_last_error());
+  const smoe_status closed = smoe_h5_close(file);
+  if (written != SMOE_OK) smoe_report_set(report);
+  smoe_free(report);
+  return written != SMOE_OK ? written : closed;
+}
+
 /** Make the groups on the way to an object, without time stamps. */
 static herr_t make_groups(hid_t file, const char *name) {
   const hid_t creation = H5Pcreate(H5P_GROUP_CREATE);

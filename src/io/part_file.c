@@ -74,13 +74,9 @@ static smoe_status make_alone(smoe_part_file *part, const char *directory, int64
   SMOE_TRY(smoe_h5_create(&part->file, part->part, NULL));
   smoe_status made = take_space(part, bytes);
   if (made == SMOE_OK) made = make(part, context);
-  char *report = smoe_strdup(smoe_last_error());
-  const smoe_status closed = smoe_h5_close(part->file);
+  made = smoe_h5_close_after(part->file, made);
   part->file = H5I_INVALID_HID;
-  if (made != SMOE_OK) smoe_report_set(report);
-  smoe_free(report);
   SMOE_TRY(made);
-  SMOE_TRY(closed);
   return take_space(part, 0);
 }
 
