@@ -55,9 +55,8 @@ static smoe_status print_file(hid_t file, const char *path) {
   printf("  %-12s %d\n", "stage", meta.stage);
   if (meta.n_averaged > 0) printf("  %-12s %lld checkpoints\n", "mean of", (long long)meta.n_averaged);
   if (meta.best.update > 0)
-    printf("  %-12s update %lld, %s %.4f, %lld evaluations ago\n", "best", (long long)meta.best.update,
-           meta.best.metric == SMOE_BEST_BLEU ? "validation BLEU" : "validation loss", meta.best.value,
-           (long long)meta.best.n_since);
+    printf("  %-12s update %lld, validation loss %.4f, %lld evaluations ago\n", "best",
+           (long long)meta.best.update, meta.best.value, (long long)meta.best.n_since);
   printf("  %-12s %llu\n", "seed", (unsigned long long)meta.seed);
   printf("  %-12s %lld\n", "tokens seen", (long long)meta.n_tokens_seen);
   if (meta.n_sequences_seen >= 0) printf("  %-12s %lld\n", "sequences", (long long)meta.n_sequences_seen);

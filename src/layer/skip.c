@@ -213,10 +213,10 @@ static void run_some(skip *s, const smoe_layer_call *call, const bool *active) {
 static void evaluate_skip(skip *s, const smoe_layer_call *call) {
   const int32_t *ran = ran_of(s, call);
   bool all = true;
+  /* Padding never runs. Other rows may attend to it, so it is left as it is in training. */
   for (size_t i = 0; i < call->n; i++) {
     s->active[i] = ran[i];
-    all = all &&
-          ran[i]; /* padding never runs: other rows may attend to it, so it is left as it is in training */
+    all = all && ran[i];
   }
   for (int k = 0; k < 2; k++) s->seen[k] += s->count[2 * call->lane + k];
   if (all)

@@ -21,12 +21,10 @@ static const smoe_key keys[] = {
      "What the gate looks at: the mean over the sequence, or each token alone."},
     {"model.skip.mean", SMOE_KEY_CHOICE, KEY(mean), "running", 0, 0, means, "",
      "That mean: over the tokens so far, so that every token has its own decision; or over the whole "
-     "sequence, one "
-     "decision that looks at later tokens (in generation: over the prompt)."},
+     "sequence, one decision that looks at later tokens (in generation: over the prompt)."},
     {"model.skip.gradient", SMOE_KEY_CHOICE, KEY(gradient), "full", 0, 0, rules, "",
      "Who gives the gate the task's gradient: all; those that ran (active); those that ran, and nobody where "
-     "all of the "
-     "batch did (masked)."},
+     "all of the batch did (masked)."},
     {"model.skip.target", SMOE_KEY_REAL, KEY(target), "0.5", 0, 1, NULL, "",
      "Share of a gated sublayer's decisions up to which running costs nothing."},
     {"model.skip.weight", SMOE_KEY_REAL, KEY(weight), "0.01", 0, INFINITY, NULL, "",

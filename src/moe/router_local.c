@@ -35,8 +35,7 @@ static const smoe_key keys[] = {
      "Scores below 0 count as 0, as in the paper; false: the means themselves are the scores."},
     {"router.local.ties", SMOE_KEY_CHOICE, offsetof(local_options, ties), "mean", 0, 0, ties_by, "",
      "Expert of a token whose means are all 0 or less, which the ReLU makes equal: that of the largest mean, "
-     "or "
-     "number 0, as the largest of equal scores is the first."},
+     "or number 0, as the largest of equal scores is the first."},
 };
 
 static const smoe_keyset keyset_local = {keys, sizeof keys / sizeof *keys, sizeof(local_options)};

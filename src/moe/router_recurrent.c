@@ -29,8 +29,7 @@ static const smoe_key keys[] = {
      "Width of the router's state, and of the projection in front of it."},
     {"router.recurrent.cell", SMOE_KEY_CHOICE, KEY(cell), "gru", 0, 0, smoe_depth_kinds, "",
      "What makes a token's state at an MoE layer: a GRU or a tanh cell, whose parameters all MoE layers "
-     "share, "
-     "or no recurrence but a tanh layer of its own in each: a router with one hidden layer."},
+     "share, or no recurrence but a tanh layer of its own in each: a router with one hidden layer."},
     {"router.recurrent.recurrence", SMOE_KEY_CHOICE, KEY(recurrence), "full", 0, 0, recurrences, "",
      "State that an MoE layer's router begins with: that of the MoE layer before; the same, but without its "
      "gradient; or zero, with as many parameters."},

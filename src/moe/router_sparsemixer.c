@@ -59,16 +59,13 @@ static const smoe_key keys[] = {
      "Experts that each token visits, one drawn after the other; at most moe.experts; GRIN has 2."},
     {"router.sparsemixer.epsilon", SMOE_KEY_REAL, KEY(epsilon), "0.1", 0, 1e6, NULL, "",
      "Experts take part whose score is so near to the best one, relatively: that a factor between 1 - "
-     "epsilon "
-     "and 1 + epsilon on each could make it the best; 0: the best alone, with gate 1."},
+     "epsilon and 1 + epsilon on each could make it the best; 0: the best alone, with gate 1."},
     {"router.sparsemixer.mask", SMOE_KEY_CHOICE, KEY(mask), "code", 0, 0, masks, "",
      "Which experts those are: by the authors' code, (z* - z) / max(|z|, z*) <= 2 epsilon, or by the paper "
-     "of "
-     "GRIN, z* - z <= epsilon (|z| + |z*|)."},
+     "of GRIN, z* - z <= epsilon (|z| + |z*|)."},
     {"router.sparsemixer.best_whole", SMOE_KEY_BOOL, KEY(best_whole), "true", 0, 0, NULL, "",
      "A drawn expert that has the largest score always counts whole, so that it trains on what evaluation "
-     "uses; "
-     "costs the estimate a few per cent."},
+     "uses; costs the estimate a few per cent."},
     {"router.sparsemixer.expert_gradient", SMOE_KEY_CHOICE, KEY(expert_gradient), "gate", 0, 0,
      expert_gradients, "",
      "Factor on the gradient that goes into an expert: its gate in the pass, as in the authors' code, or the "
@@ -87,8 +84,7 @@ static const smoe_key keys[] = {
      "each sequence."},
     {"router.sparsemixer.z_loss_weight", SMOE_KEY_REAL, KEY(z_loss_weight), "0", 0, 1e6, NULL, "",
      "Weight of the z loss, which keeps scores small: the squared logarithm of the sum of their "
-     "exponentials; "
-     "0: none; ST-MoE has 0.001."},
+     "exponentials; 0: none; ST-MoE has 0.001."},
 };
 
 static const smoe_keyset keyset_mixer = {keys, sizeof keys / sizeof *keys, sizeof(mixer_options)};

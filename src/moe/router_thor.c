@@ -33,8 +33,7 @@ static const smoe_key keys[] = {
      "default of the authors' code, 5 is in its script)."},
     {"router.thor.copies", SMOE_KEY_INT, offsetof(thor_options, copies), "2", 1, 2, NULL, "",
      "Copies of each sequence in a training pass, each with experts and dropout of its own; 1: random "
-     "experts "
-     "alone, without the divergence, at half the work."},
+     "experts alone, without the divergence, at half the work."},
     {"router.thor.draw", SMOE_KEY_CHOICE, offsetof(thor_options, draw), "batch", 0, 0, draws, "",
      "Rows that share a drawn expert in training: a copy of the micro-batch as in the authors' code, which "
      "leaves all ranks but those of two experts idle; or of a lane, a sequence, a token."},

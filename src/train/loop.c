@@ -198,7 +198,7 @@ static smoe_status load(run *r, const char *path, int64_t *update) {
   *update = meta.update;
   if (status == SMOE_OK) {
     smoe_resume_settle(r->config, path, &meta);
-    smoe_patience_load(&r->patience, path, &meta.best);
+    smoe_patience_load(&r->patience, &meta.best);
     r->n_sequences = meta.n_sequences_seen;
     r->n_tokens = meta.n_tokens_seen;
     r->task.data_offset = r->n_sequences - meta.update * r->task.ops->n_units(&r->task);
@@ -421,10 +421,10 @@ static smoe_status try_saving(const run *r) {
 static void report_patience(const run *r) {
   const smoe_best *best = &r->patience.best;
   if (!smoe_patience_over(&r->patience)) return;
-  smoe_note("early stop: the %s has not improved in %lld evaluations; the best is %.4f at update %lld "
-            "(train.patience %lld, --best of evaluate and others)",
-            smoe_patience_metric(best->metric), (long long)best->n_since, best->value,
-            (long long)best->update, (long long)r->patience.patience);
+  smoe_note(
+      "early stop: the validation loss has not improved in %lld evaluations; the best is %.4f at update %lld "
+      "(train.patience %lld, --best of evaluate and others)",
+      (long long)best->n_since, best->value, (long long)best->update, (long long)r->patience.patience);
 }
 
 static smoe_status train(run *r, const smoe_train_options *options) {

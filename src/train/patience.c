@@ -3,34 +3,20 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "stablemoe/log.h"
-
-const char *smoe_patience_metric(int metric) {
-  static const char *const names[] = {"none", "validation loss", "validation BLEU"};
-  return names[metric];
-}
-
 void smoe_patience_begin(smoe_patience *p, const smoe_settings *settings) {
   *p = (smoe_patience){.keeps = settings->train.best || settings->train.patience > 0,
                        .patience = settings->train.patience};
   if (p->keeps) p->best.metric = SMOE_BEST_LOSS;
 }
 
-void smoe_patience_load(smoe_patience *p, const char *path, const smoe_best *stored) {
-  if (!p->keeps || stored->metric == SMOE_BEST_NONE) return;
-  if (stored->metric == p->best.metric)
-    p->best = *stored;
-  else
-    smoe_warn("'%s' has the best %s, and the run looks at the %s now: the best is searched anew", path,
-              smoe_patience_metric(stored->metric), smoe_patience_metric(p->best.metric));
+void smoe_patience_load(smoe_patience *p, const smoe_best *stored) {
+  if (p->keeps && stored->metric == SMOE_BEST_LOSS) p->best = *stored;
 }
 
 bool smoe_patience_count(smoe_patience *p, int64_t update, double value) {
   smoe_best *best = &p->best;
   if (!p->keeps) return false;
-  const bool better =
-      isfinite(value) &&
-      (best->update == 0 || (best->metric == SMOE_BEST_BLEU ? value > best->value : value < best->value));
+  const bool better = isfinite(value) && (best->update == 0 || value < best->value);
   best->n_since++;
   if (!better) return false;
   best->update = update;

@@ -20,8 +20,8 @@ typedef struct smoe_patience {
 /** Start without any evaluation. */
 void smoe_patience_begin(smoe_patience *p, const smoe_settings *settings);
 
-/** Take the state that a checkpoint has; one of another metric is left out, with a warning. */
-void smoe_patience_load(smoe_patience *p, const char *path, const smoe_best *stored);
+/** Take the state that a checkpoint has. */
+void smoe_patience_load(smoe_patience *p, const smoe_best *stored);
 
 /** Count an evaluation. Returns whether it is the best one so far: strictly better than all before, finite. */
 bool smoe_patience_count(smoe_patience *p, int64_t update, double value);
@@ -33,8 +33,5 @@ bool smoe_patience_over(const smoe_patience *p);
  *  has counted.
  */
 void smoe_patience_describe(const smoe_patience *p, char *text, size_t bytes);
-
-/** Name of a metric: "validation loss". */
-const char *smoe_patience_metric(int metric);
 
 #endif
