@@ -233,4 +233,7 @@ void smoe_config_keep_derived(smoe_config *config, const smoe_config *stored);
 /** Print every key with default, range and help. Local. */
 void smoe_config_help(const smoe_config *config, FILE *out);
 
+/** Copy the next text of a list (SMOE_KEY_LIST) to item, and return the list behind it. Local. */
+const char *smoe_config_next(const char *list, char item[SMOE_TEXT_MAX]);
+
 #endif

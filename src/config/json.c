@@ -6,13 +6,11 @@
 
 static void print_list(FILE *out, const char *list) {
   fputc('[', out);
-  for (const char *item = list; *item;) {
-    const size_t length = strcspn(item, ",");
-    char text[SMOE_TEXT_MAX];
-    snprintf(text, sizeof text, "%.*s", (int)length, item);
-    if (item > list) fputs(", ", out);
+  char text[SMOE_TEXT_MAX];
+  for (const char *rest = list; *rest;) {
+    if (rest > list) fputs(", ", out);
+    rest = smoe_config_next(rest, text);
     smoe_json_text(out, text);
-    item += length + (item[length] == ',');
   }
   fputc(']', out);
 }

@@ -303,15 +303,19 @@ static void print_text(FILE *out, const smoe_key *key, const char *text) {
   fputc('"', out);
 }
 
+const char *smoe_config_next(const char *list, char item[SMOE_TEXT_MAX]) {
+  const size_t length = strcspn(list, ",");
+  snprintf(item, SMOE_TEXT_MAX, "%.*s", (int)length, list);
+  return list + length + (list[length] == ',');
+}
+
 static void print_list(FILE *out, const smoe_key *key, const char *list) {
   fputc('[', out);
-  for (const char *item = list; *item;) {
-    const size_t length = strcspn(item, ",");
-    char text[SMOE_TEXT_MAX];
-    snprintf(text, sizeof text, "%.*s", (int)length, item);
-    if (item > list) fputs(", ", out);
+  char text[SMOE_TEXT_MAX];
+  for (const char *rest = list; *rest;) {
+    if (rest > list) fputs(", ", out);
+    rest = smoe_config_next(rest, text);
     print_text(out, key, text);
-    item += length + (item[length] == ',');
   }
   fputc(']', out);
 }

@@ -5,17 +5,10 @@
 
 #include "stablemoe/model.h"
 
-/* The next text of a list; what follows it. */
-static const char *next_item(const char *list, char *item, size_t bytes) {
-  const size_t length = strcspn(list, ",");
-  snprintf(item, bytes, "%.*s", (int)length, list);
-  return list + length + (list[length] == ',');
-}
-
 bool smoe_model_matches(const char *list, const char *name) {
   char pattern[SMOE_TEXT_MAX];
   while (*list) {
-    list = next_item(list, pattern, sizeof pattern);
+    list = smoe_config_next(list, pattern);
     if (fnmatch(pattern, name, 0) == 0) return true;
   }
   return false;
@@ -25,7 +18,7 @@ bool smoe_model_matches(const char *list, const char *name) {
 static smoe_status check_patterns(const smoe_params *params, const char *key, const char *list) {
   char pattern[SMOE_TEXT_MAX];
   while (*list) {
-    list = next_item(list, pattern, sizeof pattern);
+    list = smoe_config_next(list, pattern);
     bool hit = false;
     for (int p = 0; p < params->n_params && !hit; p++) hit = fnmatch(pattern, params->param[p].name, 0) == 0;
     SMOE_CHECK(
