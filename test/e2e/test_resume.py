@@ -215,7 +215,7 @@ class Resume(p.ProgramTest):
         self.copy("whole", "done")
         result = self.train("done", resume=True)
         self.assertFine(result)
-        self.assertIn("all 60 updates are done already", result.err)
+        self.assertIn("all 60 updates are done: raise", result.err)
         self.assertSameRun(self.path("done"), self.whole, [UPDATES])
 
     def test_write_fails_on_one_rank(self):
