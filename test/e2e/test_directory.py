@@ -77,7 +77,7 @@ class Directory(p.ProgramTest):
         for run in ("misspelt", "killed"):
             self.assertFine(self.train(run, resume="start-or-resume"))
             self.assertSameRun(self.path(run), self.path("original"), [2, 4])
-        self.assertIn("all 4 updates are done already", self.train("misspelt", resume="start-or-resume").err)
+        self.assertIn("all 4 updates are done: raise", self.train("misspelt", resume="start-or-resume").err)
 
     # ---- two runs in one directory ----
 

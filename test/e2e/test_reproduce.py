@@ -107,7 +107,7 @@ class Reproduce(p.ProgramTest):
         self.assertEqual([name for name in before if before[name] != after[name]], ["stable-25-seed2"])
         self.assertEqual(self.result("stable-25", 2)["test"], lost["test"])
         with open(self.path("out", "small", "stable-25-seed2.out"), encoding="utf-8") as file:
-            self.assertIn("all 12 updates are done already", file.read())
+            self.assertIn("all 12 updates are done: raise", file.read())
 
         # Results of other settings are not taken for these.
         with open(self.path("small.yml"), "a", encoding="utf-8") as file:
