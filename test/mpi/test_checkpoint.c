@@ -108,7 +108,7 @@ static smoe_checkpoint_meta meta_of(int64_t update) {
       .tokenizer = 0x0123456789abcdefu,
       .corpus = "corpus.h5",
       .absolute = "/data/corpus.h5",
-      .best = {.metric = SMOE_BEST_BLEU, .update = 9, .n_since = 2, .value = 1.0 / 3},
+      .best = {.metric = SMOE_BEST_LOSS, .update = 9, .n_since = 2, .value = 1.0 / 3},
       .configuration = text};
 }
 
