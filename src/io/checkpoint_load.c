@@ -73,10 +73,10 @@ static smoe_status check_names(hid_t file, const smoe_params *params, int set) {
       status =
           set > 0 ? SMOE_FAIL(
                         SMOE_ERR_FORMAT,
-                        "'%s' has no moments of '%s': it was frozen there (train.frozen, train.only), or the "
+                        "'%s' lacks '%s': the parameter was frozen there (train.frozen, train.only), or the "
                         "file is damaged. A resumed run freezes what the run did; train.initial begins a new "
                         "one from its parameters",
-                        smoe_h5_path(file), params->param[p].name)
+                        smoe_h5_path(file), path)
                   : SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' lacks '%s': it is damaged, or of another configuration",
                               smoe_h5_path(file), path);
   return status;

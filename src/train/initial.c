@@ -156,7 +156,6 @@ static bool is_taken(const plan *p, const char *layer) {
   return false;
 }
 
-/* The first property in which two layers of one name compute otherwise; NULL: none. */
 /* What the layer is without its gate. */
 static const smoe_layer_ops *kind_of(const smoe_layer_spec *spec) {
   return spec->skip == SMOE_SKIP_ATTENTION ? &smoe_layer_attention
@@ -164,9 +163,10 @@ static const smoe_layer_ops *kind_of(const smoe_layer_spec *spec) {
                                            : spec->ops;
 }
 
+/* The first property in which two layers of one name compute otherwise; NULL: none. */
 static const char *difference(const smoe_layer_spec *a, const smoe_layer_spec *b) {
-  if (a->norm != b->norm || a->expert_norm != b->expert_norm) return "its norm";
   const bool attention = kind_of(a) == &smoe_layer_attention, embedding = a->ops == &smoe_layer_embedding;
+  if (!embedding && (a->norm != b->norm || a->expert_norm != b->expert_norm)) return "its norm";
   if (attention && (a->heads != b->heads || a->kv_heads != b->kv_heads)) return "the number of heads";
   if (attention && a->rope != b->rope) return "its rotary positions";
   if (attention && (a->causal != b->causal || a->cross != b->cross)) return "what it attends to";

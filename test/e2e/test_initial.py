@@ -152,7 +152,7 @@ class Initial(p.ProgramTest):
         for setting, pattern in cases.items():
             self.assertRefused(self.train("frozen", (*DENSE, setting)), "config", pattern)
         self.trained("thaw", (*DENSE, "train.frozen=block0/*", "train.updates=1"))
-        self.assertRefused(self.train("thaw", (*DENSE, "train.updates=2"), resume=True), "format", "no moments of 'block0/")
+        self.assertRefused(self.train("thaw", (*DENSE, "train.updates=2"), resume=True), "format", "lacks 'adam/m/block0/")
         self.assertFine(self.train("thaw", (*DENSE, "train.frozen=block*", "train.updates=2"), resume=True))
 
     def test_upcycled(self):
@@ -228,11 +228,11 @@ class Initial(p.ProgramTest):
                 self.assertTrue(np.all(shares[:, 0] == 1), shares)
                 self.assertTrue(np.any(shares[:, -1] < 1), f"{name}: nothing was skipped, the test shows less: {shares}")
         # A resume in the middle, and texts that skipping changes the speed of, not whether there are any.
-        part = self.train("part", (*tune, *variants["attention"], f"train.initial={deep}"),
+        part = self.train("gated", (*tune, *variants["attention"], f"train.initial={deep}"),
                           env={"STABLEMOE_KILL": "checkpoint.close@0#2"})
         self.assertNotEqual(part.code, 0)
-        self.assertFine(self.train("part", (*tune, *variants["attention"], f"train.initial={deep}"), resume=True))
-        self.assertSameRun(self.path("part"), self.path("attention1"), (3, 6))
+        self.assertFine(self.train("gated", (*tune, *variants["attention"], f"train.initial={deep}"), resume=True))
+        self.assertSameRun(self.path("gated"), self.path("attention1"), (3, 6))
         texts = [self.program.run("generate", self.path("attention1"), "-n", "12", "--prompt", "the", "-t", "0", *more).out
                  for more in ((), ("--no-cache",))]
         self.assertEqual(texts[0], texts[1])
