@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {"report": ("analysis.report", "one page in HTML on one run, or on several beside each other"),
             "watch": ("analysis.watch", "the same page in a browser, while runs go on"),
+            "patches": ("analysis.patches", "the patches that experts take, drawn on images"),
             "score": ("analysis.score", "BLEU and chrF of a translation"),
             "scaling": ("analysis.scaling", "cost model of a scaling study, and a forecast for more ranks")}
 """First argument -> module with main(arguments), which uses the standard library alone, and what it makes."""

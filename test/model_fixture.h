@@ -111,6 +111,7 @@ static inline char **fixture_methods(void) {
   for (; n < n_more; n++) all[n] = smoe_strdup(more[n]);
   for (size_t i = 0; smoe_router_methods[i]; i++) {
     const smoe_router_ops *ops = smoe_router_methods[i];
+    if (ops->family) continue; /* of a family that has a test of its own */
     all = smoe_realloc(all, (n + 2) * sizeof *all);
     all[n++] = smoe_strdup(ops->name);
     for (size_t k = 0; ops->keyset && k < ops->keyset->n_keys; k++) {

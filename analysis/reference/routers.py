@@ -218,9 +218,11 @@ class ExpertChoice:
 
     @staticmethod
     def groups(call):
-        """A lane, or with `causal` the tokens at one position of a lane's sequences."""
+        """A lane, with `within_sequence` a sequence, or with `causal` the tokens at one position of a lane's sequences."""
         for rows in call.lanes():
-            if call.config.router["causal"] == "true":
+            if call.config.router.get("within_sequence") == "true":
+                yield from rows.reshape(-1, call.context)
+            elif call.config.router["causal"] == "true":
                 yield from rows.reshape(-1, call.context).T
             else:
                 yield rows

@@ -51,6 +51,8 @@ typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED 
 typedef enum smoe_moe_from { SMOE_FROM_NOTHING, SMOE_FROM_FFN } smoe_moe_from;
 typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_save_error;
 typedef enum smoe_placement_kind { SMOE_PLACE_BY_LOAD, SMOE_PLACE_IN_ORDER } smoe_placement_kind;
+typedef enum smoe_optimizer_kind { SMOE_ADAM, SMOE_SGD } smoe_optimizer_kind;
+
 typedef enum smoe_schedule_kind {
   SMOE_LINEAR,
   SMOE_INVERSE_SQRT,
@@ -71,6 +73,7 @@ typedef struct smoe_settings {
   } run;
   struct {
     char corpus[SMOE_TEXT_MAX];
+    int64_t train_images;
   } data;
   struct {
     char family[SMOE_TEXT_MAX];
@@ -121,6 +124,7 @@ typedef struct smoe_settings {
     int on_save_error;          /**< smoe_on_save_error */
   } train;
   struct {
+    int method; /**< smoe_optimizer_kind */
     double lr, beta1, beta2, epsilon, decay, clip;
     double expert_gradient_factor;
     double router_lr_factor;

@@ -8,6 +8,7 @@ typedef struct smoe_evaluation {
   double loss;       /**< task loss, nats per real target */
   double perplexity; /**< exp(loss) */
   double n_targets;
+  double accuracy;  /**< as in smoe_step_result */
   double drop_rate; /**< rows beyond capacity, of all MoE layers */
 } smoe_evaluation;
 
@@ -30,13 +31,16 @@ typedef struct smoe_evaluated {
   int64_t stride;        /**< of the MoE layers in expert: at least n */
   int n_moe, n_slots;    /**< M; K, 0 where M is */
   const int32_t *target; /**< [n] the token that follows each, which the loss is of; -1: none */
+  const int32_t
+      *predicted;        /**< [n] images: likeliest class, where there is a target; NULL: language models */
   const double *loss;    /**< [n] nats; 0 where there is no target */
   int n_skip;            /**< sublayers behind gates (skip.h) */
   const int32_t *ran;    /**< [n_skip, stride] whether the token ran there */
   const int32_t *expert; /**< [M, stride, K]; -1: unused, -2 - e: dropped by expert e */
 } smoe_evaluated;
 
-/** smoe_evaluate, and show every token of it to `see`; of a language model.
+/** smoe_evaluate, and show every token of it to `see`; of a language model, or one of images, whose
+ *  targets stand at the first patch of each.
  *
  *  Collective; see is called on rank 0 alone, pass by pass in order of the split, and stops the evaluation
  *  by a status that is not SMOE_OK.

@@ -19,7 +19,8 @@ typedef struct smoe_sublayer {
 typedef struct smoe_experts {
   const smoe_params *params;
   int number;           /**< of their slab: smoe_params_experts(params, number) */
-  smoe_ffn_shape shape; /**< of every sublayer */
+  bool data;            /**< the rows are data: dx of a backward pass is not computed */
+  smoe_ffn_shape shape; /**< of every sublayer; with shape.out there is one */
   size_t rows_max;      /**< rows that tape and scratch were taken for */
   int n_sublayers;
   smoe_sublayer sublayer[SMOE_SUBLAYERS_MAX];

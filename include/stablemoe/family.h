@@ -11,6 +11,7 @@
 typedef struct smoe_layer_list {
   smoe_layer_spec *spec; /**< [n] in memory of smoe_alloc */
   int n;
+  size_t patch; /**< images: numbers of a patch */
 } smoe_layer_list;
 
 /** A family. All functions are Local. */

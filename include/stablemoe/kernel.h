@@ -385,4 +385,7 @@ typedef struct smoe_adam {
 void smoe_adam_step(smoe_real *w, smoe_real *m, smoe_real *v, const smoe_real *gradient, size_t n,
                     const smoe_adam *adam);
 
+/** One step of gradient descent on n elements: w -= lr (scale gradient + decay w). */
+void smoe_sgd_step(smoe_real *w, const smoe_real *gradient, size_t n, double lr, double decay, double scale);
+
 #endif

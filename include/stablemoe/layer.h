@@ -38,6 +38,7 @@ typedef struct smoe_batch {
   const int32_t *target;        /**< [N] of the main stream, -1: none; NULL: a pass without head. Copies have
                                              the same */
   int64_t before[SMOE_STREAMS]; /**< tokens of the update's micro-batches before this one, all ranks */
+  const smoe_real *patch;       /**< [N, patch] images: the rows themselves; NULL: there are tokens alone */
   int copies;                   /**< of each sequence in its lane, one after another; 0 or 1: no more */
 } smoe_batch;
 
@@ -56,6 +57,13 @@ typedef struct smoe_pass {
 
 typedef struct smoe_layer smoe_layer;
 typedef struct smoe_layer_ops smoe_layer_ops;
+
+/** The last map of a feed-forward layer or expert. */
+typedef enum smoe_output {
+  SMOE_OUTPUT_LEARNED,
+  SMOE_OUTPUT_NORMAL, /**< fixed at N(0, 1) */
+  SMOE_OUTPUT_CLASS /**< fixed: of expert e 1 for output e, 0 for others; where there is one output, 1 or -1 */
+} smoe_output;
 
 enum { SMOE_LAYER_NAME = 48 };
 
@@ -83,9 +91,17 @@ typedef struct smoe_layer_spec {
   bool bias;                  /**< linear maps have biases */
   double rope;                /**< attention: base of rotary positions; 0: none */
   bool positions;             /**< embedding: learned positions */
-  double scale;               /**< embedding: factor of the token's row */
+  double scale; /**< embedding: factor of the token's row; classifying head: of an image's sum */
   size_t vocabulary, context; /**< embedding, head: V; T of the learned positions */
   bool tied;                  /**< head: its matrix is the embedding's table */
+  size_t patch;               /**< images: numbers of a patch */
+  size_t out; /**< feed-forward layers and experts: width of their output, to which the input is
+                                   not added; 0: width, and it is added */
+  bool data;  /**< the rows are data, which have no gradient; with out alone */
+  double
+      deviation; /**< feed-forward layers and experts: the first map starts at N(0, deviation^2); 0: as usual */
+  smoe_output output;         /**< feed-forward layers and experts: the last map */
+  bool bare;                  /**< classifying head: the pooled rows are the logits */
   double dropout;             /**< share of F(norm(in)) (embedding: of its rows) set to zero in training */
   int moe;                    /**< number of an MoE layer, from 0; -1: not one */
   char from[SMOE_LAYER_NAME]; /**< MoE: the feed-forward layer of a dense model that it replaces; "": none */
@@ -103,6 +119,7 @@ typedef struct smoe_objective_call {
   smoe_real *logits;     /**< [copies, rows, V] in; where gradient: overwritten with dL/dlogits */
   smoe_real *loss;       /**< [copies, rows] out: nats per target; 0 where there is none */
   double *sums;          /**< [n_sums] of the lane; += */
+  int32_t *predicted;    /**< [rows] out: likeliest class, where the objective tells it; NULL: not wanted */
   const int32_t *target; /**< [rows]; -1: none */
   size_t rows, vocabulary;
   int copies;
@@ -117,6 +134,7 @@ typedef struct smoe_objective {
   int n_sums; /**< sums of its own, besides loss and targets */
   const char *const
       *sum_names; /**< [n_sums]; one that is named as a loss term is part of what is minimised */
+  bool counts;    /**< its first sum counts the targets that are predicted */
   const struct smoe_objective *each; /**< consistent: of each copy */
   double consistency;                /**< consistent: weight of the symmetric divergence */
 } smoe_objective;
@@ -137,6 +155,11 @@ smoe_objective smoe_objective_smoothed(double label_smoothing);
  */
 smoe_objective smoe_objective_consistent(const smoe_objective *each, double weight);
 
+/** Classes: cross entropy, or with one logit the logistic loss of class 1 against 0; targets that are predicted are its
+ *  sum "correct".
+ */
+extern const smoe_objective smoe_objective_classes;
+
 /** Sums over one lane's targets since smoe_model_begin_update; then come the objective's own. All are doubles:
  *  smoe_lanes_sum adds them up as an array.
  */
@@ -151,6 +174,7 @@ typedef struct smoe_layer_call {
   int lane;                        /**< counted on this rank: its gradient slab */
   size_t n, n_sequences, context;  /**< N = S T rows of the layer's stream */
   const int32_t *token, *length;   /**< [N]; [S] or NULL */
+  const smoe_real *patch;          /**< [N, patch] images: the rows */
   const smoe_real *x;              /**< [N, C] input */
   smoe_real *y;                    /**< [N, C] output */
   smoe_real *dx;                   /**< [N, C] backward: dL/dy on entry, dL/dx on return */
@@ -162,7 +186,8 @@ typedef struct smoe_layer_call {
   const int32_t *target;           /**< head: [N] */
   const smoe_objective *objective; /**< head */
   smoe_real *token_loss;           /**< head: [N] out; NULL: not kept */
-  double *sums;                    /**< head: the lane's sums, smoe_lane_sums first; += */
+  int32_t *predicted; /**< classifying head: [N] out, at the first row of an image; NULL: not kept */
+  double *sums;       /**< head: the lane's sums, smoe_lane_sums first; += */
 } smoe_layer_call;
 
 /** New rows of decoding in each lane: n rows of each of n_sequences sequences, at places first .. first + n - 1.
@@ -273,6 +298,15 @@ extern const smoe_layer_ops smoe_layer_attention; /**< y = x + Wo attention(W no
 extern const smoe_layer_ops smoe_layer_ffn;       /**< y = x + W2 act(W1 norm(x) + b1) + b2 */
 extern const smoe_layer_ops smoe_layer_norm;      /**< y = norm(x) */
 extern const smoe_layer_ops smoe_layer_head;      /**< logits = W norm(x), loss and its gradient at once */
+extern const smoe_layer_ops smoe_layer_pixels;    /**< y = patch */
+extern const smoe_layer_ops smoe_layer_patches;   /**< y = W patch + b + position */
+extern const smoe_layer_ops
+    smoe_layer_classify; /**< logits = W norm(pooled rows) + b of each image, or those themselves */
+
+/** Width of a layer's output. Local. */
+static inline size_t smoe_layer_out(const smoe_layer_spec *spec) {
+  return spec->out ? spec->out : spec->width;
+}
 
 /** Make a layer from its spec: state zeroed, nothing declared. Local. */
 void smoe_layer_create(smoe_layer *layer, const smoe_layer_spec *spec, const smoe_config *config,
@@ -290,6 +324,9 @@ smoe_operand smoe_layer_weight(const smoe_layer *layer, int index);
 /** Values of a parameter, and its gradient in the lane's slab; NULL where index is -1 (no such parameter). Local. */
 const smoe_real *smoe_layer_value(const smoe_layer *layer, int index);
 smoe_real *smoe_layer_grad(const smoe_layer *layer, int index, int lane);
+
+/** Initial values of a last map: those of its kind, or `learned` where it learns. Local. */
+smoe_init smoe_layer_output_init(smoe_output output, smoe_init learned);
 
 /** Declare "<layer's name>/<name>", replicated. Local. Returns its index. */
 int smoe_layer_declare(smoe_layer *layer, const char *name, const int64_t *shape, smoe_init init, bool decay);

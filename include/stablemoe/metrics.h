@@ -10,6 +10,7 @@ typedef struct smoe_metrics {
   FILE *file; /**< NULL on ranks other than 0 */
   int n_layers;
   int n_experts;
+  bool accuracy; /**< there are columns of it */
   smoe_terms terms;
   bool nodes; /**< the share of rows that stay on their node has columns */
   const smoe_model *model;

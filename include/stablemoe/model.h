@@ -24,6 +24,7 @@ typedef struct smoe_model {
   int lowest;     /**< first layer that learns: no gradient is computed below it */
   bool recompute; /**< layers keep no tape: the backward pass makes it again, lane by lane */
   size_t width, vocabulary;
+  size_t patch; /**< images: numbers of a patch; else 0 */
   int n_layers, n_moe;
   smoe_layer *layer;    /**< [n_layers] in order of the pass */
   smoe_moe_layer **moe; /**< [n_moe] those that are MoE layers */
@@ -36,9 +37,11 @@ typedef struct smoe_model {
   smoe_hidden *in, *out;       /**< [n_layers] of each layer */
   int source_last;             /**< layer whose output is the source stream's result; -1: none */
   smoe_real *dx[SMOE_STREAMS]; /**< [N, C] */
-  smoe_real *token_loss;       /**< [N] losses of a pass, in memory of the caller; NULL: not kept */
-  smoe_real *reduce_scratch;   /**< for smoe_params_reduce */
-  smoe_batch batch;            /**< of the pass that went forward last */
+  int32_t *predicted;    /**< [N] images: predicted class at the first row of each, in memory of the caller;
+                                    NULL: not kept */
+  smoe_real *token_loss; /**< [N] losses of a pass, in memory of the caller; NULL: not kept */
+  smoe_real *reduce_scratch; /**< for smoe_params_reduce */
+  smoe_batch batch;          /**< of the pass that went forward last */
   smoe_pass pass;
 
   double library_bytes; /**< resident before the model took memory: MPI, HDF5, BLAS, the program */
@@ -52,6 +55,9 @@ typedef struct smoe_model {
 /** Place of MoE layer m's smoe_route_sums within a lane's sums, in doubles. Local. */
 size_t smoe_model_route_sums(const smoe_model *model, int m);
 
+/** Share of the targets that were predicted, from sums over lanes; NaN where the objective does not count. Local. */
+double smoe_model_accuracy(const smoe_model *model, const double *sums);
+
 /** Sizes that are not in the configuration, or replace it. */
 typedef struct smoe_model_shape {
   int vocabulary;
@@ -60,6 +66,7 @@ typedef struct smoe_model_shape {
   bool training;                   /**< with gradients, moments and a tape */
   size_t context;                  /**< T of the main stream; 0: model.context */
   size_t source_context;           /**< T of the source stream; 0: there is none */
+  size_t patch;                    /**< images: numbers of a patch; 0: rows are tokens */
   const smoe_objective *objective; /**< NULL: cross entropy */
 } smoe_model_shape;
 
@@ -93,9 +100,21 @@ int smoe_model_lowest(const smoe_model *model);
 /** Whether train.frozen or train.only cover the whole router of MoE layer m: it changes by no rule, then. Local. */
 bool smoe_model_router_held(const smoe_model *model, int m);
 
-/** Layers behind a gate (skip.h), and the name of the k-th. Local. */
-int smoe_model_n_skip(const smoe_model *model);
-const char *smoe_model_skip_name(const smoe_model *model, int k);
+/** The k-th layer behind a gate (skip.h); NULL: there are not so many. Local. Here, so that what reads and writes
+ *  metrics.csv needs no more of a model than its list of layers.
+ */
+static inline const smoe_layer *smoe_model_skip_layer(const smoe_model *model, int k) {
+  int i = 0;
+  while (i < model->n_layers && (!model->layer[i].spec.skip || k-- > 0)) i++;
+  return i < model->n_layers ? &model->layer[i] : NULL;
+}
+
+/** Layers behind a gate. Local. */
+static inline int smoe_model_n_skip(const smoe_model *model) {
+  int n = 0;
+  while (smoe_model_skip_layer(model, n)) n++;
+  return n;
+}
 
 /** Share of the rows of all ranks that ran in each of them since the sums were set to zero: [smoe_model_n_skip].
  *  Collective. */

@@ -3,7 +3,7 @@
  *      y = x + sum over slots k of gate_k * delta_k (+ shared experts),   delta = f_expert(norm(x)) - norm(x)
  *
  *  where the router has an omega, each dimension of delta is multiplied by its own.
- *
+ *  With spec.out the experts' results have a width of their own, and x is not added.
  *  As a layer between blocks it has no norm of its own: the experts' sublayers have one each. In place of a
  *  block's feed-forward layer it has one, which router and experts share.
  *
@@ -22,9 +22,11 @@ typedef struct smoe_moe_layer {
   smoe_norm_kind norm;
   smoe_real skip_below; /**< slots with smaller gates are not sent; 0: all are */
   size_t width;
+  size_t out; /**< O of the experts' results: width, to which the input is added, or another one */
   smoe_router router;
   smoe_experts experts;
   smoe_exchange exchange;
+  smoe_exchange narrow; /**< the same plan for rows of O reals; where O is not width */
   smoe_params *params;
   int gamma, beta;   /**< of the layer's own norm; -1: none */
   smoe_layer shared; /**< feed-forward layer of the shared experts, without norm; zeroed: none */
@@ -34,7 +36,7 @@ typedef struct smoe_moe_layer {
   smoe_real *mean, *rstd; /**< [N] */
   int32_t *expert;        /**< [N, K] as the exchange left it: -1 unused, -2 - e dropped */
   smoe_real *gate;        /**< [N, K] */
-  smoe_real *slot;        /**< [N, K, C] delta of each slot */
+  smoe_real *slot;        /**< [N, K, O] delta of each slot */
   smoe_real *router_tape; /**< one stretch of lane_tape reals per lane */
   int32_t *router_ints;   /**< one stretch of lane_ints integers per lane */
   size_t lane_tape, lane_ints;
@@ -43,8 +45,8 @@ typedef struct smoe_moe_layer {
 
   /* Scratch. */
   void *packing;      /**< [smoe_exchange_scratch_max] rows as they travel */
-  smoe_real *rows;    /**< [M, C] */
-  smoe_real *drows;   /**< [M, C] */
+  smoe_real *rows;    /**< [M, C or O] */
+  smoe_real *drows;   /**< [M, O] */
   smoe_real *dgate;   /**< [N, K] */
   smoe_real *dnormed; /**< [N, C]; with a norm */
   smoe_real *dscaled; /**< [N, C] omega times dy; with routers that have an omega */

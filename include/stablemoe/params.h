@@ -28,10 +28,11 @@
 typedef enum smoe_sharding { SMOE_REPLICATED, SMOE_EXPERT } smoe_sharding;
 
 typedef enum smoe_init_kind {
-  SMOE_INIT_CONSTANT,  /**< value */
-  SMOE_INIT_UNIFORM,   /**< U(-value, value) */
-  SMOE_INIT_NORMAL,    /**< N(0, value^2) */
-  SMOE_INIT_ORTHOGONAL /**< rows (or columns, where there are more rows) orthonormal, times value */
+  SMOE_INIT_CONSTANT,   /**< value */
+  SMOE_INIT_UNIFORM,    /**< U(-value, value) */
+  SMOE_INIT_NORMAL,     /**< N(0, value^2) */
+  SMOE_INIT_ORTHOGONAL, /**< rows (or columns, where there are more rows) orthonormal, times value */
+  SMOE_INIT_CLASS /**< of copy e: value in row e modulo the rows, else 0; of one row: value for odd e, else -value */
 } smoe_init_kind;
 
 typedef struct smoe_init {

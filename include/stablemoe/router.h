@@ -104,6 +104,7 @@ typedef struct smoe_router_ops {
   const char *name;          /**< as in router.method */
   const char *title;         /**< one line for --help */
   const smoe_keyset *keyset; /**< its keys, "router.<name>.*"; NULL where it has none */
+  const char *family;        /**< the only family of models that it is for; NULL: any */
   bool two_stages;           /**< has a stage 2 that starts at router.stage1_updates */
 
   /** Check the method's own keys against the others; NULL: nothing to check. */
@@ -119,6 +120,9 @@ typedef struct smoe_router_ops {
 
   /** Experts per token at most (K). */
   int (*slots)(const smoe_config *config);
+
+  /** Rows of an expert as a share of all tokens, where loads are even; NULL: K / E. For counts of FLOP. */
+  double (*load_share)(const smoe_router *router);
 
   /** Declare the parameters of one MoE layer's router and remember their indices in router; add the names of
    *  loss terms other than "balance" and "distill" to router->terms.
@@ -177,7 +181,7 @@ typedef struct smoe_router_ops {
    */
   void (*report)(const smoe_router *router, const double *own, int64_t n);
 
-  /** Add gradients of gates and losses: to dx [N, C] and to the lane's gradient slab.
+  /** Add gradients of gates and losses: to dx [N, C] (NULL: the rows are data, of family cnn) and to the lane's gradient slab.
    *  dgate [N, K] is dL/dgate (0 for unused and dropped slots), with everything divided by n_targets.
    */
   void (*backward)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,

@@ -11,6 +11,7 @@ typedef struct smoe_step_result {
   int stage;
   double loss; /**< task loss, nats per target token */
   double n_targets;
+  double accuracy; /**< share of targets that are predicted, where the objective counts them; else NaN */
   double term[SMOE_TERMS]; /**< weighted loss terms per target token, all MoE layers together, as model->terms
                                 names them */
   double lr;

@@ -33,6 +33,7 @@ void smoe_norm_rows_backward(smoe_norm_kind kind, smoe_real *dx, smoe_real *dgam
 
 typedef struct smoe_ffn_shape {
   size_t width, inner; /**< C, F */
+  size_t out;          /**< O, width of the output; 0: C */
   smoe_norm_kind norm;
   smoe_activation activation;
   smoe_precision precision;    /**< of the products' operands */
@@ -71,6 +72,11 @@ typedef struct smoe_ffn_scratch {
   smoe_real
       *dh; /**< [N, F] gradient of h; backward only, with GELU in bf16 and SwiGLU; GELU in fp32: dinner */
 } smoe_ffn_scratch;
+
+/** Width of the output: [N, C] below is [N, O] where y and dy are meant. */
+static inline size_t smoe_ffn_out(const smoe_ffn_shape *shape) {
+  return shape->out ? shape->out : shape->width;
+}
 
 /** Rows of w1 and of dinner: F, or 2 F for SwiGLU. */
 size_t smoe_ffn_columns(const smoe_ffn_shape *shape);

@@ -10,6 +10,7 @@
 #define STABLEMOE_TASK_H
 
 #include "stablemoe/corpus.h"
+#include "stablemoe/images.h"
 #include "stablemoe/model.h"
 #include "stablemoe/pair_sampler.h"
 
@@ -72,6 +73,9 @@ struct smoe_task {
   int copies;                     /**< of each sequence in a training pass */
   smoe_objective each, objective; /**< of a copy; of both together */
 
+  smoe_images images; /**< images */
+  smoe_real *patch;   /**< [N, patch] of the batch */
+
   int64_t split_sequences; /**< of an evaluation */
   smoe_split split_kind;
   int32_t *token[SMOE_STREAMS], *target, *length[SMOE_STREAMS]; /**< of the batch */
@@ -101,6 +105,12 @@ bool smoe_task_is_language(const smoe_task *task);
  */
 void smoe_task_read_pairs(smoe_task *task, const smoe_model *model, smoe_split split,
                           const smoe_pair_batch *pairs, int copies, smoe_batch *batch);
+
+/** Whether it is the classification of images. Local. */
+bool smoe_task_is_images(const smoe_task *task);
+
+/** Note the corpus's path, for reports and checkpoints. Local. */
+void smoe_task_path(smoe_task *task, const char *path);
 
 /** Whether a split has anything to predict. Local. */
 bool smoe_task_has_split(const smoe_task *task, smoe_split split);

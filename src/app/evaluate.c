@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "evaluate_images.h"
 #include "evaluate_pairs.h"
 #include "evaluate_print.h"
 #include "open_model.h"
@@ -13,7 +14,7 @@
 #include "text_stream.h"
 
 typedef struct options {
-  const char *corpus, *tokens, *translations;
+  const char *corpus, *tokens, *translations, *images;
   int split; /* smoe_split */
   int precision;
   int64_t sequences, documents;
@@ -45,6 +46,10 @@ static const smoe_option OPTIONS[] = {
      "separated "
      "by tabs"},
     SMOE_BEST_OPTION(options),
+    {0, "images", SMOE_OPTION_OUTPUT, offsetof(options, images), "FILE",
+     "of a model of images: write class, prediction and loss of each image, and the patches that each expert "
+     "takes, "
+     "to FILE, separated by tabs"},
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
      "print one JSON object, with all of it, instead of text"},
 };
@@ -64,7 +69,7 @@ static smoe_status open_viewer(viewer *v, const options *o, const smoe_app_model
   fputs("place\ttoken\tnats", v->file.stream);
   for (int i = 0; i < m->model->n_moe; i++) fprintf(v->file.stream, "\texperts%d", i);
   for (int k = 0; k < smoe_model_n_skip(m->model); k++)
-    fprintf(v->file.stream, "\t%s", smoe_model_skip_name(m->model, k));
+    fprintf(v->file.stream, "\t%s", smoe_model_skip_layer(m->model, k)->spec.name);
   fputc('\n', v->file.stream);
   return SMOE_OK;
 }
@@ -177,6 +182,12 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   char path[4096];
   SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
   smoe_status status = smoe_app_task_open(&m, group, path, &opening);
+  if (status == SMOE_OK && smoe_task_is_images(&m.task)) {
+    status =
+        smoe_evaluate_images(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json, o->images);
+    smoe_app_model_close(&m);
+    return status;
+  }
   if (status == SMOE_OK && !smoe_task_is_language(&m.task)) {
     status = smoe_evaluate_pairs(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json,
                                  o->translations);
@@ -186,6 +197,9 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_app_model_close(&m);
   if (status == SMOE_OK && o->translations)
     status = SMOE_FAIL(SMOE_ERR_CONFIG, "--translations: '%s' is a language model, which does not translate",
+                       arguments->word[0]);
+  if (status == SMOE_OK && o->images)
+    status = SMOE_FAIL(SMOE_ERR_CONFIG, "--images: '%s' is a language model, which reads none",
                        arguments->word[0]);
   if (status != SMOE_OK) return status;
   status = smoe_app_model_open(&m, group, path, &opening);
@@ -204,7 +218,9 @@ const smoe_command smoe_command_evaluate = {
     .title = "perplexity on a split, and of which tokens",
     .text =
         "Perplexity of a trained language model: per token and byte, by document, by how frequent tokens are "
-        "in training, by expert. Of a translation model: loss, BLEU and chrF of each direction. Tokens are "
+        "in training, by expert. Of a translation model: loss, BLEU and chrF of each direction. Of a model "
+        "of images: "
+        "accuracy, by class, and how often experts take the patch that decides an image. Tokens are "
         "routed as in deployment (the frozen or distilled router).",
     .example = "mpirun -n 2 stablemoe evaluate runs/stable --split valid --documents 5",
     .usage = "one CHECKPOINT or run directory",

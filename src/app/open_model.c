@@ -88,6 +88,9 @@ smoe_status smoe_app_model_build(smoe_app_model *m, const smoe_model_shape *shap
 smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, const char *path,
                                 const smoe_app_opening *opening) {
   SMOE_TRY(smoe_app_task_open(m, group, path, opening));
+  SMOE_CHECK(!smoe_task_is_images(&m->task), SMOE_ERR_CONFIG,
+             "'%s' is a model of images: `stablemoe evaluate` gives its accuracy, and there is no text",
+             m->file);
   SMOE_CHECK(smoe_task_is_language(&m->task), SMOE_ERR_CONFIG,
              "'%s' is a translation model; use `stablemoe translate`, or `stablemoe evaluate` for its BLEU",
              m->file);

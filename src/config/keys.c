@@ -30,6 +30,7 @@ static const char *const exchanges[] = {"direct", "two_level", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
 static const char *const save_errors[] = {"stop", "continue", NULL};
 static const char *const placements[] = {"load", "order", NULL};
+static const char *const optimizers[] = {"adam", "sgd", NULL};
 static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", "cosine", "wsd", NULL};
 
 enum { MANY = 1000000000 }; /* an update's number enters the random streams as 32 bits */
@@ -51,6 +52,8 @@ static const smoe_key keys[] = {
 
     PATH(data.corpus, "",
          "Corpus file to train and evaluate on, as `stablemoe prepare` makes it; training needs one."),
+    INT(data.train_images, "0", 0, MANY, "images",
+        "Images: train on the first so many training images; 0: on all."),
 
     TEXT(model.family, "stablemoe", "Family of the model: which layers it is a list of; --help lists them."),
     INT(model.width, "256", 1, 65536, "",
@@ -156,6 +159,8 @@ static const smoe_key keys[] = {
         "Where a checkpoint cannot be saved (disk full): end the run, or continue and try again at the next "
         "one; the checkpoints before stay either way."),
 
+    CHOICE(optimizer.method, "adam", optimizers,
+           "adam: AdamW; sgd: the gradient times the learning rate, without momentum."),
     REAL(optimizer.lr, "6e-4", 0, 1, "", "Peak learning rate, reached after schedule.warmup updates."),
     REAL(optimizer.beta1, "0.9", 0, 0.9999999, "", "Adam's decay of the mean of gradients."),
     REAL(optimizer.beta2, "0.98", 0, 0.9999999, "", "Adam's decay of the mean of squared gradients."),

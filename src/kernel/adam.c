@@ -38,3 +38,10 @@ void smoe_adam_step(smoe_real *w, smoe_real *m, smoe_real *v, const smoe_real *g
   for (size_t i = 0; i < n; i += PIECE)
     piece_step(w + i, m + i, v + i, gradient + i, n - i < PIECE ? n - i : PIECE, a);
 }
+
+void smoe_sgd_step(smoe_real *restrict w, const smoe_real *restrict gradient, size_t n, double lr,
+                   double decay, double scale) {
+  const smoe_real step = (smoe_real)(lr * scale), shrink = (smoe_real)(lr * decay);
+#pragma omp parallel for if (n > PARALLEL_MIN)
+  for (size_t i = 0; i < n; i++) w[i] -= step * gradient[i] + shrink * w[i];
+}

@@ -18,23 +18,27 @@ static void declare_ffn(smoe_layer *layer) {
   ffn *f = layer->state;
   f->shape = (smoe_ffn_shape){.width = spec->width,
                               .inner = spec->inner,
+                              .out = spec->out,
                               .norm = spec->norm,
                               .activation = spec->activation,
                               .precision = layer->precision};
-  const int64_t c = (int64_t)spec->width, inner = (int64_t)spec->inner;
+  const int64_t c = (int64_t)spec->width, inner = (int64_t)spec->inner, o = (int64_t)smoe_ffn_out(&f->shape);
   const int64_t columns = (int64_t)smoe_ffn_columns(&f->shape);
   const smoe_init one = {SMOE_INIT_CONSTANT, 1, false}, zero = {SMOE_INIT_CONSTANT, 0, false};
   /* 1/sqrt(fan in), as in the library that the StableMoE code is built on. */
   const smoe_init from_c = {SMOE_INIT_UNIFORM, 1 / sqrt((double)c), false};
   const smoe_init from_f = {SMOE_INIT_UNIFORM, 1 / sqrt((double)inner), false};
-  const int64_t vector_c[] = {c, 0}, vector_f[] = {columns, 0};
+  const smoe_init up = spec->deviation > 0 ? (smoe_init){SMOE_INIT_NORMAL, spec->deviation, false} : from_c;
+  const smoe_init down = smoe_layer_output_init(spec->output, from_f);
+  const int64_t vector_c[] = {c, 0}, vector_f[] = {columns, 0}, vector_o[] = {o, 0};
   f->gamma = f->beta = f->b1 = f->b2 = -1;
   if (spec->norm != SMOE_NORM_NONE) f->gamma = smoe_layer_declare(layer, "norm/gamma", vector_c, one, false);
   if (spec->norm == SMOE_NORM_LAYER) f->beta = smoe_layer_declare(layer, "norm/beta", vector_c, zero, false);
-  f->w1 = smoe_layer_declare_weight(layer, "w1", (int64_t[]){columns, c, 0}, from_c);
+  f->w1 = smoe_layer_declare_weight(layer, "w1", (int64_t[]){columns, c, 0}, up);
   if (spec->bias) f->b1 = smoe_layer_declare(layer, "b1", vector_f, from_c, false);
-  f->w2 = smoe_layer_declare_weight(layer, "w2", (int64_t[]){c, inner, 0}, from_f);
-  if (spec->bias) f->b2 = smoe_layer_declare(layer, "b2", vector_c, from_f, false);
+  f->w2 = smoe_layer_declare_weight(layer, "w2", (int64_t[]){o, inner, 0}, down);
+  layer->params->param[f->w2].frozen = spec->output != SMOE_OUTPUT_LEARNED;
+  if (spec->bias) f->b2 = smoe_layer_declare(layer, "b2", vector_o, from_f, false);
 }
 
 static void layout_ffn(smoe_layer *layer, const smoe_layer_memory *memory) {
@@ -87,11 +91,12 @@ void smoe_layer_ffn_add_backward(smoe_layer *layer, const smoe_layer_call *call,
   const smoe_ffn_tape tape = tape_of(f, call);
   const smoe_ffn_grads g = grads_of(layer, call->lane);
   smoe_phase_sublayer(SMOE_PHASE_NORM);
-  const smoe_operand dy = smoe_operand_of(f->scratch.dy, dy_rows, call->n * f->shape.width);
+  const smoe_operand dy = smoe_operand_of(f->scratch.dy, dy_rows, call->n * smoe_ffn_out(&f->shape));
   smoe_ffn_backward_outer_weights(&f->shape, &g, &tape, dy, call->n);
   smoe_ffn_backward_inner(&f->shape, &w, &tape, &f->scratch, dy, call->n);
   smoe_ffn_backward_inner_weights(&f->shape, &w, &g, &tape, &f->scratch, call->x, call->n);
-  smoe_ffn_backward_input(&f->shape, &w, &g, &tape, &f->scratch, call->dx, call->x, call->n);
+  if (!layer->spec.data)
+    smoe_ffn_backward_input(&f->shape, &w, &g, &tape, &f->scratch, call->dx, call->x, call->n);
 }
 
 static void forward_ffn(smoe_layer *layer, const smoe_layer_call *call) {
@@ -100,6 +105,7 @@ static void forward_ffn(smoe_layer *layer, const smoe_layer_call *call) {
   const smoe_ffn_tape tape = tape_of(f, call);
   smoe_ffn_inner(&f->shape, &w, &tape, &f->scratch, call->x, call->n);
   smoe_ffn_outer(&f->shape, &w, &tape, call->y, call->n);
+  if (layer->spec.out) return;
   smoe_layer_dropout(layer, call, call->y);
   smoe_add(call->y, call->x, call->n * f->shape.width);
 }
@@ -126,7 +132,7 @@ static void work_ffn(const smoe_layer *layer, const smoe_token_shape *shape, smo
   const smoe_token_shape *s = &shape[layer->spec.stream];
   smoe_work_linear(work, s->lane_tokens, f->shape.width, smoe_ffn_columns(&f->shape), s->n_lanes,
                    smoe_layer_learns(layer, f->w1));
-  smoe_work_linear(work, s->lane_tokens, f->shape.inner, f->shape.width, s->n_lanes,
+  smoe_work_linear(work, s->lane_tokens, f->shape.inner, smoe_ffn_out(&f->shape), s->n_lanes,
                    smoe_layer_learns(layer, f->w2));
 }
 

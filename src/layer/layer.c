@@ -36,6 +36,11 @@ smoe_real *smoe_layer_grad(const smoe_layer *layer, int index, int lane) {
   return index < 0 ? NULL : smoe_params_lane_grad(layer->params, index, lane);
 }
 
+smoe_init smoe_layer_output_init(smoe_output output, smoe_init learned) {
+  if (output == SMOE_OUTPUT_LEARNED) return learned;
+  return (smoe_init){output == SMOE_OUTPUT_CLASS ? SMOE_INIT_CLASS : SMOE_INIT_NORMAL, 1, false};
+}
+
 int smoe_layer_declare(smoe_layer *layer, const char *name, const int64_t *shape, smoe_init init,
                        bool decay) {
   return smoe_params_declare(layer->params, SMOE_REPLICATED, shape, init, decay, "%s/%s", layer->spec.name,

@@ -1,4 +1,6 @@
 /* What is learned of logits. */
+#include <math.h>
+
 #include "stablemoe/layer.h"
 
 static void cross_entropy(const smoe_objective *self, const smoe_objective_call *call) {
@@ -82,3 +84,40 @@ smoe_objective smoe_objective_consistent(const smoe_objective *each, double weig
                           .each = each,
                           .consistency = weight};
 }
+
+/* The one logit is for class 1. */
+static void logistic_rows(const smoe_objective_call *call) {
+  for (size_t r = 0; r < call->rows; r++) {
+    const double f = (double)call->logits[r], sign = call->target[r] == 1 ? 1 : -1;
+    const bool real = call->target[r] >= 0;
+    call->loss[r] = real ? (smoe_real)(fmax(-sign * f, 0) + log1p(exp(-fabs(f)))) : 0;
+    if (call->gradient)
+      call->logits[r] = real ? (smoe_real)(-sign / (1 + exp(sign * f)) * (double)call->scale) : 0;
+  }
+}
+
+static int32_t likeliest(const smoe_real *logits, size_t v) {
+  if (v == 1) return logits[0] > 0;
+  int32_t best = 0;
+  for (size_t c = 1; c < v; c++)
+    if (logits[c] > logits[best]) best = (int32_t)c;
+  return best;
+}
+
+static void classes_rows(const smoe_objective *self, const smoe_objective_call *call) {
+  const size_t v = call->vocabulary;
+  for (size_t r = 0; r < call->rows; r++) {
+    const int32_t class = likeliest(call->logits + r * v, v);
+    if (call->predicted) call->predicted[r] = class;
+    call->sums[0] += class == call->target[r];
+  }
+  if (v == 1)
+    logistic_rows(call);
+  else
+    cross_entropy(self, call);
+}
+
+static const char *const class_sums[] = {"correct"};
+
+const smoe_objective smoe_objective_classes = {
+    .rows = classes_rows, .n_sums = 1, .sum_names = class_sums, .counts = true};

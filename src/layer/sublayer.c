@@ -107,14 +107,20 @@ size_t smoe_ffn_tape_bytes(const smoe_ffn_shape *shape) {
          shape->inner * smoe_precision_bytes(shape->precision);
 }
 
+/* Reals of a row of scratch->rows, which holds inputs as well as outputs. */
+static size_t wide_of(const smoe_ffn_shape *shape) {
+  const size_t c = shape->width, o = smoe_ffn_out(shape);
+  return c > o ? c : o;
+}
+
 smoe_ffn_scratch smoe_ffn_take_scratch(const smoe_ffn_shape *shape, smoe_arena *arena, size_t n,
                                        bool training) {
   const size_t c = shape->width;
   const bool half = shape->precision == SMOE_BF16;
-  smoe_ffn_scratch scratch = {.rows = smoe_arena_reals(arena, n * c)};
+  smoe_ffn_scratch scratch = {.rows = smoe_arena_reals(arena, n * wide_of(shape))};
   scratch.normed = half ? smoe_arena_operand(arena, SMOE_BF16, n * c) : (smoe_operand){.wide = scratch.rows};
   if (!training) return scratch;
-  if (half) scratch.dy = smoe_arena_operand(arena, SMOE_BF16, n * c);
+  if (half) scratch.dy = smoe_arena_operand(arena, SMOE_BF16, n * wide_of(shape));
   scratch.dinner = smoe_arena_operand(arena, shape->precision, n * smoe_ffn_columns(shape));
   scratch.dh = separate_dh(shape) ? smoe_arena_reals(arena, n * shape->inner) : scratch.dinner.wide;
   return scratch;
@@ -139,9 +145,11 @@ smoe_ffn_scratch smoe_ffn_scratch_at(const smoe_ffn_scratch *scratch, const smoe
                                      size_t first) {
   const size_t c = shape->width;
   const size_t dh = separate_dh(shape) ? shape->inner : smoe_ffn_columns(shape);
-  return (smoe_ffn_scratch){.normed = smoe_operand_at(scratch->normed, first * c),
-                            .rows = scratch->rows ? scratch->rows + first * c : NULL,
-                            .dy = smoe_operand_at(scratch->dy, first * c),
+  const bool half = shape->precision == SMOE_BF16;
+  const size_t wide = wide_of(shape);
+  return (smoe_ffn_scratch){.normed = smoe_operand_at(scratch->normed, first * (half ? c : wide)),
+                            .rows = scratch->rows ? scratch->rows + first * wide : NULL,
+                            .dy = smoe_operand_at(scratch->dy, first * smoe_ffn_out(shape)),
                             .dinner = smoe_operand_at(scratch->dinner, first * smoe_ffn_columns(shape)),
                             .dh = scratch->dh ? scratch->dh + first * dh : NULL};
 }
@@ -187,20 +195,20 @@ void smoe_ffn_inner(const smoe_ffn_shape *shape, const smoe_ffn_values *w, const
 void smoe_ffn_outer(const smoe_ffn_shape *shape, const smoe_ffn_values *w, const smoe_ffn_tape *tape,
                     smoe_real *y, size_t n) {
   smoe_phase_sublayer(SMOE_PHASE_LINEAR);
-  linear(shape, y, tape->h, w->w2, w->b2, n, shape->inner, shape->width);
+  linear(shape, y, tape->h, w->w2, w->b2, n, shape->inner, smoe_ffn_out(shape));
   pause_and_norm(shape);
 }
 
 void smoe_ffn_backward_inner(const smoe_ffn_shape *shape, const smoe_ffn_values *w, const smoe_ffn_tape *tape,
                              const smoe_ffn_scratch *scratch, smoe_operand dy, size_t n) {
-  const size_t c = shape->width, f = shape->inner;
+  const size_t o = smoe_ffn_out(shape), f = shape->inner;
   smoe_phase_sublayer(SMOE_PHASE_LINEAR);
   if (shape->activation == SMOE_RELU) {
-    smoe_map_relu_backward(scratch->dinner, dy, w->w2, tape->h, n, f, c);
+    smoe_map_relu_backward(scratch->dinner, dy, w->w2, tape->h, n, f, o);
     pause_and_norm(shape);
     return;
   }
-  smoe_map_backward_input(scratch->dh, dy, w->w2, n, f, c, false);
+  smoe_map_backward_input(scratch->dh, dy, w->w2, n, f, o, false);
   pause_and_norm(shape);
   if (shape->activation == SMOE_GELU)
     smoe_gelu_backward_operand(scratch->dinner, scratch->dh, tape->pre, n * f);
@@ -224,8 +232,9 @@ void smoe_ffn_backward_input(const smoe_ffn_shape *shape, const smoe_ffn_values 
 
 void smoe_ffn_backward_outer_weights(const smoe_ffn_shape *shape, const smoe_ffn_grads *g,
                                      const smoe_ffn_tape *tape, smoe_operand dy, size_t n) {
+  if (!g->w2) return; /* fixed */
   smoe_phase_sublayer(SMOE_PHASE_LINEAR);
-  smoe_map_backward_weight(g->w2, g->b2, dy, tape->h, n, shape->inner, shape->width);
+  smoe_map_backward_weight(g->w2, g->b2, dy, tape->h, n, shape->inner, smoe_ffn_out(shape));
   pause_and_norm(shape);
 }
 

@@ -8,9 +8,13 @@
 extern const smoe_family smoe_family_stablemoe;
 extern const smoe_family smoe_family_decoder;
 extern const smoe_family smoe_family_translation;
+extern const smoe_family smoe_family_cnn;
+extern const smoe_family smoe_family_vision;
 
-const smoe_family *const smoe_families[] = {&smoe_family_stablemoe, &smoe_family_decoder,
-                                            &smoe_family_translation, NULL};
+const smoe_family *const smoe_families[] = {
+    &smoe_family_stablemoe, &smoe_family_decoder, &smoe_family_translation,
+    &smoe_family_cnn,       &smoe_family_vision,  NULL,
+};
 
 const smoe_family *smoe_family_of(const smoe_config *config) {
   const char *name = smoe_config_settings(config)->model.family;

@@ -1,5 +1,6 @@
 #include "stablemoe/model.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "stablemoe/kernel.h"
@@ -8,8 +9,6 @@
 #include "stablemoe/phase.h"
 #include "stablemoe/skip.h"
 #include "stablemoe/timer.h"
-
-static const double MIB = 1 << 20;
 
 /* ---- setting up ---- */
 
@@ -72,9 +71,19 @@ static smoe_hidden inner_hidden(smoe_model *model, inner_rows *inner, int i) {
   SMOE_ASSERT(place < INNER);
   if (!inner->taken[place])
     inner->rows[place] =
-        smoe_arena_reals(&model->tape, model->shape[s].lane_tokens * model->layer[i].spec.width);
+        smoe_arena_reals(&model->tape, model->shape[s].lane_tokens * smoe_layer_out(&model->layer[i].spec));
   inner->taken[place] = true;
   return (smoe_hidden){inner->rows[place], true};
+}
+
+/* Widest rows of all layers. */
+static size_t widest(const smoe_model *model) {
+  size_t c = model->width;
+  for (int i = 0; i < model->n_layers; i++) {
+    const size_t out = smoe_layer_out(&model->layer[i].spec);
+    if (out > c) c = out;
+  }
+  return c;
 }
 
 /* Where layers leave their outputs. Evaluation needs only a layer's input and output at a time. */
@@ -85,7 +94,7 @@ static void layout_hidden(smoe_model *model) {
   int count[SMOE_STREAMS] = {0};
   for (int i = 0; i < model->n_layers; i++) {
     const int s = model->layer[i].spec.stream, before = previous_in_stream(model, i);
-    const size_t c = model->layer[i].spec.width, n = model->shape[s].n_tokens;
+    const size_t c = smoe_layer_out(&model->layer[i].spec), n = model->shape[s].n_tokens;
     model->in[i] = before < 0 ? (smoe_hidden){0} : model->out[before];
     model->out[i] = (smoe_hidden){0};
     if (&model->layer[i] == model->head) continue;
@@ -96,7 +105,7 @@ static void layout_hidden(smoe_model *model) {
       model->out[i].rows = smoe_arena_reals(&model->tape, n * c);
     } else {
       const int at = count[s]++ % 2;
-      if (!taken[s][at]) turn[s][at] = smoe_arena_reals(&model->tape, n * c);
+      if (!taken[s][at]) turn[s][at] = smoe_arena_reals(&model->tape, n * widest(model));
       taken[s][at] = true;
       model->out[i].rows = turn[s][at];
     }
@@ -129,7 +138,7 @@ static void layout(smoe_model *model) {
                                                    (size_t)model->n_sums * sizeof(double));
   layout_hidden(model);
   for (int s = 0; s < SMOE_STREAMS && model->training; s++)
-    model->dx[s] = smoe_arena_reals(&model->scratch, model->shape[s].n_tokens * model->width);
+    model->dx[s] = smoe_arena_reals(&model->scratch, model->shape[s].n_tokens * widest(model));
   const size_t scratch = model->scratch.used;
   if (model->training)
     model->reduce_scratch = smoe_arena_reals(&model->scratch, smoe_params_reduce_scratch(&model->params));
@@ -146,6 +155,12 @@ static void layout(smoe_model *model) {
 size_t smoe_model_route_sums(const smoe_model *model, int m) {
   return sizeof(smoe_lane_sums) / sizeof(double) + (size_t)model->objective->n_sums +
          (size_t)m * smoe_route_sums_count(&model->terms);
+}
+
+double smoe_model_accuracy(const smoe_model *model, const double *sums) {
+  const smoe_lane_sums *common = (const smoe_lane_sums *)sums;
+  return model->objective->counts ? sums[sizeof *common / sizeof(double)] / common->n_targets
+                                                 : NAN;
 }
 
 static smoe_status reserve(smoe_model *model) {
@@ -177,7 +192,7 @@ smoe_token_shape smoe_model_token_shape(const smoe_model *model, size_t lane_seq
 
 /* The list of layers, and the tables that go by it. */
 static void make_layers(smoe_model *model) {
-  smoe_layer_list list = {0};
+  smoe_layer_list list = {.patch = model->patch};
   model->family->describe(model->config, (int)model->vocabulary, &list);
   const size_t n = (size_t)list.n;
   model->n_layers = list.n;
@@ -221,6 +236,7 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   model->recompute = shape->training && settings->train.recompute;
   model->width = (size_t)settings->model.width;
   model->vocabulary = (size_t)shape->vocabulary;
+  model->patch = shape->patch;
   model->n_moe = smoe_family_n_moe(config);
   const int n_experts = model->n_moe ? (int)settings->moe.experts : 0;
   SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
@@ -295,6 +311,7 @@ static smoe_layer_call call_of(const smoe_model *model, int i, int lane) {
   const int s = model->layer[i].spec.stream;
   const smoe_token_shape *shape = &batch->shape[s], *source = &batch->shape[SMOE_ENCODER];
   const size_t l = (size_t)lane, c = model->layer[i].spec.width, first = l * shape->lane_tokens;
+  const size_t out = smoe_layer_out(&model->layer[i].spec);
   smoe_layer_call call = {
       .pass = &model->pass,
       .lane = lane,
@@ -304,8 +321,9 @@ static smoe_layer_call call_of(const smoe_model *model, int i, int lane) {
       .token = batch->token[s] + first,
       .length = batch->length[s] ? batch->length[s] + l * shape->lane_sequences : NULL,
       .x = rows_of(&model->in[i], shape, lane, c),
-      .y = rows_of(&model->out[i], shape, lane, c),
-      .dx = model->dx[s] ? model->dx[s] + first * c : NULL,
+      .y = rows_of(&model->out[i], shape, lane, out),
+      .dx = model->dx[s] ? model->dx[s] + first * out : NULL,
+      .patch = batch->patch ? batch->patch + first * model->patch : NULL,
       .first_index = (uint64_t)(batch->before[s] + shape->first_token) + first,
   };
   if (s == SMOE_MAIN && model->source_last >= 0) {
@@ -319,6 +337,7 @@ static smoe_layer_call call_of(const smoe_model *model, int i, int lane) {
     call.target = batch->target + first;
     call.objective = model->objective;
     call.token_loss = model->token_loss ? model->token_loss + first : NULL;
+    call.predicted = model->predicted ? model->predicted + first : NULL;
     call.sums = model->sums + l * (size_t)model->n_sums;
   }
   return call;
@@ -450,46 +469,4 @@ static double untouched(const smoe_model *model) {
 
 double smoe_model_expected_bytes(const smoe_model *model) {
   return (double)(model->fixed.peak + model->tape.peak + model->scratch.peak) - untouched(model);
-}
-
-smoe_status smoe_model_print_plan(const smoe_model *model) {
-  const smoe_params *params = &model->params;
-  const double worst = (double)(model->fixed.peak + model->tape.peak + model->scratch.peak);
-  double bytes[] = {(double)model->fixed.peak,        (double)model->tape.peak,
-                    (double)model->scratch.peak,      worst,
-                    smoe_model_expected_bytes(model), model->library_bytes};
-  smoe_group_max_f64(&params->group, bytes, 6);
-  smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
-            (long long)smoe_params_total(params, SMOE_EXPERT));
-  if (smoe_params_total_frozen(params) > 0)
-    smoe_note("of these frozen from the start: %lld; their gradients and moments would take %.1f MiB more on "
-              "this rank",
-              (long long)smoe_params_total_frozen(params), smoe_params_spared(params) / MIB);
-  if (model->lowest > 0)
-    smoe_note("no gradient is computed below '%s', the first of %d layers that learns",
-              model->layer[model->lowest].spec.name, model->n_layers);
-  smoe_note("memory per rank (largest of %d): %.1f MiB expected with balanced routing; at most %.1f MiB "
-            "(model %.1f, tape %.1f, scratch %.1f)",
-            params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,
-            bytes[2] / MIB);
-  smoe_note("libraries per rank, in memory already: %.1f MiB; with the expected part of the plan %.1f MiB",
-            bytes[5] / MIB, (bytes[4] + bytes[5]) / MIB);
-  if (model->n_moe) {
-    char text[256];
-    smoe_exchange_describe(&model->moe[0]->exchange, text, sizeof text);
-    smoe_note("exchange of tokens: %s", text);
-  }
-  const smoe_memory memory = smoe_memory_free();
-  const int ranks_here = smoe_group_ranks_here(&params->group);
-  const double here = bytes[4] * ranks_here;
-  if (memory.bytes > 0 && here > memory.bytes)
-    return SMOE_FAIL(SMOE_ERR_MEMORY,
-                     "%.1f MiB expected for the ranks on this machine, but %s leaves %.1f MiB: use more "
-                     "machines, a smaller train.batch_sequences, or more train.micro_batches",
-                     here / MIB, memory.limit, memory.bytes / MIB);
-  if (memory.bytes > 0 && bytes[3] * ranks_here > memory.bytes)
-    smoe_warn("if all tokens went to one rank's experts, memory would not suffice (%s leaves %.1f MiB): "
-              "moe.capacity_factor bounds that",
-              memory.limit, memory.bytes / MIB);
-  return SMOE_OK;
 }

@@ -9,8 +9,10 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
   const smoe_layer_spec *spec = &layer->spec;
   smoe_params *params = layer->params;
   *experts = (smoe_experts){.params = params,
+                            .data = spec->data,
                             .shape = {.width = spec->width,
                                       .inner = spec->inner,
+                                      .out = spec->out,
                                       .norm = spec->expert_norm,
                                       .activation = spec->activation,
                                       .precision = layer->precision},
@@ -25,7 +27,11 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
   const smoe_init one = {SMOE_INIT_CONSTANT, 1, same}, zero = {SMOE_INIT_CONSTANT, 0, same};
   const smoe_init from_c = {SMOE_INIT_UNIFORM, 1 / sqrt((double)c), same};
   const smoe_init from_f = {SMOE_INIT_UNIFORM, 1 / sqrt((double)f), same};
-  const int64_t vector_c[] = {c, 0}, vector_f[] = {columns, 0}, up[] = {columns, c, 0}, down[] = {c, f, 0};
+  const smoe_init first = spec->deviation > 0 ? (smoe_init){SMOE_INIT_NORMAL, spec->deviation, same} : from_c;
+  const smoe_init last = smoe_layer_output_init(spec->output, identity ? zero : from_f);
+  const int64_t o = (int64_t)smoe_ffn_out(&experts->shape);
+  const int64_t vector_c[] = {c, 0}, vector_f[] = {columns, 0}, vector_o[] = {o, 0};
+  const int64_t up[] = {columns, c, 0}, down[] = {o, f, 0};
   for (int s = 0; s < experts->n_sublayers; s++) {
     smoe_sublayer *sub = &experts->sublayer[s];
     *sub = (smoe_sublayer){-1, -1, -1, -1, -1, -1};
@@ -33,10 +39,11 @@ void smoe_experts_declare(smoe_experts *experts, const smoe_layer *layer) {
   smoe_params_declare(params, SMOE_EXPERT, shape, init, decay, "moe%d/expert/ffn%d/" name, spec->moe, s)
     if (spec->expert_norm != SMOE_NORM_NONE) sub->gamma = DECLARE(vector_c, one, false, "norm/gamma");
     if (spec->expert_norm == SMOE_NORM_LAYER) sub->beta = DECLARE(vector_c, zero, false, "norm/beta");
-    sub->w1 = DECLARE(up, from_c, true, "w1");
+    sub->w1 = DECLARE(up, first, true, "w1");
     if (spec->bias) sub->b1 = DECLARE(vector_f, from_c, false, "b1");
-    sub->w2 = DECLARE(down, identity ? zero : from_f, true, "w2");
-    if (spec->bias) sub->b2 = DECLARE(vector_c, from_f, false, "b2");
+    sub->w2 = DECLARE(down, last, true, "w2");
+    params->param[sub->w2].frozen = spec->output != SMOE_OUTPUT_LEARNED;
+    if (spec->bias) sub->b2 = DECLARE(vector_o, from_f, false, "b2");
 #undef DECLARE
     if (layer->precision != SMOE_BF16) continue;
     smoe_params_keep_rounded(params, sub->w1);
@@ -103,7 +110,7 @@ static smoe_ffn_grads grads_of(const smoe_experts *experts, int s, int j) {
 
 /* Sublayer s of expert j on rows [first, first + m). */
 static void sublayer_forward(smoe_experts *experts, int s, int j, smoe_real *delta, size_t first, size_t m) {
-  const size_t c = experts->shape.width;
+  const size_t c = experts->shape.width, o = smoe_ffn_out(&experts->shape);
   const smoe_ffn_values w = values_of(experts, s, j);
   const smoe_ffn_tape tape = smoe_ffn_tape_at(&experts->tape[s], &experts->shape, first);
   const smoe_ffn_scratch scratch = smoe_ffn_scratch_at(&experts->scratch, &experts->shape, first);
@@ -112,9 +119,9 @@ static void sublayer_forward(smoe_experts *experts, int s, int j, smoe_real *del
   smoe_ffn_outer(&experts->shape, &w, &tape, y, m);
 
   if (s == 0)
-    memcpy(delta + first * c, y, m * c * sizeof *y);
+    memcpy(delta + first * o, y, m * o * sizeof *y);
   else
-    smoe_add(delta + first * c, y, m * c);
+    smoe_add(delta + first * o, y, m * o);
   if (s + 1 < experts->n_sublayers) {
     smoe_real *next = experts->z[s + 1] + first * c;
     if (next != z) memcpy(next, z, m * c * sizeof *z);
@@ -138,16 +145,16 @@ void smoe_experts_forward(smoe_experts *experts, smoe_real *delta, const int64_t
 /* The gradient of sublayer s's output on rows from `first` on: as an operand, once it is made. */
 static smoe_operand output_gradient(const smoe_experts *experts, int s, const smoe_real *ddelta,
                                     size_t first) {
-  const smoe_operand dy = smoe_operand_at(experts->scratch.dy, first * experts->shape.width);
+  const smoe_operand dy = smoe_operand_at(experts->scratch.dy, first * smoe_ffn_out(&experts->shape));
   const smoe_real *rows = s + 1 < experts->n_sublayers ? experts->doutput : ddelta;
-  return dy.half ? dy : (smoe_operand){.wide = (smoe_real *)rows + first * experts->shape.width};
+  return dy.half ? dy : (smoe_operand){.wide = (smoe_real *)rows + first * smoe_ffn_out(&experts->shape)};
 }
 
 /* delta is the sum of the sublayers' outputs; output s has gradient ddelta plus that of the later
  * sublayers' input, which is in dx. */
 static void make_output_gradient(smoe_experts *experts, int s, const smoe_real *dx, const smoe_real *ddelta,
                                  size_t first, size_t m) {
-  const size_t c = experts->shape.width, at = first * c;
+  const size_t c = smoe_ffn_out(&experts->shape), at = first * c;
   const smoe_operand dy = smoe_operand_at(experts->scratch.dy, at);
   if (s + 1 == experts->n_sublayers) {
     (void)smoe_operand_of(dy, ddelta + at, m * c);
@@ -170,7 +177,8 @@ static void sublayer_backward_rows(smoe_experts *experts, int s, int j, smoe_rea
   const smoe_ffn_scratch scratch = smoe_ffn_scratch_at(&experts->scratch, shape, first);
   make_output_gradient(experts, s, dx, ddelta, first, m);
   smoe_ffn_backward_inner(shape, &w, &tape, &scratch, output_gradient(experts, s, ddelta, first), m);
-  smoe_ffn_backward_input(shape, &w, &g, &tape, &scratch, dx + first * c, experts->z[s] + first * c, m);
+  if (!experts->data)
+    smoe_ffn_backward_input(shape, &w, &g, &tape, &scratch, dx + first * c, experts->z[s] + first * c, m);
 }
 
 static void sublayer_backward_weights(smoe_experts *experts, int s, int j, const smoe_real *ddelta,
@@ -187,7 +195,7 @@ static void sublayer_backward_weights(smoe_experts *experts, int s, int j, const
 static void expert_backward_rows(smoe_experts *experts, int j, smoe_real *dx, const smoe_real *ddelta,
                                  const int64_t *offset) {
   const size_t first = (size_t)offset[j], m = (size_t)(offset[j + 1] - offset[j]);
-  memset(dx + first * experts->shape.width, 0, m * experts->shape.width * sizeof *dx);
+  if (!experts->data) memset(dx + first * experts->shape.width, 0, m * experts->shape.width * sizeof *dx);
   for (int s = experts->n_sublayers - 1; s >= 0; s--) {
     sublayer_backward_rows(experts, s, j, dx, ddelta, first, m);
     /* The next one down needs the scratch. */

@@ -16,7 +16,7 @@ static void add_scaled_slots(const smoe_moe_layer *moe, smoe_real *y, const smoe
 }
 
 void smoe_moe_add_slots(const smoe_moe_layer *moe, smoe_real *y, size_t n) {
-  const size_t k = (size_t)moe->router.n_slots, c = moe->width;
+  const size_t k = (size_t)moe->router.n_slots, c = moe->out;
   const smoe_real *omega = omega_of(moe);
   if (omega) {
     add_scaled_slots(moe, y, omega, n);

@@ -6,10 +6,17 @@
 
 #include "stablemoe/moe_layer.h"
 
-/** moe->slot [N, K, C] = delta of each slot, from x [N, C], by the present plan. Collective. */
+/** The exchange that brings results back: of rows of moe->out reals. Local. */
+const smoe_exchange *smoe_moe_results(const smoe_moe_layer *moe);
+
+/** Whether groups of experts travel and compute side by side. Local. */
+bool smoe_moe_overlaps(const smoe_moe_layer *moe);
+
+/** moe->slot [N, K, O] = delta of each slot, from x [N, C], by the present plan. Collective. */
 void smoe_moe_experts_forward(smoe_moe_layer *moe, const smoe_real *x);
 
-/** dx [N, C] += gradient through the experts, from dy [N, C] and the gates; experts' gradients +=. dy may be dx.
+/** dx [N, C] += gradient through the experts, from dy [N, O] and the gates; experts' gradients +=. dy may be dx;
+ *  where the rows are data, dx is left alone.
  *  Collective.
  */
 void smoe_moe_experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_real *dy);
@@ -17,5 +24,8 @@ void smoe_moe_experts_backward(smoe_moe_layer *moe, smoe_real *dx, const smoe_re
 /** Mark the choices of n tokens whose gate is below moe->skip_below as dropped: they are not computed, and stay readable.
  *  Local. */
 void smoe_moe_skip_slots(smoe_moe_layer *moe, size_t n);
+
+/** The arithmetic of an MoE layer: what its experts and the shared ones multiply. Local. */
+void smoe_moe_work(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work);
 
 #endif

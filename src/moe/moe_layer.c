@@ -42,6 +42,7 @@ static void declare_moe(smoe_layer *layer) {
                           .norm = layer->spec.norm,
                           .width = layer->spec.width,
                           .skip_below = (smoe_real)smoe_config_settings(layer->config)->moe.skip_below,
+                          .out = smoe_layer_out(&layer->spec),
                           .params = layer->params};
   declare_norm(moe);
   smoe_router_declare(&moe->router, layer);
@@ -75,6 +76,11 @@ static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings, 
                                      .expert_at =
                                          smoe_params_experts(moe->params, moe->experts.number)->expert_at};
   smoe_exchange_declare(&moe->exchange, &moe->params->topology, &shape, fixed);
+  if (moe->out != moe->width) {
+    smoe_exchange_shape narrow = shape;
+    narrow.width = moe->out;
+    smoe_exchange_declare(&moe->narrow, &moe->params->topology, &narrow, fixed);
+  }
   moe->load = smoe_arena_take(fixed, (size_t)router->n_experts * sizeof *moe->load);
   const size_t table = router->ops->table_ints ? router->ops->table_ints(router) : 0;
   moe->router.table = table ? smoe_arena_ints(fixed, table) : NULL;
@@ -84,7 +90,8 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   smoe_moe_layer *moe = layer->state;
   const smoe_router *router = &moe->router;
   const smoe_token_shape *tokens = &memory->shape[moe->stream];
-  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width;
+  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width, o = moe->out;
+  const size_t wide = c > o ? c : o;
   smoe_arena *tape = memory->tape, *scratch = memory->scratch;
   layout_exchange(moe, smoe_config_settings(layer->config), layer->precision, tokens, memory->fixed);
   if (moe->norm != SMOE_NORM_NONE) {
@@ -94,7 +101,7 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   }
   moe->expert = smoe_arena_ints(tape, n * k);
   moe->gate = smoe_arena_reals(tape, n * k);
-  moe->slot = smoe_arena_reals(tape, n * k * c);
+  moe->slot = smoe_arena_reals(tape, n * k * o);
   moe->lane_tape = router->ops->tape_reals(router, tokens->lane_tokens);
   moe->router_tape = smoe_arena_reals(tape, (size_t)tokens->n_lanes * moe->lane_tape);
   moe->lane_ints = router->ops->tape_ints ? router->ops->tape_ints(router, tokens->lane_tokens) : 0;
@@ -108,12 +115,13 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   moe->distilled = smoe_arena_ints(tape, n);
 
   const size_t rows = smoe_exchange_rows_max(&moe->exchange);
-  moe->packing =
-      smoe_arena_take(scratch, smoe_exchange_scratch_max(&moe->exchange) * moe->exchange.row_bytes);
-  moe->rows = smoe_arena_reals(scratch, rows * c);
+  const size_t row_bytes =
+      moe->narrow.row_bytes > moe->exchange.row_bytes ? moe->narrow.row_bytes : moe->exchange.row_bytes;
+  moe->packing = smoe_arena_take(scratch, smoe_exchange_scratch_max(&moe->exchange) * row_bytes);
+  moe->rows = smoe_arena_reals(scratch, rows * wide);
   moe->router_scratch = smoe_arena_reals(scratch, router->ops->scratch_reals(router, tokens->lane_tokens));
   if (memory->training) {
-    moe->drows = smoe_arena_reals(scratch, rows * c);
+    moe->drows = smoe_arena_reals(scratch, rows * o);
     moe->dgate = smoe_arena_reals(scratch, n * k);
     if (moe->norm != SMOE_NORM_NONE) moe->dnormed = smoe_arena_reals(scratch, n * c);
     if (router->omega >= 0) moe->dscaled = smoe_arena_reals(scratch, n * c);
@@ -126,7 +134,7 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
     own.tape_lanes = memory->training ? tokens->n_lanes : 1;
     moe->shared.spec.ops->layout(&moe->shared, &own);
   }
-  if (!smoe_exchange_overlap(&moe->exchange)) return;
+  if (!smoe_moe_overlaps(moe)) return;
   moe->experts.shape.pause = progress;
   moe->experts.shape.pause_of = &moe->exchange;
 }
@@ -149,6 +157,7 @@ static double untouched_moe(const smoe_layer *layer, bool training, bool with_sc
 static void release_moe(smoe_layer *layer) {
   smoe_moe_layer *moe = layer->state;
   smoe_exchange_release(&moe->exchange);
+  smoe_exchange_release(&moe->narrow);
   if (moe->shared.state) smoe_layer_destroy(&moe->shared);
 }
 
@@ -221,6 +230,7 @@ static void add_loads(smoe_moe_layer *moe) {
 static void plan(smoe_moe_layer *moe, size_t n) {
   smoe_phase(SMOE_PHASE_PLAN);
   smoe_exchange_plan(&moe->exchange, moe->expert, n);
+  if (moe->out != moe->width) smoe_exchange_plan(&moe->narrow, moe->expert, n);
   add_loads(moe);
 }
 
@@ -308,7 +318,9 @@ static void forward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *y, 
   smoe_moe_experts_forward(moe, x);
 
   smoe_phase(SMOE_PHASE_COMBINE);
-  if (n) memcpy(y, in, n * c * sizeof *y); /* a rank without tokens may have no arrays */
+  /* A rank without tokens may have no arrays. */
+  if (n && layer->spec.out) memset(y, 0, n * moe->out * sizeof *y);
+  if (n && !layer->spec.out) memcpy(y, in, n * c * sizeof *y);
   smoe_moe_add_slots(moe, y, n);
   smoe_phase(SMOE_PHASE_EXPERTS);
   for (int lane = 0; lane < tokens->n_lanes && moe->shared.state; lane++) {
@@ -342,7 +354,7 @@ static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy
   smoe_moe_layer *moe = layer->state;
   const smoe_router *router = &moe->router;
   const smoe_token_shape *tokens = shape_of(moe, pass);
-  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width;
+  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width, o = moe->out;
   const bool norm = moe->norm != SMOE_NORM_NONE;
   const smoe_real *x = norm ? moe->x : in;
   /* Gradient of norm(x); without a norm it joins dy at once. */
@@ -350,7 +362,7 @@ static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy
   smoe_phase(SMOE_PHASE_COMBINE);
   /* y = x + sum_k gate_k delta_k: dgate = <dy, delta>; slots unused or dropped have delta = 0. */
   const smoe_real *ddelta = smoe_moe_scale_backward(moe, tokens, dy);
-  for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(ddelta + i / k * c, moe->slot + i * c, c);
+  for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(ddelta + i / k * o, moe->slot + i * o, o);
   for (int lane = 0; lane < tokens->n_lanes && moe->spread; lane++) {
     const smoe_route_call call = call_of_lane(moe, lane, x, pass);
     smoe_moe_spread(moe, &call, moe->spread + (size_t)lane * tokens->lane_tokens * k);
@@ -371,7 +383,8 @@ static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy
   for (int lane = 0; lane < tokens->n_lanes; lane++) {
     const smoe_route_call call = call_of_lane(moe, lane, x, pass);
     const size_t first = (size_t)lane * tokens->lane_tokens;
-    router->ops->backward(router, &call, &loads, dx + first * c, moe->dgate + first * k);
+    router->ops->backward(router, &call, &loads, layer->spec.data ? NULL : dx + first * c,
+                          moe->dgate + first * k);
   }
   if (norm) backward_norm(moe, pass, dy, in);
 }
@@ -463,22 +476,6 @@ static void reorder_moe(const smoe_layer *layer, smoe_real *state, const int32_t
     smoe_reorder_rows(state, from, n_sequences, length * moe->width, length_max * moe->width);
 }
 
-/* ---- arithmetic ---- */
-
-static void work_moe(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work) {
-  const smoe_moe_layer *moe = layer->state;
-  const smoe_token_shape *s = &shape[moe->stream];
-  const smoe_ffn_shape *ffn = &moe->experts.shape;
-  const int n_ranks = moe->params->topology.world.n_ranks, e = moe->router.n_experts;
-  const size_t rows = (size_t)((double)s->n_global * moe->router.typical_slots / e);
-  const double calls = (double)moe->experts.n_sublayers * (double)e / n_ranks;
-  smoe_work_linear(work, rows, ffn->width, smoe_ffn_columns(ffn), calls,
-                   smoe_layer_learns(layer, moe->experts.sublayer[0].w1));
-  smoe_work_linear(work, rows, ffn->inner, ffn->width, calls,
-                   smoe_layer_learns(layer, moe->experts.sublayer[0].w2));
-  if (moe->shared.state) moe->shared.spec.ops->work(&moe->shared, shape, work);
-}
-
 const smoe_layer_ops smoe_layer_moe = {
     .kind = "moe",
     .bytes = sizeof(smoe_moe_layer),
@@ -490,7 +487,7 @@ const smoe_layer_ops smoe_layer_moe = {
     .state_reals = state_reals_moe,
     .extend = extend_moe,
     .reorder = reorder_moe,
-    .work = work_moe,
+    .work = smoe_moe_work,
     .untouched = untouched_moe,
     .release = release_moe,
 };

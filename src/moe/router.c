@@ -15,15 +15,19 @@ extern const smoe_router_ops smoe_router_sparsemixer;
 extern const smoe_router_ops smoe_router_smile;
 extern const smoe_router_ops smoe_router_local;
 extern const smoe_router_ops smoe_router_thor;
+extern const smoe_router_ops smoe_router_pmoe;
+extern const smoe_router_ops smoe_router_pmoe_separate;
 extern const smoe_router_ops smoe_router_replay;
 extern const smoe_router_ops smoe_router_base;
 extern const smoe_router_ops smoe_router_base_stage2;
 
 const smoe_router_ops *const smoe_router_methods[] = {
-    &smoe_router_stable,        &smoe_router_switch,      &smoe_router_gshard, &smoe_router_topk,
-    &smoe_router_expert_choice, &smoe_router_hash,        &smoe_router_mask,   &smoe_router_recurrent,
-    &smoe_router_sparsemixer,   &smoe_router_smile,       &smoe_router_local,  &smoe_router_thor,
-    &smoe_router_base,          &smoe_router_base_stage2, &smoe_router_replay, NULL,
+    &smoe_router_stable,      &smoe_router_switch,        &smoe_router_gshard,
+    &smoe_router_topk,        &smoe_router_expert_choice, &smoe_router_hash,
+    &smoe_router_mask,        &smoe_router_pmoe,          &smoe_router_pmoe_separate,
+    &smoe_router_recurrent,   &smoe_router_sparsemixer,   &smoe_router_smile,
+    &smoe_router_local,       &smoe_router_thor,          &smoe_router_base,
+    &smoe_router_base_stage2, &smoe_router_replay,        NULL,
 };
 
 const smoe_router_ops *smoe_router_find(const char *name) {
@@ -56,6 +60,9 @@ smoe_status smoe_router_check(const smoe_config *config) {
     return SMOE_FAIL(SMOE_ERR_CONFIG, "router.method is '%s'; the methods are: %s", settings->router.method,
                      names);
   }
+  SMOE_CHECK(!ops->family || strcmp(ops->family, settings->model.family) == 0, SMOE_ERR_CONFIG,
+             "router.method %s is for model.family %s, and model.family is %s", ops->name, ops->family,
+             settings->model.family);
   return ops->check ? ops->check(config) : SMOE_OK;
 }
 

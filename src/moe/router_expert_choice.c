@@ -2,7 +2,8 @@
  *
  *   p_t = softmax(W x_t) over the experts; every expert takes the k = n c / E tokens of largest p_{t,e}
  *   among the n of a group, gate = that p_{t,e}; a token may have 0 to E experts. No balance loss.
- * A group is a lane, or with `causal` the tokens at one position of a lane's sequences. In a language model
+ * A group is a lane, with `within_sequence` a sequence, or with `causal` the tokens at one position of a lane's
+ * sequences. In a language model
  * a choice within whole sequences looks at later tokens; doc/methods/expert_choice.md says what follows.
  */
 #include <string.h>
@@ -15,6 +16,7 @@ typedef struct expert_choice_options {
   double capacity;
   int64_t max_experts;
   bool causal;
+  bool within;
   int evaluation; /* index into evaluations */
 } expert_choice_options;
 
@@ -32,6 +34,10 @@ static const smoe_key keys[] = {
      NULL, "",
      "Choose among the tokens at one position of a lane's sequences, so that no choice depends on later "
      "tokens of its sequence; false: among all tokens of a lane, which in a language model look ahead."},
+    {"router.expert_choice.within_sequence", SMOE_KEY_BOOL, offsetof(expert_choice_options, within), "false",
+     0, 0, NULL, "",
+     "Choose within each sequence (of images: among an image's patches) instead of among all tokens of a "
+     "lane."},
     {"router.expert_choice.evaluation", SMOE_KEY_CHOICE, offsetof(expert_choice_options, evaluation),
      "tokens", 0, 0, evaluations, "",
      "Who chooses in evaluation and generation: each token its likeliest experts, as many as the capacity "
@@ -56,7 +62,11 @@ static smoe_status check_expert_choice(const smoe_config *config) {
       "use fewer lanes or micro-batches, or more sequences, until there are %.0f",
       (long long)sequences, (long long)settings->moe.experts,
       (double)settings->moe.experts / options->capacity + 0.5);
-  if (!options->causal)
+  SMOE_CHECK(
+      !options->causal || !options->within, SMOE_ERR_CONFIG,
+      "router.expert_choice.causal and within_sequence choose among different tokens: set one of them");
+  /* Images have no later tokens. */
+  if (!options->causal && strcmp(settings->model.family, "vision") != 0)
     smoe_warn("expert_choice: experts choose among whole sequences, so training looks at later tokens%s; "
               "router.expert_choice.causal=true does not",
               options->evaluation == BY_EXPERTS ? ", and so does evaluation: its perplexity is too low" : "");
@@ -127,6 +137,11 @@ static void insert(int32_t *expert, const smoe_real *p, size_t k, int32_t e) {
   expert[at] = e;
 }
 
+static double load_share_expert_choice(const smoe_router *router) {
+  const expert_choice_options *options = router->options;
+  return options->capacity / router->n_experts;
+}
+
 /* Tokens that an expert takes of n. */
 static size_t share_of(const smoe_router *router, size_t n) {
   const expert_choice_options *options = router->options;
@@ -134,25 +149,26 @@ static size_t share_of(const smoe_router *router, size_t n) {
   return share > 0 ? share : 1;
 }
 
-/* Every expert chooses among rows first, first + stride, ...: the lower row where probabilities are equal. */
+/* Every expert chooses among rows first, first + stride, ... before end: the lower row where probabilities are
+ * equal. */
 static void choose_by_experts(const smoe_router *router, const smoe_route_call *call, size_t first,
-                              size_t stride) {
+                              size_t stride, size_t end) {
   const size_t e = (size_t)router->n_experts, k = (size_t)router->n_slots;
   const smoe_real *p = call->tape;
   smoe_real *value = call->scratch;
   size_t n_real = 0;
-  for (size_t t = first; t < call->n_tokens; t += stride) n_real += call->token[t] >= 0;
+  for (size_t t = first; t < end; t += stride) n_real += call->token[t] >= 0;
   if (n_real == 0) return;
   for (size_t i = 0; i < e; i++) {
     size_t n = 0; /* a probability of 0 (padding, no finite score) is never chosen */
-    for (size_t t = first; t < call->n_tokens; t += stride)
+    for (size_t t = first; t < end; t += stride)
       if (p[t * e + i] > 0) value[n++] = p[t * e + i];
     size_t left = share_of(router, n_real);
     const smoe_real least = left < n ? value_of_rank(value, n, left - 1) : 0;
     size_t above = 0;
-    for (size_t t = first; t < call->n_tokens; t += stride) above += p[t * e + i] > least;
+    for (size_t t = first; t < end; t += stride) above += p[t * e + i] > least;
     size_t equal = left > above ? left - above : 0;
-    for (size_t t = first; t < call->n_tokens; t += stride) {
+    for (size_t t = first; t < end; t += stride) {
       const smoe_real g = p[t * e + i];
       if (!(g > 0) || g < least || (g == least && equal == 0)) continue;
       if (g == least) equal--;
@@ -181,9 +197,12 @@ static void choose_expert_choice(const smoe_router *router, const smoe_route_cal
   if (!call->context->training && options->evaluation == BY_TOKENS) {
     choose_by_tokens(router, call);
   } else {
-    const size_t groups = options->causal ? call->n_context : 1;
+    const size_t groups = options->causal ? call->n_context : 1, t = call->n_context;
     smoe_scores_softmax(p, call->token, n, e);
-    for (size_t g = 0; g < groups && n > 0; g++) choose_by_experts(router, call, g, groups);
+    for (size_t s = 0; s < call->n_sequences && options->within; s++)
+      choose_by_experts(router, call, s * t, 1, (s + 1) * t);
+    for (size_t g = 0; g < groups && n > 0 && !options->within; g++)
+      choose_by_experts(router, call, g, groups, n);
   }
 }
 
@@ -219,6 +238,7 @@ const smoe_router_ops smoe_router_expert_choice = {
     .check = check_expert_choice,
     .scope = scope_expert_choice,
     .slots = slots_expert_choice,
+    .load_share = load_share_expert_choice,
     .declare = declare_expert_choice,
     .tape_reals = tape_reals_expert_choice,
     .scratch_reals = scratch_reals_expert_choice,

@@ -191,11 +191,23 @@ static void fill_orthogonal(smoe_real *values, const smoe_param *param, uint64_t
   smoe_free(vector);
 }
 
+/** One copy of a parameter that stands for a class. */
+static void fill_class(smoe_real *values, const smoe_param *param, int copy) {
+  const size_t rows = (size_t)param->shape[0], columns = param->count / rows, class = (size_t)copy % rows;
+  for (size_t i = 0; i < param->count; i++)
+    values[i] = (smoe_real)(i / columns == class ? param->init.value : 0);
+  for (size_t i = 0; i < param->count && rows == 1 && copy % 2 == 0; i++) values[i] = -values[i];
+}
+
 /** One copy of a parameter; copy is the global expert number, 0 for REPLICATED. */
 static void fill(smoe_real *values, const smoe_param *param, uint64_t seed, int copy) {
   const uint64_t first = param->init.same_for_experts ? 0 : (uint64_t)copy * param->count;
   if (param->init.kind == SMOE_INIT_ORTHOGONAL) {
     fill_orthogonal(values, param, seed, first);
+    return;
+  }
+  if (param->init.kind == SMOE_INIT_CLASS) {
+    fill_class(values, param, copy);
     return;
   }
   const uint32_t name = smoe_hash_text(param->name);

@@ -1,11 +1,15 @@
 #include "stablemoe/task.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 extern const smoe_task_ops smoe_task_language;
 extern const smoe_task_ops smoe_task_translation;
+extern const smoe_task_ops smoe_task_images;
 
-static const smoe_task_ops *const tasks[] = {&smoe_task_language, &smoe_task_translation, NULL};
+static const smoe_task_ops *const tasks[] = {&smoe_task_language, &smoe_task_translation, &smoe_task_images,
+                                             NULL};
 
 static void begin(smoe_task *task, const smoe_config *config, const smoe_group *group, const char *name) {
   *task = (smoe_task){.config = config, .settings = smoe_config_settings(config), .group = group};
@@ -49,6 +53,7 @@ void smoe_task_close(smoe_task *task) {
     smoe_free(task->length[s]);
   }
   smoe_free(task->target);
+  smoe_free(task->patch);
   *task = (smoe_task){0};
 }
 
@@ -56,7 +61,17 @@ bool smoe_task_is_language(const smoe_task *task) {
   return task->ops == &smoe_task_language;
 }
 
+bool smoe_task_is_images(const smoe_task *task) {
+  return task->ops == &smoe_task_images;
+}
+
+void smoe_task_path(smoe_task *task, const char *path) {
+  if (!realpath(path, task->absolute)) task->absolute[0] = '\0';
+  snprintf(task->corpus.path, sizeof task->corpus.path, "%s", path);
+}
+
 bool smoe_task_has_split(const smoe_task *task, smoe_split split) {
+  if (smoe_task_is_images(task)) return task->images.split[split].n > 0;
   return smoe_task_is_language(task) ? task->corpus.n_tokens[split] > 1
                                      : task->pairs.split[split].n_pairs > 0;
 }
@@ -74,4 +89,6 @@ void smoe_task_take(smoe_task *task, const smoe_model *model) {
     task->length[s] = smoe_alloc((shape->n_tokens + 1) * sizeof *task->length[s]);
   }
   task->target = smoe_alloc((model->shape[SMOE_MAIN].n_tokens + 1) * sizeof *task->target);
+  if (model->patch)
+    task->patch = smoe_alloc((model->shape[SMOE_MAIN].n_tokens * model->patch + 1) * sizeof *task->patch);
 }

@@ -1,7 +1,5 @@
 /* Translation: pairs of sentences, sorted into micro-batches of like length; the source goes through the encoder,
  * the target through the decoder, and each target token is predicted from those before it and the source. */
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "stablemoe/task.h"
@@ -13,13 +11,12 @@ static smoe_status open_translation(smoe_task *task, const char *path) {
   task->vocabulary = task->pairs.vocabulary;
   task->fingerprint = task->pairs.fingerprint;
   task->tokenizer = task->pairs.tokenizer;
-  if (!realpath(path, task->absolute)) task->absolute[0] = '\0';
   task->corpus = (smoe_corpus){.vocabulary = task->pairs.vocabulary,
                                .fingerprint = task->pairs.fingerprint,
                                .tokenizer = task->pairs.tokenizer,
                                .model = task->pairs.model,
                                .model_bytes = task->pairs.model_bytes};
-  snprintf(task->corpus.path, sizeof task->corpus.path, "%s", path);
+  smoe_task_path(task, path);
   smoe_task_objective(task,
                       smoe_objective_smoothed(smoe_translation_settings(task->config)->label_smoothing));
   return SMOE_OK;

@@ -43,6 +43,7 @@ static smoe_evaluation result_of(const smoe_model *model) {
   const smoe_evaluation result = {.loss = sums->loss / sums->n_targets,
                                   .perplexity = exp(sums->loss / sums->n_targets),
                                   .n_targets = sums->n_targets,
+                                  .accuracy = smoe_model_accuracy(model, total),
                                   .drop_rate = assigned ? (double)dropped / (double)assigned : 0};
   smoe_free(total);
   return result;
@@ -75,6 +76,7 @@ typedef struct shown {
   double *mine, *loss;      /* [N], [all tokens] */
   int32_t *target, *expert; /* [all tokens], [M, all tokens, K] */
   int32_t *ran;             /* [n_skip, all tokens] */
+  int32_t *predicted;       /* [all tokens] images */
 } shown;
 
 static void shown_begin(shown *s, smoe_model *model) {
@@ -90,11 +92,16 @@ static void shown_begin(shown *s, smoe_model *model) {
   s->expert = smoe_alloc(((size_t)model->n_moe * all * s->n_slots + 1) * sizeof *s->expert);
   s->ran = smoe_alloc(((size_t)smoe_model_n_skip(model) * all + 1) * sizeof *s->ran);
   model->token_loss = smoe_alloc((n + 1) * sizeof *model->token_loss);
+  s->predicted = smoe_alloc(all * sizeof *s->predicted);
+  if (model->patch) model->predicted = smoe_alloc((n + 1) * sizeof *model->predicted);
 }
 
 static void shown_end(shown *s, smoe_model *model) {
   smoe_free(model->token_loss);
   model->token_loss = NULL;
+  smoe_free(model->predicted);
+  model->predicted = NULL;
+  smoe_free(s->predicted);
   smoe_free(s->tokens);
   smoe_free(s->slots);
   smoe_free(s->mine);
@@ -114,6 +121,7 @@ static smoe_evaluated shown_gather(shown *s, const smoe_task *task, const smoe_b
   for (size_t i = 0; i < model->shape[SMOE_MAIN].n_tokens; i++) s->mine[i] = (double)model->token_loss[i];
   smoe_group_gather_f64(group, s->loss, s->mine, s->tokens);
   smoe_group_gather_i32(group, s->target, batch->target, s->tokens);
+  if (model->predicted) smoe_group_gather_i32(group, s->predicted, model->predicted, s->tokens);
   for (int m = 0; m < model->n_moe; m++)
     smoe_group_gather_i32(group, s->expert + (size_t)m * all, model->moe[m]->expert, s->slots);
   const int n_skip = smoe_model_n_skip(model);
@@ -128,6 +136,7 @@ static smoe_evaluated shown_gather(shown *s, const smoe_task *task, const smoe_b
                           .n_moe = model->n_moe,
                           .n_slots = (int)s->n_slots,
                           .target = s->target,
+                          .predicted = model->predicted ? s->predicted : NULL,
                           .loss = s->loss,
                           .n_skip = n_skip,
                           .ran = s->ran,
@@ -142,7 +151,7 @@ smoe_status smoe_evaluate_each(smoe_model *model, smoe_task *task, smoe_split sp
   const smoe_pass pass = context_of(update, stage, model);
   int64_t n;
   shown s;
-  SMOE_ASSERT(smoe_task_is_language(task));
+  SMOE_ASSERT(smoe_task_is_language(task) || smoe_task_is_images(task));
   SMOE_TRY(open_split(model, task, split, sequences, &n));
   shown_begin(&s, model);
   smoe_status status = SMOE_OK;

@@ -349,8 +349,12 @@ static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid, bool *
   smoe_patience_describe(&r->patience, since, sizeof since);
   if (smoe_task_is_language(&r->task))
     snprintf(bigram, sizeof bigram, " (corpus bigram: %.4f)", r->task.corpus.bigram);
-  smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens%s%s", (long long)done,
-            valid->loss, valid->perplexity, valid->n_targets, bigram, since);
+  if (smoe_task_is_images(&r->task))
+    smoe_note("update %lld: validation loss %.4f, accuracy %.2f %% of %.0f images%s", (long long)done,
+              valid->loss, 100 * valid->accuracy, valid->n_targets, since);
+  else
+    smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens%s%s", (long long)done,
+              valid->loss, valid->perplexity, valid->n_targets, bigram, since);
   smoe_model_note_skips(r->model);
   return SMOE_OK;
 }

@@ -44,11 +44,12 @@ static void write_header(const smoe_metrics *metrics, FILE *out) {
   const int n_skip = smoe_model_n_skip(metrics->model);
   for (int k = 0; k < n_skip; k++) {
     fputc(',', out);
-    for (const char *name = smoe_model_skip_name(metrics->model, k); *name; name++)
+    for (const char *name = smoe_model_skip_layer(metrics->model, k)->spec.name; *name; name++)
       fputc(*name == '/' ? '_' : *name, out);
     fputs("_run", out);
   }
   if (n_skip > 0) fputs(",skip_loss", out);
+  if (metrics->accuracy) fputs(",accuracy,valid_accuracy", out);
   /* Times come last: what stands before them is the same on any number of ranks. */
   fputs(",seconds,tokens_per_s", out);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(out, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
@@ -82,6 +83,7 @@ smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, cons
                             .terms = model->terms,
                             .nodes = model->config && smoe_config_settings(model->config)->moe.nodes > 1,
                             .model = model,
+                            .accuracy = model->objective->counts,
                             .skips_slots = model->moe && model->n_moe > 0 && model->moe[0]->skip_below > 0};
   if (model->params.group.rank != 0) return SMOE_OK;
   char *path = smoe_sprintf("%s/metrics.csv", directory), *header = header_text(metrics);
@@ -132,6 +134,10 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
   const int n_skip = smoe_model_n_skip(metrics->model);
   for (int k = 0; k < n_skip; k++) field(file, result->skip[k]);
   if (n_skip > 0) field(file, result->skip_loss);
+  if (metrics->accuracy) {
+    field(file, result->accuracy);
+    field(file, valid ? valid->accuracy : NAN);
+  }
   fprintf(file, ",%.4f,%.1f", seconds, result->n_targets / seconds);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(file, phase ? ",%.6f" : ",", phase ? phase[p] : 0);
   fputc('\n', file);

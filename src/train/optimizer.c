@@ -138,7 +138,10 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
     for (int j = 0; j < slab->n_local; j++) {
       size_t first, own;
       const size_t n = smoe_params_in_slice(params, i, j, &first, &own);
-      if (n)
+      if (n && settings->optimizer.method == SMOE_SGD)
+        smoe_sgd_step(slab->value + slab->slice_first + own, slab->grad_own + own, n, adam.lr, adam.decay,
+                      factor);
+      else if (n)
         smoe_adam_step(slab->value + slab->slice_first + own, slab->m + own, slab->v + own,
                        slab->grad_own + own, n, &adam);
     }

@@ -97,13 +97,15 @@ void smoe_progress_report(smoe_progress *progress, int64_t done, const smoe_step
                           double seconds) {
   const int64_t total = progress->settings->train.updates, every = progress->settings->run.log_every;
   const double each = (smoe_seconds() - progress->began) / (double)(done - progress->start);
-  char left[32], text[768], routing[384];
+  char left[32], text[768], routing[384], accuracy[32] = "";
   smoe_progress_duration(left, sizeof left, each * (double)(total - done));
   format_routing(progress, result, routing, sizeof routing);
+  if (isfinite(result->accuracy))
+    snprintf(accuracy, sizeof accuracy, ", accuracy %.1f %%", 100 * result->accuracy);
   snprintf(text, sizeof text,
-           "update %lld/%lld, stage %d: loss %.4f%s, norm %.3f, lr %.2e, %.0f tokens/s, %s left",
-           (long long)done, (long long)total, result->stage, result->loss, routing, result->norm.all,
-           result->lr, result->n_targets / seconds, left);
+           "update %lld/%lld, stage %d: loss %.4f%s%s, norm %.3f, lr %.2e, %.0f %s/s, %s left",
+           (long long)done, (long long)total, result->stage, result->loss, accuracy, routing,
+           result->norm.all, result->lr, result->n_targets / seconds, *accuracy ? "images" : "tokens", left);
   if (done % every == 0 || done == total)
     smoe_note("%s", text);
   else

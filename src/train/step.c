@@ -69,6 +69,7 @@ static void fill_result(smoe_step *step, smoe_step_result *result) {
   const smoe_lane_sums *sums = (const smoe_lane_sums *)step->total;
   result->n_targets = sums->n_targets;
   result->loss = sums->loss / sums->n_targets;
+  result->accuracy = smoe_model_accuracy(model, step->total);
   memset(result->term, 0, sizeof result->term);
   result->layer = step->layer;
   smoe_model_skip_shares(model, step->skip);

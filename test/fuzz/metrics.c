@@ -6,7 +6,8 @@
 #include "fuzz.h"
 
 static char *path, *directory, *beside;
-static smoe_model model;
+static const smoe_objective objective;
+static smoe_model model = {.objective = &objective};
 
 void fuzz_start(int *argc, char ***argv) {
   (void)argc, (void)argv;

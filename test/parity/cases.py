@@ -116,6 +116,9 @@ METHODS = {
     "expert-choice-causal": ({"router.method": "expert_choice", "router.expert_choice.causal": "true",
                               "router.expert_choice.capacity": 3.2, "train.batch_sequences": 16,
                               "train.lanes": 4, "train.micro_batches": 2}, {}),
+    "expert-choice-within": (dict(INCONVENIENT, **{
+        "router.method": "expert_choice", "router.expert_choice.within_sequence": "true",
+        "router.expert_choice.capacity": 1.5, "moe.capacity_factor": 0.2}), {"dropped": True}),
     "hash": (dict(INCONVENIENT, **{"router.method": "hash", "router.hash.variant": "balanced"}),
              {"dropped": True}),
     "hash-segments": (dict(INCONVENIENT, **{"router.method": "hash", "moe.experts": 6, "router.hash.segments": 3,

@@ -423,7 +423,7 @@ static void test_text(void) {
   smoe_config *config = create();
   must_override(config, "router.fake.width=7");
   char *text = smoe_config_text(config, false);
-  CHECK(strstr(text, "\noptimizer:\n  lr: 0.0006\n"), "%s", text);
+  CHECK(strstr(text, "\noptimizer:\n  method: adam\n  lr: 0.0006\n"), "%s", text);
   CHECK(strstr(text, "\n  epsilon: 1.0e-8\n  decay: 0.0\n"), "%s", text);
   CHECK(strstr(text, "  stage1_updates: -1\n  fake:\n    width: 7\n    weight: 0.3\n    shape: square\n"
                      "    note: \"\"\n    deep:\n      noisy: false\ntrain:\n"),

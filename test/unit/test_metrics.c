@@ -11,7 +11,8 @@
 enum { EXPERTS = 4, LAYERS = 2 };
 
 /** As much of a model as the metrics look at. */
-static smoe_model model = {.terms = {3, {"balance", "distill", "z_loss"}},
+static smoe_model model = {.objective = &smoe_objective_cross_entropy,
+                           .terms = {3, {"balance", "distill", "z_loss"}},
                            .n_moe = LAYERS,
                            .params = {.n_experts = EXPERTS, .group = {.n_ranks = 1}}};
 

@@ -305,6 +305,7 @@ static const struct {
     {"hash", true, true, "it has no scores"},
     {"local", true, true, "it has no parameters: equal ones are no equal scores"},
     {"mask", true, true, "a token id sees some experts alone"},
+    {"pmoe", true, true, "experts choose"},
     {"replay", true, true, "the log has chosen"},
     {"sparsemixer", true, false, "experts are drawn"},
     {"thor", true, true, "experts are drawn"},

@@ -1,0 +1,48 @@
+/* What a model says of its memory before it is reserved. */
+#include "stablemoe/log.h"
+#include "stablemoe/memory.h"
+#include "stablemoe/model.h"
+
+static const double MIB = 1 << 20;
+
+smoe_status smoe_model_print_plan(const smoe_model *model) {
+  const smoe_params *params = &model->params;
+  const double worst = (double)(model->fixed.peak + model->tape.peak + model->scratch.peak);
+  double bytes[] = {(double)model->fixed.peak,        (double)model->tape.peak,
+                    (double)model->scratch.peak,      worst,
+                    smoe_model_expected_bytes(model), model->library_bytes};
+  smoe_group_max_f64(&params->group, bytes, 6);
+  smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
+            (long long)smoe_params_total(params, SMOE_EXPERT));
+  if (smoe_params_total_frozen(params) > 0)
+    smoe_note("of these frozen from the start: %lld; their gradients and moments would take %.1f MiB more on "
+              "this rank",
+              (long long)smoe_params_total_frozen(params), smoe_params_spared(params) / MIB);
+  if (model->lowest > 0)
+    smoe_note("no gradient is computed below '%s', the first of %d layers that learns",
+              model->layer[model->lowest].spec.name, model->n_layers);
+  smoe_note("memory per rank (largest of %d): %.1f MiB expected with balanced routing; at most %.1f MiB "
+            "(model %.1f, tape %.1f, scratch %.1f)",
+            params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,
+            bytes[2] / MIB);
+  smoe_note("libraries per rank, in memory already: %.1f MiB; with the expected part of the plan %.1f MiB",
+            bytes[5] / MIB, (bytes[4] + bytes[5]) / MIB);
+  if (model->n_moe) {
+    char text[256];
+    smoe_exchange_describe(&model->moe[0]->exchange, text, sizeof text);
+    smoe_note("exchange of tokens: %s", text);
+  }
+  const smoe_memory memory = smoe_memory_free();
+  const int ranks_here = smoe_group_ranks_here(&params->group);
+  const double here = bytes[4] * ranks_here;
+  if (memory.bytes > 0 && here > memory.bytes)
+    return SMOE_FAIL(SMOE_ERR_MEMORY,
+                     "%.1f MiB expected for the ranks on this machine, but %s leaves %.1f MiB: use more "
+                     "machines, a smaller train.batch_sequences, or more train.micro_batches",
+                     here / MIB, memory.limit, memory.bytes / MIB);
+  if (memory.bytes > 0 && bytes[3] * ranks_here > memory.bytes)
+    smoe_warn("if all tokens went to one rank's experts, memory would not suffice (%s leaves %.1f MiB): "
+              "moe.capacity_factor bounds that",
+              memory.limit, memory.bytes / MIB);
+  return SMOE_OK;
+}
