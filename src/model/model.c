@@ -159,8 +159,7 @@ size_t smoe_model_route_sums(const smoe_model *model, int m) {
 
 double smoe_model_accuracy(const smoe_model *model, const double *sums) {
   const smoe_lane_sums *common = (const smoe_lane_sums *)sums;
-  return model->objective->counts ? sums[sizeof *common / sizeof(double)] / common->n_targets
-                                                 : NAN;
+  return model->objective->counts ? sums[sizeof *common / sizeof(double)] / common->n_targets : NAN;
 }
 
 static smoe_status reserve(smoe_model *model) {
