@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "stablemoe/json.h"
 #include "stablemoe/status.h"
 
 typedef enum smoe_key_kind {
@@ -206,8 +207,8 @@ const void *smoe_config_options(const smoe_config *config, const smoe_keyset *se
  */
 char *smoe_config_text(const smoe_config *config, bool commented);
 
-/** The whole configuration as one JSON object of dotted names, into a stream. Local. */
-void smoe_config_json(const smoe_config *config, FILE *out);
+/** The whole configuration as one JSON object of dotted names; key: as in json.h. Local. */
+void smoe_config_json(const smoe_config *config, smoe_json *json, const char *key);
 
 /** What is different from a configuration text, a line each: "train.updates: 100 -> 200".
  *

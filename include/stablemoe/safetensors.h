@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "stablemoe/json.h"
 #include "stablemoe/status.h"
 
 typedef struct smoe_export {
@@ -34,5 +35,29 @@ typedef struct smoe_export_result {
  *  Errors:  SMOE_ERR_IO, SMOE_ERR_FORMAT for a checkpoint that is damaged or of another kind.
  */
 smoe_status smoe_export_write(const smoe_export *export, smoe_export_result *result);
+
+/** The beginning of a safetensors file, tensor by tensor: their values follow in the same order. */
+typedef struct smoe_safetensors_header {
+  smoe_json json;
+  int64_t data; /**< bytes of the values so far */
+} smoe_safetensors_header;
+
+/** Begin one. Local.
+ *
+ *  format  in  what the tensors are, for the header's metadata
+ *  config  in  text for it, too; NULL: none
+ */
+void smoe_safetensors_begin(smoe_safetensors_header *header, const char *format, const char *config);
+
+/** Name the next tensor, of smoe_real. Local. */
+void smoe_safetensors_add(smoe_safetensors_header *header, const char *name, int n_dims,
+                          const int64_t *shape);
+
+/** End it. Local.
+ *
+ *  bytes  out  of what is returned
+ *  Returns the file's first bytes, in memory of smoe_alloc.
+ */
+char *smoe_safetensors_end(smoe_safetensors_header *header, size_t *bytes);
 
 #endif

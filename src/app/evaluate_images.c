@@ -5,8 +5,11 @@
 #include <string.h>
 
 #include "stablemoe/evaluate.h"
+#include "stablemoe/json.h"
 #include "stablemoe/plain_file.h"
 #include "text_stream.h"
+
+enum { DIGITS = 9 };
 
 /* What rank 0 makes of the images. */
 typedef struct viewer {
@@ -140,34 +143,37 @@ static void print_text(const viewer *v, const smoe_evaluation *e, const char *na
     }
 }
 
-static void print_number(double value) {
-  if (isfinite(value))
-    printf("%.9g", value);
-  else
-    printf("null");
-}
-
 static void print_json(const viewer *v, const smoe_evaluation *e, const char *name) {
   const int classes = v->images->n_classes;
-  printf("{\"split\": \"%s\", \"accuracy\": %.9g, \"loss\": %.9g, \"images\": %.0f, \"classes\": [", name,
-         e->accuracy, e->loss, e->n_targets);
-  for (int c = 0; c < classes; c++)
-    printf("%s{\"images\": %lld, \"correct\": %lld}", c ? ", " : "", (long long)v->count[c],
-           (long long)v->correct[c]);
-  printf("], \"found\": [");
-  for (int m = 0; m < v->model->n_moe; m++) {
-    printf("%s[", m ? ", " : "");
-    for (int x = 0; x <= v->model->params.n_experts; x++) {
-      printf("%s[", x ? ", " : "");
-      for (int c = 0; c < classes; c++) {
-        printf("%s", c ? ", " : "");
-        print_number(share(found_of(v, m, x)[c], v->placed[c]) / 100);
-      }
-      putchar(']');
-    }
-    putchar(']');
+  smoe_json json;
+  smoe_json_begin(&json, stdout, 0);
+  smoe_json_object(&json, NULL);
+  smoe_json_text(&json, "split", name);
+  smoe_json_real(&json, "accuracy", e->accuracy, DIGITS);
+  smoe_json_real(&json, "loss", e->loss, DIGITS);
+  smoe_json_fixed(&json, "images", e->n_targets, 0);
+  smoe_json_array(&json, "classes");
+  for (int c = 0; c < classes; c++) {
+    smoe_json_object(&json, NULL);
+    smoe_json_int(&json, "images", v->count[c]);
+    smoe_json_int(&json, "correct", v->correct[c]);
+    smoe_json_end(&json);
   }
-  puts("]}");
+  smoe_json_end(&json);
+  smoe_json_array(&json, "found");
+  for (int m = 0; m < v->model->n_moe; m++) {
+    smoe_json_array(&json, NULL);
+    for (int x = 0; x <= v->model->params.n_experts; x++) {
+      smoe_json_array(&json, NULL);
+      for (int c = 0; c < classes; c++)
+        smoe_json_real(&json, NULL, share(found_of(v, m, x)[c], v->placed[c]) / 100, DIGITS);
+      smoe_json_end(&json);
+    }
+    smoe_json_end(&json);
+  }
+  smoe_json_end(&json);
+  smoe_json_end(&json);
+  smoe_json_finish(&json);
 }
 
 static smoe_status finish(viewer *v, const smoe_evaluation *e, const char *name, bool json) {

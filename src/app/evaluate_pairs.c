@@ -6,6 +6,7 @@
 #include "stablemoe/bleu.h"
 #include "stablemoe/chrf.h"
 #include "stablemoe/evaluate.h"
+#include "stablemoe/json.h"
 #include "stablemoe/log.h"
 #include "stablemoe/plain_file.h"
 #include "text_stream.h"
@@ -126,20 +127,31 @@ static void print_text(const smoe_pairs *pairs, const scores *s, const smoe_eval
 }
 
 static void print_json(const smoe_pairs *pairs, const scores *s, const smoe_evaluation *e, const char *name) {
+  enum { LOSS_DIGITS = 9, SCORE_DIGITS = 6 };
   char direction[2 * SMOE_LANGUAGE_BYTES], signature[SMOE_SIGNATURE_BYTES];
-  printf("{\"split\": \"%s\", \"loss\": %.9g, \"perplexity\": %.9g, \"targets\": %.0f, \"directions\": {",
-         name, e->loss, e->perplexity, e->n_targets);
-  bool first = true;
+  smoe_json json;
+  smoe_json_begin(&json, stdout, 0);
+  smoe_json_object(&json, NULL);
+  smoe_json_text(&json, "split", name);
+  smoe_json_real(&json, "loss", e->loss, LOSS_DIGITS);
+  smoe_json_real(&json, "perplexity", e->perplexity, LOSS_DIGITS);
+  smoe_json_fixed(&json, "targets", e->n_targets, 0);
+  smoe_json_object(&json, "directions");
   for (int d = 0; d < pairs->n_directions; d++) {
     if (s[d].n == 0) continue;
     smoe_pairs_direction_name(pairs, d, direction);
-    printf("%s\"%s\": {\"pairs\": %lld, \"bleu\": %.6g, \"bleu_lowercased\": %.6g, \"chrf2\": %.6g}",
-           first ? "" : ", ", direction, (long long)s[d].n, smoe_bleu_score(&s[d].bleu, NULL, NULL),
-           smoe_bleu_score(&s[d].lower, NULL, NULL), smoe_chrf_score(&s[d].chrf));
-    first = false;
+    smoe_json_object(&json, direction);
+    smoe_json_int(&json, "pairs", s[d].n);
+    smoe_json_real(&json, "bleu", smoe_bleu_score(&s[d].bleu, NULL, NULL), SCORE_DIGITS);
+    smoe_json_real(&json, "bleu_lowercased", smoe_bleu_score(&s[d].lower, NULL, NULL), SCORE_DIGITS);
+    smoe_json_real(&json, "chrf2", smoe_chrf_score(&s[d].chrf), SCORE_DIGITS);
+    smoe_json_end(&json);
   }
+  smoe_json_end(&json);
   smoe_bleu_signature(&s[0].bleu, signature);
-  printf("}, \"signature\": \"%s\"}\n", signature);
+  smoe_json_text(&json, "signature", signature);
+  smoe_json_end(&json);
+  smoe_json_finish(&json);
 }
 
 static smoe_status loss_of(smoe_app_model *m, smoe_split split, int64_t sequences, smoe_evaluation *e) {

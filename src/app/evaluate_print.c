@@ -102,72 +102,72 @@ void smoe_evaluation_print_text(FILE *out, const smoe_evaluation_report *r) {
 
 /* ---- JSON ---- */
 
-static void json_tally(FILE *out, const smoe_tally *t) {
-  fprintf(out, "\"tokens\": %lld, \"loss\": ", (long long)t->n);
-  smoe_json_real(out, mean(t), DIGITS);
+static void json_tally(smoe_json *json, const smoe_tally *t) {
+  smoe_json_int(json, "tokens", t->n);
+  smoe_json_real(json, "loss", mean(t), DIGITS);
 }
 
-static void json_frequencies(FILE *out, const smoe_breakdown *b) {
-  fputs(", \"frequency\": [", out);
+static void json_frequencies(smoe_json *json, const smoe_breakdown *b) {
+  smoe_json_array(json, "frequency");
   int64_t low = 1;
-  bool first = true;
   for (int i = 0; i<SMOE_FREQUENCIES; i++, low *= i> 1 ? 10 : 1) {
     if (b->frequency[i].n == 0) continue;
-    fprintf(out, "%s{\"least\": %lld, \"most\": %lld, ", first ? "" : ", ", i ? (long long)low : 0,
-            i ? (long long)(10 * low - 1) : 0);
-    json_tally(out, &b->frequency[i]);
-    fputc('}', out);
-    first = false;
+    smoe_json_object(json, NULL);
+    smoe_json_int(json, "least", i ? low : 0);
+    smoe_json_int(json, "most", i ? 10 * low - 1 : 0);
+    json_tally(json, &b->frequency[i]);
+    smoe_json_end(json);
   }
-  fputc(']', out);
+  smoe_json_end(json);
 }
 
-static void json_experts(FILE *out, const smoe_breakdown *b) {
-  fputs(", \"experts\": [", out);
+static void json_experts(smoe_json *json, const smoe_breakdown *b) {
+  smoe_json_array(json, "experts");
   for (int m = 0; m < b->n_moe; m++) {
-    fputs(m ? ", [" : "[", out);
+    smoe_json_array(json, NULL);
     for (int e = 0; e < b->n_experts; e++) {
-      fputs(e ? ", {" : "{", out);
-      json_tally(out, &b->expert[m * b->n_experts + e]);
-      fputc('}', out);
+      smoe_json_object(json, NULL);
+      json_tally(json, &b->expert[m * b->n_experts + e]);
+      smoe_json_end(json);
     }
-    fputc(']', out);
+    smoe_json_end(json);
   }
-  fputc(']', out);
+  smoe_json_end(json);
 }
 
-static void json_documents(FILE *out, const smoe_evaluation_report *r) {
+static void json_documents(smoe_json *json, const smoe_evaluation_report *r) {
   const smoe_breakdown *b = r->breakdown;
-  fprintf(out, ", \"documents\": {\"number\": %lld, \"mean_loss\": ", (long long)b->n_documents);
-  smoe_json_real(out, b->document_loss / (double)b->n_documents, DIGITS);
-  fputs(", \"worst\": [", out);
+  smoe_json_object(json, "documents");
+  smoe_json_int(json, "number", b->n_documents);
+  smoe_json_real(json, "mean_loss", b->document_loss / (double)b->n_documents, DIGITS);
+  smoe_json_array(json, "worst");
   for (int64_t i = 0; i < b->n_worst; i++) {
-    fprintf(out, "%s{\"document\": %lld, ", i ? ", " : "", (long long)b->worst[i].number);
-    json_tally(out, &b->worst[i].tally);
-    if (r->beginning) {
-      fputs(", \"beginning\": ", out);
-      smoe_json_text(out, r->beginning[i]);
-    }
-    fputc('}', out);
+    smoe_json_object(json, NULL);
+    smoe_json_int(json, "document", b->worst[i].number);
+    json_tally(json, &b->worst[i].tally);
+    if (r->beginning) smoe_json_text(json, "beginning", r->beginning[i]);
+    smoe_json_end(json);
   }
-  fputs("]}", out);
+  smoe_json_end(json);
+  smoe_json_end(json);
 }
 
 void smoe_evaluation_print_json(FILE *out, const smoe_evaluation_report *r) {
   const smoe_evaluation *e = r->result;
-  fprintf(out, "{\"split\": \"%s\", \"update\": %lld, \"stage\": %d, \"tokens\": %.0f, \"loss\": ", r->split,
-          (long long)r->update, r->stage, e->n_targets);
-  smoe_json_real(out, e->loss, DIGITS);
-  fputs(", \"perplexity\": ", out);
-  smoe_json_real(out, e->perplexity, DIGITS);
-  if (isfinite(r->bits_per_byte)) {
-    fputs(", \"bits_per_byte\": ", out);
-    smoe_json_real(out, r->bits_per_byte, DIGITS);
-  }
-  fputs(", \"drop_rate\": ", out);
-  smoe_json_real(out, e->drop_rate, DIGITS);
-  json_documents(out, r);
-  json_frequencies(out, r->breakdown);
-  json_experts(out, r->breakdown);
-  fputs("}\n", out);
+  smoe_json json;
+  smoe_json_begin(&json, out, 0);
+  smoe_json_object(&json, NULL);
+  smoe_json_text(&json, "split", r->split);
+  smoe_json_int(&json, "update", r->update);
+  smoe_json_int(&json, "stage", r->stage);
+  smoe_json_fixed(&json, "tokens", e->n_targets, 0);
+  smoe_json_real(&json, "loss", e->loss, DIGITS);
+  smoe_json_real(&json, "perplexity", e->perplexity, DIGITS);
+  if (isfinite(r->bits_per_byte)) smoe_json_real(&json, "bits_per_byte", r->bits_per_byte, DIGITS);
+  smoe_json_real(&json, "drop_rate", e->drop_rate, DIGITS);
+  json_documents(&json, r);
+  json_frequencies(&json, r->breakdown);
+  json_experts(&json, r->breakdown);
+  smoe_json_end(&json);
+  smoe_json_finish(&json);
 }

@@ -1,4 +1,4 @@
-#include <stdlib.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "export_layout.h"
@@ -29,30 +29,37 @@ static const smoe_option OPTIONS[] = {
      "corpus to take the tokenizer from (default: the one it was trained on)"},
 };
 
+enum { HASH_TEXT = 17 };
+
 static const options DEFAULTS = {.output = "model.safetensors"};
 
-/* What the tensors alone do not say, as a JSON object in memory of the C library. */
+/* What the tensors alone do not say, as a JSON object in memory of smoe_alloc. */
 static char *about(const smoe_config *config, const smoe_checkpoint_meta *meta, const smoe_corpus *corpus,
                    const char *tokenizer) {
-  char *text = NULL;
-  size_t bytes = 0;
-  FILE *out = open_memstream(&text, &bytes);
-  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a description");
-  fprintf(out, "{\"format\": \"stablemoe-export\", \"version\": 1, \"program\": \"stablemoe %s\",\n",
-          SMOE_VERSION);
-  fprintf(out, " \"real\": \"%s\", \"update\": %lld, \"stage\": %d, \"tokens_seen\": %lld,\n", SMOE_REAL_NAME,
-          (long long)meta->update, meta->stage, (long long)meta->n_tokens_seen);
-  fputs(" \"corpus\": ", out);
-  smoe_json_text(out, meta->corpus);
-  fprintf(out, ", \"corpus_fingerprint\": \"%016llx\", \"tokenizer_hash\": \"%016llx\",\n \"tokenizer\": ",
-          (unsigned long long)meta->fingerprint, (unsigned long long)meta->tokenizer);
-  smoe_json_text(out, tokenizer);
-  if (tokenizer) fprintf(out, ", \"tokenizer_kind\": \"sentencepiece\", \"end_id\": %d", corpus->end_id);
-  fputs(",\n \"configuration\": ", out);
-  smoe_config_json(config, out);
-  fputs("}\n", out);
-  if (fclose(out) != 0) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a description");
-  return text;
+  char hash[2][HASH_TEXT];
+  snprintf(hash[0], HASH_TEXT, "%016" PRIx64, meta->fingerprint);
+  snprintf(hash[1], HASH_TEXT, "%016" PRIx64, meta->tokenizer);
+  smoe_json json;
+  smoe_json_begin_text(&json, 2);
+  smoe_json_object(&json, NULL);
+  smoe_json_text(&json, "format", "stablemoe-export");
+  smoe_json_int(&json, "version", 1);
+  smoe_json_text(&json, "program", "stablemoe " SMOE_VERSION);
+  smoe_json_text(&json, "real", SMOE_REAL_NAME);
+  smoe_json_int(&json, "update", meta->update);
+  smoe_json_int(&json, "stage", meta->stage);
+  smoe_json_int(&json, "tokens_seen", meta->n_tokens_seen);
+  smoe_json_text(&json, "corpus", meta->corpus);
+  smoe_json_text(&json, "corpus_fingerprint", hash[0]);
+  smoe_json_text(&json, "tokenizer_hash", hash[1]);
+  smoe_json_text(&json, "tokenizer", tokenizer);
+  if (tokenizer) {
+    smoe_json_text(&json, "tokenizer_kind", "sentencepiece");
+    smoe_json_int(&json, "end_id", corpus->end_id);
+  }
+  smoe_config_json(config, &json, "configuration");
+  smoe_json_end(&json);
+  return smoe_json_take(&json, NULL);
 }
 
 /* The tokenizer is worth a warning, not the export: other programs may have one of their own. */
@@ -92,7 +99,7 @@ static smoe_status write_export(const options *o, const char *path, const smoe_c
     smoe_note("'%s': %lld tensors, %lld parameters, %.1f MB; %lld files", o->output,
               (long long)result.n_tensors, (long long)result.n_values, (double)result.n_bytes / 1e6,
               (long long)result.n_files);
-  free(text); /* memory of the C library */
+  smoe_free(text);
   smoe_free(tokenizer);
   return status;
 }

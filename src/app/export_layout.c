@@ -1,18 +1,12 @@
 #include "export_layout.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "stablemoe/arena.h"
 #include "stablemoe/json.h"
 #include "stablemoe/log.h"
 #include "stablemoe/plain_file.h"
-
-#ifdef SMOE_DOUBLE
-#define DTYPE "F64"
-#else
-#define DTYPE "F32"
-#endif
+#include "stablemoe/safetensors.h"
 
 /* Part `part` of content[entry]. */
 typedef struct piece {
@@ -43,40 +37,18 @@ static smoe_status plan(writer *w, smoe_layout layout, const smoe_config *config
   return SMOE_OK;
 }
 
-static void print_shape(FILE *out, const writer *w, const piece *p) {
-  if (w->content[p->entry].n_dims == 1)
-    fprintf(out, "[%lld]", (long long)p->part.rows);
-  else if (p->part.transposed)
-    fprintf(out, "[%lld, %lld]", (long long)p->columns, (long long)p->part.rows);
-  else
-    fprintf(out, "[%lld, %lld]", (long long)p->part.rows, (long long)p->columns);
-}
-
-/* In memory of the C library. */
-static char *header(const writer *w, size_t *bytes, int64_t *data) {
-  char *text = NULL;
-  FILE *out = open_memstream(&text, bytes);
-  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a header");
-  const uint64_t later = 0;
-  fwrite(&later, sizeof later, 1, out);
-  fputs("{\"__metadata__\": {\"format\": \"pt\"}", out);
-  *data = 0;
+/* The file's first bytes; *data: of the values behind them. In memory of smoe_alloc. */
+static char *make_header(const writer *w, size_t *bytes, int64_t *data) {
+  smoe_safetensors_header header;
+  smoe_safetensors_begin(&header, "pt", NULL);
   for (size_t i = 0; i < w->n_pieces; i++) {
     const piece *p = &w->piece[i];
-    const int64_t size = p->part.rows * p->columns * (int64_t)sizeof(smoe_real);
-    fputs(",\n", out);
-    smoe_json_text(out, p->part.tensor);
-    fputs(": {\"dtype\": \"" DTYPE "\", \"shape\": ", out);
-    print_shape(out, w, p);
-    fprintf(out, ", \"data_offsets\": [%lld, %lld]}", (long long)*data, (long long)(*data + size));
-    *data += size;
+    const int64_t rows = p->part.rows, columns = p->columns;
+    const int64_t shape[2] = {p->part.transposed ? columns : rows, p->part.transposed ? rows : columns};
+    smoe_safetensors_add(&header, p->part.tensor, w->content[p->entry].n_dims == 1 ? 1 : 2, shape);
   }
-  fputs("}", out);
-  while (ftell(out) % 8) fputc(' ', out);
-  if (fclose(out) != 0) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a header");
-  const uint64_t length = *bytes - sizeof length;
-  memcpy(text, &length, sizeof length);
-  return text;
+  *data = header.data;
+  return smoe_safetensors_end(&header, bytes);
 }
 
 static smoe_status write_piece(const piece *p, const smoe_real *values, smoe_plain_file *file) {
@@ -116,10 +88,10 @@ static smoe_status write_values(const writer *w, smoe_plain_file *file) {
 static smoe_status write_tensors(const writer *w, const char *output, smoe_plain_file *file) {
   size_t bytes;
   int64_t data;
-  char *text = header(w, &bytes, &data);
+  char *text = make_header(w, &bytes, &data);
   smoe_status status = smoe_plain_create(file, output, (int64_t)bytes + data);
   if (status == SMOE_OK) status = smoe_plain_write(file, text, bytes);
-  free(text); /* memory of the C library */
+  smoe_free(text);
   if (status == SMOE_OK) status = write_values(w, file);
   return status == SMOE_OK ? smoe_plain_finish(file) : status;
 }
@@ -127,16 +99,16 @@ static smoe_status write_tensors(const writer *w, const char *output, smoe_plain
 static smoe_status write_config(smoe_layout layout, const smoe_config *config, int64_t vocabulary,
                                 const char *output, smoe_plain_file *file) {
   const char *slash = strrchr(output, '/');
-  char *path = smoe_sprintf("%.*sconfig.json", slash ? (int)(slash - output + 1) : 0, output), *text = NULL;
-  size_t bytes = 0;
-  FILE *out = open_memstream(&text, &bytes);
-  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a description");
-  smoe_layout_print_config(layout, config, vocabulary, out);
-  if (fclose(out) != 0) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a description");
+  char *path = smoe_sprintf("%.*sconfig.json", slash ? (int)(slash - output + 1) : 0, output);
+  size_t bytes;
+  smoe_json json;
+  smoe_json_begin_text(&json, 1);
+  smoe_layout_write_config(layout, config, vocabulary, &json);
+  char *text = smoe_json_take(&json, &bytes);
   smoe_status status = smoe_plain_create(file, path, (int64_t)bytes);
   if (status == SMOE_OK) status = smoe_plain_write(file, text, bytes);
   if (status == SMOE_OK) status = smoe_plain_finish(file);
-  free(text); /* memory of the C library */
+  smoe_free(text);
   smoe_free(path);
   return status;
 }

@@ -148,15 +148,19 @@ static smoe_status add_tokens(session *s, int64_t sample, FILE *out, bool *ended
 }
 
 static void print_json(const session *s, const char *prompt, int64_t sample, const char *text, bool ended) {
-  printf("{\"prompt\": ");
-  smoe_json_text(stdout, prompt);
-  printf(", \"sample\": %lld, \"seed\": %lld, \"text\": ", (long long)sample + 1,
-         (long long)s->o->sampling.seed);
-  smoe_json_text(stdout, text);
-  printf(", \"tokens\": [");
-  const size_t first = s->n_before + s->n_prompt;
-  for (size_t i = first; i < s->n; i++) printf("%s%d", i > first ? ", " : "", s->ids[i]);
-  printf("], \"end\": %s}\n", ended ? "true" : "false");
+  smoe_json json;
+  smoe_json_begin(&json, stdout, 0);
+  smoe_json_object(&json, NULL);
+  smoe_json_text(&json, "prompt", prompt);
+  smoe_json_int(&json, "sample", sample + 1);
+  smoe_json_int(&json, "seed", s->o->sampling.seed);
+  smoe_json_text(&json, "text", text);
+  smoe_json_array(&json, "tokens");
+  for (size_t i = s->n_before + s->n_prompt; i < s->n; i++) smoe_json_int(&json, NULL, s->ids[i]);
+  smoe_json_end(&json);
+  smoe_json_bool(&json, "end", ended);
+  smoe_json_end(&json);
+  smoe_json_finish(&json);
 }
 
 /* One text as a JSON object, which needs the text as a whole. */

@@ -14,6 +14,8 @@ const char *const smoe_layout_names[] = {"stablemoe", "gpt2", "llama", NULL};
 /* Both programs' and this one's norms add this to the variance. */
 static const double NORM_EPSILON = 1e-5;
 
+enum { DIGITS = 9 };
+
 /* ---- names ---- */
 
 typedef struct name_pair {
@@ -113,12 +115,10 @@ bool smoe_layout_is_constant(const char *tensor) {
 
 /* The text of a key, in memory of smoe_alloc; NULL: there is no such key. */
 static char *value_of(const smoe_config *config, const char *key) {
-  char *text = NULL;
-  size_t bytes = 0;
-  FILE *out = open_memstream(&text, &bytes);
-  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a configuration");
-  smoe_config_json(config, out);
-  fclose(out);
+  smoe_json json;
+  smoe_json_begin_text(&json, 0);
+  smoe_config_json(config, &json, NULL);
+  char *text = smoe_json_take(&json, NULL);
   json_t *all = json_loads(text, 0, NULL), *item = json_object_get(all, key);
   char *value = NULL;
   if (json_is_string(item))
@@ -130,7 +130,7 @@ static char *value_of(const smoe_config *config, const char *key) {
   else if (json_is_real(item))
     value = smoe_sprintf("%.17g", json_real_value(item));
   json_decref(all);
-  free(text); /* memory of the C library */
+  smoe_free(text);
   return value;
 }
 
@@ -296,31 +296,48 @@ smoe_status smoe_layout_read_config(smoe_config *config, const char *path, smoe_
   return status;
 }
 
-void smoe_layout_print_config(smoe_layout layout, const smoe_config *config, int64_t vocabulary, FILE *out) {
+static void write_gpt2(smoe_json *json, const smoe_settings *s) {
+  smoe_json_text(json, "model_type", "gpt2");
+  smoe_json_int(json, "n_embd", s->model.width);
+  smoe_json_int(json, "n_layer", s->model.blocks);
+  smoe_json_int(json, "n_head", s->model.heads);
+  smoe_json_int(json, "n_positions", s->model.context);
+  smoe_json_int(json, "n_inner", s->model.inner);
+  smoe_json_text(json, "activation_function", "gelu");
+  smoe_json_real(json, "layer_norm_epsilon", NORM_EPSILON, DIGITS);
+}
+
+static void write_llama(smoe_json *json, const smoe_settings *s, int64_t kv_heads, double rope_base) {
+  smoe_json_text(json, "model_type", "llama");
+  smoe_json_int(json, "hidden_size", s->model.width);
+  smoe_json_int(json, "intermediate_size", s->model.inner);
+  smoe_json_int(json, "num_hidden_layers", s->model.blocks);
+  smoe_json_int(json, "num_attention_heads", s->model.heads);
+  smoe_json_int(json, "num_key_value_heads", kv_heads);
+  smoe_json_int(json, "max_position_embeddings", s->model.context);
+  smoe_json_real(json, "rope_theta", rope_base, 17);
+  smoe_json_real(json, "rms_norm_eps", NORM_EPSILON, DIGITS);
+  smoe_json_text(json, "hidden_act", "silu");
+  smoe_json_bool(json, "attention_bias", false);
+  smoe_json_bool(json, "mlp_bias", false);
+}
+
+void smoe_layout_write_config(smoe_layout layout, const smoe_config *config, int64_t vocabulary,
+                              smoe_json *json) {
   const smoe_settings *s = smoe_config_settings(config);
-  const smoe_layout_sizes sizes = smoe_layout_sizes_of(config);
-  const char *tied = is(config, "model.decoder.tied", "true") ? "true" : "false";
+  const bool gpt2 = layout == SMOE_LAYOUT_GPT2;
   char *base = value_of(config, "model.decoder.rope_base");
-  if (layout == SMOE_LAYOUT_GPT2)
-    fprintf(
-        out,
-        "{\"architectures\": [\"GPT2LMHeadModel\"], \"model_type\": \"gpt2\", \"vocab_size\": %lld,\n"
-        " \"n_embd\": %lld, \"n_layer\": %lld, \"n_head\": %lld, \"n_positions\": %lld, \"n_inner\": %lld,\n"
-        " \"activation_function\": \"gelu\", \"layer_norm_epsilon\": 1e-05, \"tie_word_embeddings\": %s,\n"
-        " \"torch_dtype\": \"float32\"}\n",
-        (long long)vocabulary, (long long)s->model.width, (long long)s->model.blocks,
-        (long long)s->model.heads, (long long)s->model.context, (long long)s->model.inner, tied);
+  smoe_json_object(json, NULL);
+  smoe_json_array(json, "architectures");
+  smoe_json_text(json, NULL, gpt2 ? "GPT2LMHeadModel" : "LlamaForCausalLM");
+  smoe_json_end(json);
+  smoe_json_int(json, "vocab_size", vocabulary);
+  if (gpt2)
+    write_gpt2(json, s);
   else
-    fprintf(
-        out,
-        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": %lld,\n"
-        " \"hidden_size\": %lld, \"num_hidden_layers\": %lld, \"num_attention_heads\": %lld,\n"
-        " \"num_key_value_heads\": %lld, \"intermediate_size\": %lld, \"max_position_embeddings\": %lld,\n"
-        " \"rope_theta\": %s, \"rms_norm_eps\": 1e-05, \"hidden_act\": \"silu\", \"tie_word_embeddings\": "
-        "%s,\n"
-        " \"attention_bias\": false, \"mlp_bias\": false, \"torch_dtype\": \"float32\"}\n",
-        (long long)vocabulary, (long long)s->model.width, (long long)s->model.blocks,
-        (long long)s->model.heads, (long long)sizes.kv_heads, (long long)s->model.inner,
-        (long long)s->model.context, base, tied);
+    write_llama(json, s, smoe_layout_sizes_of(config).kv_heads, strtod(base, NULL));
+  smoe_json_bool(json, "tie_word_embeddings", is(config, "model.decoder.tied", "true"));
+  smoe_json_text(json, "torch_dtype", "float32");
+  smoe_json_end(json);
   smoe_free(base);
 }

@@ -2,9 +2,8 @@
 #ifndef STABLEMOE_APP_LAYOUTS_H
 #define STABLEMOE_APP_LAYOUTS_H
 
-#include <stdio.h>
-
 #include "stablemoe/family.h"
+#include "stablemoe/json.h"
 #include "stablemoe/tensors.h"
 
 typedef enum smoe_layout { SMOE_LAYOUT_OWN, SMOE_LAYOUT_GPT2, SMOE_LAYOUT_LLAMA } smoe_layout;
@@ -40,8 +39,9 @@ smoe_status smoe_layout_check(smoe_layout layout, const smoe_config *config);
  */
 smoe_status smoe_layout_read_config(smoe_config *config, const char *path, smoe_layout *layout);
 
-/** Write the config.json of a model. */
-void smoe_layout_print_config(smoe_layout layout, const smoe_config *config, int64_t vocabulary, FILE *out);
+/** Write the config.json of a model, one JSON object. */
+void smoe_layout_write_config(smoe_layout layout, const smoe_config *config, int64_t vocabulary,
+                              smoe_json *json);
 
 /** Whether a tensor of the layout is no parameter: masks and tables that other programs store. */
 bool smoe_layout_is_constant(const char *tensor);

@@ -9,6 +9,7 @@
 #include "stablemoe/log.h"
 #include "stablemoe/products.h"
 #include "stablemoe/router.h"
+#include "text_stream.h"
 
 int smoe_app_threads(int64_t wanted) {
   const char *environment = getenv("OMP_NUM_THREADS");
@@ -181,6 +182,10 @@ int main(int argc, char **argv) {
     smoe_group_start(&group, &argc, &argv);
     status = run(&group, argc, argv);
   }
+  /* Whatever a command prints, a full disk is an error. */
+  if (status == SMOE_OK && bare) status = smoe_output_flush(stdout);
+  if (status == SMOE_OK && !bare)
+    status = smoe_group_agree(&group, group.rank == 0 ? smoe_output_flush(stdout) : SMOE_OK);
   print_end(&group, status);
   if (!bare) smoe_group_end(&group);
   return (int)status;

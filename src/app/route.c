@@ -147,67 +147,94 @@ static void print_rows(const routing *r, size_t t, size_t position, const char *
     }
 }
 
-static void json_choice(const char *name, int32_t expert) {
+static void json_choice(smoe_json *json, const char *key, int32_t expert) {
   if (expert < 0)
-    printf("\"%s\": null, ", name);
+    smoe_json_null(json, key);
   else
-    printf("\"%s\": %d, ", name, expert);
+    smoe_json_int(json, key, expert);
 }
 
-static void print_object(const routing *r, size_t t, size_t position, const char *piece) {
-  const smoe_model *model = r->m->model;
-  const size_t context = model->shape[SMOE_MAIN].context, k = (size_t)model->moe[0]->router.n_slots;
-  printf("%s\n  {\"position\": %zu, \"token\": ", position ? "," : "", position);
-  smoe_json_text(stdout, piece);
-  printf(", \"id\": %d, \"layers\": [", r->ids[position + 1]);
-  for (size_t m = 0; m < (size_t)model->n_moe; m++) {
-    const size_t row = m * context + t;
-    bool begun = false;
-    printf("%s{\"layer\": %zu, ", m ? ", " : "", m);
-    json_choice("learned", r->learned[row]);
-    json_choice("distilled", r->distilled[row]);
-    printf("\"slots\": [");
-    for (size_t s = row * k; s < (row + 1) * k; s++) {
-      if (r->expert[s] < 0) continue;
-      printf("%s{\"expert\": %d, \"gate\": ", begun ? ", " : "", r->expert[s]);
-      smoe_json_real(stdout, (double)r->gate[s], DIGITS);
-      putchar('}');
-      begun = true;
-    }
-    printf("]}");
+static void json_layer(smoe_json *json, const routing *r, size_t m, size_t row) {
+  const size_t k = (size_t)r->m->model->moe[0]->router.n_slots;
+  smoe_json_object(json, NULL);
+  smoe_json_int(json, "layer", (int64_t)m);
+  json_choice(json, "learned", r->learned[row]);
+  json_choice(json, "distilled", r->distilled[row]);
+  smoe_json_array(json, "slots");
+  for (size_t s = row * k; s < (row + 1) * k; s++) {
+    if (r->expert[s] < 0) continue;
+    smoe_json_object(json, NULL);
+    smoe_json_int(json, "expert", r->expert[s]);
+    smoe_json_real(json, "gate", (double)r->gate[s], DIGITS);
+    smoe_json_end(json);
   }
-  printf("]}");
+  smoe_json_end(json);
+  smoe_json_end(json);
 }
 
-static void print_head(const routing *r, bool json) {
+/* print_rows as an object. */
+static void json_token(smoe_json *json, const routing *r, size_t t, size_t position, const char *piece) {
+  const smoe_model *model = r->m->model;
+  smoe_json_object(json, NULL);
+  smoe_json_int(json, "position", (int64_t)position);
+  smoe_json_text(json, "token", piece);
+  smoe_json_int(json, "id", r->ids[position + 1]);
+  smoe_json_array(json, "layers");
+  for (size_t m = 0; m < (size_t)model->n_moe; m++)
+    json_layer(json, r, m, m * model->shape[SMOE_MAIN].context + t);
+  smoe_json_end(json);
+  smoe_json_end(json);
+}
+
+static void json_head(smoe_json *json, const routing *r) {
   const smoe_settings *settings = smoe_config_settings(r->m->config);
-  if (!json) {
-    printf("position\ttoken\tid\tlayer\tlearned\tdistilled\tgate\texpert\tslot\n");
-    return;
-  }
-  printf("{\"update\": %lld, \"stage\": %d, \"method\": ", (long long)r->m->meta.update, r->m->meta.stage);
-  smoe_json_text(stdout, settings->router.method);
-  printf(", \"layers\": %d, \"experts\": %lld, \"tokens\": [", r->m->model->n_moe,
-         (long long)settings->moe.experts);
+  smoe_json_begin(json, stdout, 2);
+  smoe_json_object(json, NULL);
+  smoe_json_int(json, "update", r->m->meta.update);
+  smoe_json_int(json, "stage", r->m->meta.stage);
+  smoe_json_text(json, "method", settings->router.method);
+  smoe_json_int(json, "layers", r->m->model->n_moe);
+  smoe_json_int(json, "experts", settings->moe.experts);
+  smoe_json_array(json, "tokens");
 }
 
-static void route_text(routing *r, bool json) {
-  const smoe_model *model = r->m->model;
-  const size_t t = model->shape[SMOE_MAIN].context;
-  const bool prints = model->params.group.rank == 0;
+static void json_foot(smoe_json *json) {
+  smoe_json_end(json);
+  smoe_json_end(json);
+  smoe_json_finish(json);
+}
+
+static void print_token(smoe_json *json, const routing *r, size_t t, size_t position) {
+  const char *piece = smoe_tokenizer_piece(r->tokenizer, r->ids[position + 1]);
+  if (json)
+    json_token(json, r, t, position, piece);
+  else
+    print_rows(r, t, position, piece);
+}
+
+/* json: NULL for a table. */
+static void route_windows(routing *r, bool prints, smoe_json *json) {
+  const size_t t = r->m->model->shape[SMOE_MAIN].context;
   int32_t *window = smoe_alloc(t * sizeof *window);
-  if (prints) print_head(r, json);
   for (size_t first = 0; first < r->n; first += t) {
     route_window(r, first, window);
     for (size_t i = 0; i < t && first + i < r->n && prints; i++) {
       /* What stands before the text is none of it. */
-      if (first + i == 0) continue;
-      const char *piece = smoe_tokenizer_piece(r->tokenizer, r->ids[first + i]);
-      (json ? print_object : print_rows)(r, i, first + i - 1, piece);
+      if (first + i > 0) print_token(json, r, i, first + i - 1);
     }
   }
-  if (prints && json) printf("\n]}\n");
   smoe_free(window);
+}
+
+static void route_text(routing *r, bool as_json) {
+  const bool prints = r->m->model->params.group.rank == 0;
+  smoe_json json;
+  if (prints && as_json)
+    json_head(&json, r);
+  else if (prints)
+    printf("position\ttoken\tid\tlayer\tlearned\tdistilled\tgate\texpert\tslot\n");
+  route_windows(r, prints, as_json ? &json : NULL);
+  if (prints && as_json) json_foot(&json);
 }
 
 static smoe_status route(routing *r, const char *text, size_t bytes, bool json) {

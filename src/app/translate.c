@@ -139,22 +139,32 @@ static smoe_status encode(lines *l, size_t i, const smoe_app_model *m, const smo
   return SMOE_OK;
 }
 
-static void print_json(const lines *l, size_t i, const smoe_line_translation *t, size_t n_best) {
-  printf("{\"line\": %zu, \"translations\": [", i + 1);
+static void print_json(size_t i, const smoe_line_translation *t, size_t n_best) {
+  enum { DIGITS = 9 };
+  smoe_json json;
+  smoe_json_begin(&json, stdout, 0);
+  smoe_json_object(&json, NULL);
+  smoe_json_int(&json, "line", (int64_t)i + 1);
+  smoe_json_array(&json, "translations");
   for (size_t j = 0; j < t->n_best && j < n_best; j++) {
-    printf("%s{\"text\": ", j ? ", " : "");
-    smoe_json_text(stdout, t->text[j]);
-    printf(", \"score\": %.9g, \"log_p\": %.9g, \"tokens\": [", t->score[j], t->log_p[j]);
-    for (size_t k = 0; k < t->n_tokens[j]; k++) printf("%s%d", k ? ", " : "", t->token[j][k]);
-    printf("]}");
+    smoe_json_object(&json, NULL);
+    smoe_json_text(&json, "text", t->text[j]);
+    smoe_json_real(&json, "score", t->score[j], DIGITS);
+    smoe_json_real(&json, "log_p", t->log_p[j], DIGITS);
+    smoe_json_array(&json, "tokens");
+    for (size_t k = 0; k < t->n_tokens[j]; k++) smoe_json_int(&json, NULL, t->token[j][k]);
+    smoe_json_end(&json);
+    smoe_json_end(&json);
   }
-  puts("]}");
+  smoe_json_end(&json);
+  smoe_json_end(&json);
+  smoe_json_finish(&json);
 }
 
 static smoe_status print_all(const options *o, const lines *l, const smoe_line_translation *t) {
   for (size_t i = 0; i < l->n; i++) {
     if (o->json) {
-      print_json(l, i, &t[i], (size_t)o->n_best);
+      print_json(i, &t[i], (size_t)o->n_best);
       continue;
     }
     for (size_t j = 0; j < t[i].n_best && j < (size_t)o->n_best; j++) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "stablemoe/directory.h"
+#include "stablemoe/json.h"
 #include "stablemoe/timer.h"
 
 static const char *const names[SMOE_PHASES] = {"other",     "data",    "embedding", "norm",      "linear",
@@ -19,15 +20,30 @@ static struct {
 
 static struct {
   FILE *file; /* NULL: no trace */
+  smoe_json json;
   int rank;
   double began;
 } trace;
 
+/* An event of the format that Perfetto and Chrome read; the caller adds to it and ends it. */
+static void begin_event(const char *name, const char *kind) {
+  smoe_json_object(&trace.json, NULL);
+  smoe_json_text(&trace.json, "name", name);
+  smoe_json_text(&trace.json, "ph", kind);
+  smoe_json_int(&trace.json, "pid", 0);
+  smoe_json_int(&trace.json, "tid", trace.rank);
+}
+
+static void write_phase(double now) {
+  begin_event(names[at.phase], "X");
+  smoe_json_fixed(&trace.json, "ts", 1e6 * (at.since - trace.began), 1);
+  smoe_json_fixed(&trace.json, "dur", 1e6 * (now - at.since), 1);
+  smoe_json_end(&trace.json);
+}
+
 static void book(double now) {
   at.seconds[at.phase] += now - at.since;
-  if (trace.file && at.phase != SMOE_PHASE_OTHER)
-    fprintf(trace.file, ",\n{\"name\":\"%s\",\"ph\":\"X\",\"pid\":0,\"tid\":%d,\"ts\":%.1f,\"dur\":%.1f}",
-            names[at.phase], trace.rank, 1e6 * (at.since - trace.began), 1e6 * (now - at.since));
+  if (trace.file && at.phase != SMOE_PHASE_OTHER) write_phase(now);
   at.since = now;
 }
 
@@ -67,16 +83,22 @@ smoe_status smoe_phase_trace_begin(const char *path, int rank) {
   SMOE_CHECK(trace.file, SMOE_ERR_IO, "cannot write the trace '%s': %s", name, strerror(errno));
   trace.rank = rank;
   trace.began = smoe_seconds();
-  fprintf(trace.file,
-          "[{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":0,\"tid\":%d,\"args\":{\"name\":\"rank %d\"}}",
-          rank, rank);
+  snprintf(name, sizeof name, "rank %d", rank);
+  smoe_json_begin(&trace.json, trace.file, 1);
+  smoe_json_array(&trace.json, NULL);
+  begin_event("thread_name", "M");
+  smoe_json_object(&trace.json, "args");
+  smoe_json_text(&trace.json, "name", name);
+  smoe_json_end(&trace.json);
+  smoe_json_end(&trace.json);
   return SMOE_OK;
 }
 
 smoe_status smoe_phase_trace_end(void) {
   if (!trace.file) return SMOE_OK;
-  fputs("]\n", trace.file);
-  const bool good = fflush(trace.file) == 0;
+  smoe_json_end(&trace.json);
+  smoe_json_finish(&trace.json);
+  const bool good = fflush(trace.file) == 0 && !ferror(trace.file);
   FILE *file = trace.file;
   trace.file = NULL;
   SMOE_CHECK(fclose(file) == 0 && good, SMOE_ERR_IO, "cannot write the trace: %s", strerror(errno));

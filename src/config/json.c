@@ -1,51 +1,44 @@
 #include "stablemoe/json.h"
 
-#include <string.h>
-
 #include "config_table.h"
 
-static void print_list(FILE *out, const char *list) {
-  fputc('[', out);
+static void write_list(smoe_json *json, const char *key, const char *list) {
   char text[SMOE_TEXT_MAX];
+  smoe_json_array(json, key);
   for (const char *rest = list; *rest;) {
-    if (rest > list) fputs(", ", out);
     rest = smoe_config_next(rest, text);
-    smoe_json_text(out, text);
+    smoe_json_text(json, NULL, text);
   }
-  fputc(']', out);
+  smoe_json_end(json);
 }
 
-static void print_value(FILE *out, const smoe_key *key, const void *value) {
+static void write_value(smoe_json *json, const smoe_key *key, const void *value) {
   switch (key->kind) {
   case SMOE_KEY_INT:
-    fprintf(out, "%lld", (long long)*(const int64_t *)value);
+    smoe_json_int(json, key->name, *(const int64_t *)value);
     break;
   case SMOE_KEY_REAL:
-    smoe_json_real(out, *(const double *)value, 17);
+    smoe_json_real(json, key->name, *(const double *)value, 17);
     break;
   case SMOE_KEY_BOOL:
-    fputs(*(const bool *)value ? "true" : "false", out);
+    smoe_json_bool(json, key->name, *(const bool *)value);
     break;
   case SMOE_KEY_TEXT:
   case SMOE_KEY_PATH:
-    smoe_json_text(out, value);
+    smoe_json_text(json, key->name, value);
     break;
   case SMOE_KEY_LIST:
-    print_list(out, value);
+    write_list(json, key->name, value);
     break;
   case SMOE_KEY_CHOICE:
-    smoe_json_text(out, key->choices[*(const int *)value]);
+    smoe_json_text(json, key->name, key->choices[*(const int *)value]);
     break;
   }
 }
 
-void smoe_config_json(const smoe_config *config, FILE *out) {
-  fputc('{', out);
-  for (size_t i = 0; i < config->n_entries; i++) {
-    fputs(i ? ",\n  " : "\n  ", out);
-    smoe_json_text(out, config->entries[i].key->name);
-    fputs(": ", out);
-    print_value(out, config->entries[i].key, config->entries[i].value);
-  }
-  fputs("}", out);
+void smoe_config_json(const smoe_config *config, smoe_json *json, const char *key) {
+  smoe_json_object(json, key);
+  for (size_t i = 0; i < config->n_entries; i++)
+    write_value(json, config->entries[i].key, config->entries[i].value);
+  smoe_json_end(json);
 }

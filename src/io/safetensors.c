@@ -1,6 +1,5 @@
 #include "stablemoe/safetensors.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -8,24 +7,11 @@
 #include "stablemoe/json.h"
 #include "stablemoe/plain_file.h"
 
-#ifdef SMOE_DOUBLE
-#define DTYPE "F64"
-#else
-#define DTYPE "F32"
-#endif
-
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
-               "safetensors are little-endian, and so is this code");
-
-/* The header ends at a multiple of it, so that values are aligned where the file is mapped. */
-enum { ALIGNMENT = 8 };
-
 typedef struct tensor {
   char *name;
   size_t entry; /* of the checkpoint */
   int64_t copy; /* expert; -1: all copies */
   size_t file;  /* 0, or 1 + expert */
-  int64_t bytes, offset;
 } tensor;
 
 typedef struct writer {
@@ -44,14 +30,9 @@ typedef struct writer {
 /* ---- what stands where ---- */
 
 static void add_tensor(writer *w, size_t entry, int64_t copy, char *name) {
-  const smoe_entry *e = &w->entry[entry];
-  const int64_t n = e->count * (copy < 0 ? e->n_copies : 1);
   w->tensor = smoe_realloc(w->tensor, (w->n_tensors + 1) * sizeof *w->tensor);
-  w->tensor[w->n_tensors++] = (tensor){.name = name,
-                                       .entry = entry,
-                                       .copy = copy,
-                                       .file = (size_t)(copy + 1),
-                                       .bytes = n * (int64_t)sizeof(smoe_real)};
+  w->tensor[w->n_tensors++] =
+      (tensor){.name = name, .entry = entry, .copy = copy, .file = (size_t)(copy + 1)};
   if (w->n_parts < (size_t)copy + 2) w->n_parts = (size_t)(copy + 2);
 }
 
@@ -79,12 +60,6 @@ static smoe_status plan(writer *w) {
     w->n_entries++;
   }
   smoe_h5_list_free(names);
-  int64_t *used = smoe_alloc(w->n_parts * sizeof *used);
-  for (size_t i = 0; i < w->n_tensors; i++) {
-    w->tensor[i].offset = used[w->tensor[i].file];
-    used[w->tensor[i].file] += w->tensor[i].bytes;
-  }
-  smoe_free(used);
   return status;
 }
 
@@ -95,39 +70,18 @@ static char *part_name(const writer *w, size_t part) {
                    : smoe_sprintf("%s.expert-%05zu.safetensors", w->stem, part - 1);
 }
 
-static void print_tensor(FILE *out, const writer *w, const tensor *t) {
-  const smoe_entry *e = &w->entry[t->entry];
-  fputs(",\n", out);
-  smoe_json_text(out, t->name);
-  fputs(": {\"dtype\": \"" DTYPE "\", \"shape\": [", out);
-  const int first = t->copy < 0 ? 0 : 1;
-  for (int d = first; d < e->n_dims; d++)
-    fprintf(out, "%s%lld", d > first ? ", " : "", (long long)e->shape[d]);
-  fprintf(out, "], \"data_offsets\": [%lld, %lld]}", (long long)t->offset, (long long)(t->offset + t->bytes));
-}
-
-/* The file's first bytes; *data: of the values behind them. Memory of the C library. */
-static char *header(const writer *w, size_t part, size_t *bytes, int64_t *data) {
-  char *text = NULL;
-  FILE *out = open_memstream(&text, bytes);
-  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a header");
-  const uint64_t later = 0;
-  fwrite(&later, sizeof later, 1, out);
-  fputs("{\"__metadata__\": {\"format\": \"stablemoe\", \"config\": ", out);
-  smoe_json_text(out, w->export->about);
-  fputs("}", out);
-  *data = 0;
+/* The file's first bytes; *data: of the values behind them. In memory of smoe_alloc. */
+static char *make_header(const writer *w, size_t part, size_t *bytes, int64_t *data) {
+  smoe_safetensors_header header;
+  smoe_safetensors_begin(&header, "stablemoe", w->export->about);
   for (size_t i = 0; i < w->n_tensors; i++) {
-    if (w->tensor[i].file != part) continue;
-    print_tensor(out, w, &w->tensor[i]);
-    *data += w->tensor[i].bytes;
+    const tensor *t = &w->tensor[i];
+    const smoe_entry *e = &w->entry[t->entry];
+    const int first = t->copy < 0 ? 0 : 1; /* an expert's own tensor lacks the experts' dimension */
+    if (t->file == part) smoe_safetensors_add(&header, t->name, e->n_dims - first, e->shape + first);
   }
-  fputs("}", out);
-  while (ftell(out) % ALIGNMENT) fputc(' ', out);
-  if (fclose(out) != 0) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for a header");
-  const uint64_t length = *bytes - sizeof length;
-  memcpy(text, &length, sizeof length);
-  return text;
+  *data = header.data;
+  return smoe_safetensors_end(&header, bytes);
 }
 
 static smoe_status take(void *context, const smoe_real *values, size_t n) {
@@ -157,10 +111,10 @@ static smoe_status write_part(writer *w, size_t part, smoe_export_result *result
   size_t bytes;
   int64_t data;
   smoe_plain_file *file;
-  char *text = header(w, part, &bytes, &data);
+  char *text = make_header(w, part, &bytes, &data);
   smoe_status status = create(w, part_name(w, part), (int64_t)bytes + data, &file);
   if (status == SMOE_OK) status = smoe_plain_write(file, text, bytes);
-  free(text); /* memory of the C library */
+  smoe_free(text);
   for (size_t i = 0; i < w->n_tensors && status == SMOE_OK; i++)
     if (w->tensor[i].file == part) status = write_tensor(w, file, &w->tensor[i]);
   SMOE_TRY(status);
@@ -185,24 +139,24 @@ static const char *base_name(const char *path) {
 
 /* Which file has which tensor, in the form that readers of several safetensors files know. */
 static smoe_status write_index(writer *w, int64_t n_values) {
-  char *text = NULL;
-  size_t bytes = 0;
-  FILE *out = open_memstream(&text, &bytes);
-  if (!out) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for an index");
-  fprintf(out, "{\"metadata\": {\"total_size\": %lld},\n \"weight_map\": {",
-          (long long)(n_values * (int64_t)sizeof(smoe_real)));
+  size_t bytes;
+  smoe_json json;
+  smoe_json_begin_text(&json, 2);
+  smoe_json_object(&json, NULL);
+  smoe_json_object(&json, "metadata");
+  smoe_json_int(&json, "total_size", n_values * (int64_t)sizeof(smoe_real));
+  smoe_json_end(&json);
+  smoe_json_object(&json, "weight_map");
   for (size_t i = 0; i < w->n_tensors; i++) {
     char *name = part_name(w, w->tensor[i].file);
-    fputs(i ? ",\n  " : "\n  ", out);
-    smoe_json_text(out, w->tensor[i].name);
-    fputs(": ", out);
-    smoe_json_text(out, base_name(name));
+    smoe_json_text(&json, w->tensor[i].name, base_name(name));
     smoe_free(name);
   }
-  fputs("}}\n", out);
-  if (fclose(out) != 0) SMOE_PANIC(SMOE_ERR_MEMORY, "no memory for an index");
+  smoe_json_end(&json);
+  smoe_json_end(&json);
+  char *text = smoe_json_take(&json, &bytes);
   const smoe_status status = write_whole(w, ".safetensors.index.json", text, bytes);
-  free(text); /* memory of the C library */
+  smoe_free(text);
   return status;
 }
 

@@ -1,8 +1,12 @@
 #include <math.h>
 
 #include "stablemoe/bench.h"
+#include "stablemoe/json.h"
 
 static const double MIB = 1 << 20;
+
+/* Losses keep every bit of a double: equal texts are equal losses. */
+enum { DIGITS = 9, LOSS_DIGITS = 17 };
 
 static void print_phases(const smoe_bench *bench, FILE *out) {
   fprintf(out, "\n  %-12s", "phase");
@@ -64,100 +68,110 @@ static void print_table(const smoe_bench *bench, const smoe_settings *settings, 
   print_phases(bench, out);
 }
 
-/* JSON has no NaN. */
-static void number(FILE *out, const char *name, double value) {
-  if (isfinite(value))
-    fprintf(out, "\"%s\": %.9g, ", name, value);
-  else
-    fprintf(out, "\"%s\": null, ", name);
+/* ---- JSON ---- */
+
+static void number(smoe_json *json, const char *key, double value) {
+  smoe_json_real(json, key, value, DIGITS);
 }
 
-static void array(FILE *out, const char *name, const double *values, int n, const char *format) {
-  fprintf(out, "\"%s\": [", name);
-  for (int i = 0; i < n; i++) {
-    if (i) fputs(", ", out);
-    fprintf(out, format, values[i]);
-  }
-  fputs("], ", out);
+static void write_stage(smoe_json *json, const smoe_bench *bench, const smoe_bench_stage *stage) {
+  const size_t n = (size_t)bench->n_updates, experts = (size_t)bench->n_experts;
+  smoe_json_object(json, NULL);
+  smoe_json_int(json, "stage", stage->stage);
+  number(json, "seconds", stage->seconds);
+  number(json, "tokens_per_s", stage->tokens_per_s);
+  number(json, "peak_fraction", stage->peak_fraction);
+  number(json, "gemm_fraction", bench->flops / bench->n_ranks / stage->seconds / bench->gemm_rate);
+  number(json, "load_max_over_mean", stage->load_max_over_mean);
+  smoe_json_reals(json, "update_seconds", stage->update_seconds, n, DIGITS);
+  smoe_json_reals(json, "update_processor_seconds", stage->update_processor, n, DIGITS);
+  smoe_json_reals(json, "losses", stage->update_loss, n, LOSS_DIGITS);
+  smoe_json_array(json, "loads");
+  for (size_t m = 0; m < (size_t)bench->n_moe; m++)
+    smoe_json_reals(json, NULL, stage->load + m * experts, experts, DIGITS);
+  smoe_json_end(json);
+  smoe_json_real(json, "loss", stage->loss, LOSS_DIGITS);
+  smoe_json_object(json, "phase_seconds");
+  for (int p = 0; p < SMOE_PHASES; p++) number(json, smoe_phase_name((smoe_phase_kind)p), stage->phase[p]);
+  smoe_json_end(json);
+  smoe_json_end(json);
 }
 
-static void print_stage(const smoe_bench *bench, const smoe_bench_stage *stage, FILE *out) {
-  fprintf(out, "{\"stage\": %d, ", stage->stage);
-  number(out, "seconds", stage->seconds);
-  number(out, "tokens_per_s", stage->tokens_per_s);
-  number(out, "peak_fraction", stage->peak_fraction);
-  number(out, "gemm_fraction", bench->flops / bench->n_ranks / stage->seconds / bench->gemm_rate);
-  number(out, "load_max_over_mean", stage->load_max_over_mean);
-  array(out, "update_seconds", stage->update_seconds, bench->n_updates, "%.9g");
-  array(out, "update_processor_seconds", stage->update_processor, bench->n_updates, "%.9g");
-  /* Every bit of a double: equal texts are equal losses. */
-  array(out, "losses", stage->update_loss, bench->n_updates, "%.17g");
-  fputs("\"loads\": [", out);
-  for (int m = 0; m < bench->n_moe; m++) {
-    fputs(m ? ", [" : "[", out);
-    for (int e = 0; e < bench->n_experts; e++)
-      fprintf(out, "%s%.9g", e ? ", " : "", stage->load[m * bench->n_experts + e]);
-    fputc(']', out);
-  }
-  fprintf(out, "], \"loss\": %.17g, \"phase_seconds\": {", stage->loss);
-  for (int p = 0; p < SMOE_PHASES; p++)
-    fprintf(out, "%s\"%s\": %.9g", p ? ", " : "", smoe_phase_name((smoe_phase_kind)p), stage->phase[p]);
-  fputs("}}", out);
+static void write_model(smoe_json *json, const smoe_bench *bench, const smoe_settings *settings) {
+  smoe_json_object(json, "model");
+  smoe_json_int(json, "width", settings->model.width);
+  smoe_json_int(json, "blocks", settings->model.blocks);
+  smoe_json_int(json, "heads", settings->model.heads);
+  smoe_json_int(json, "inner", settings->model.inner);
+  smoe_json_int(json, "context", settings->model.context);
+  smoe_json_int(json, "vocabulary", bench->vocabulary);
+  smoe_json_int(json, "moe_layers", bench->n_moe);
+  smoe_json_int(json, "experts", bench->n_experts);
+  smoe_json_int(json, "slots", bench->n_slots);
+  smoe_json_int(json, "sublayers", settings->moe.sublayers);
+  smoe_json_int(json, "moe_inner", settings->moe.inner);
+  smoe_json_end(json);
 }
 
 /* What was measured, for those who compare or extrapolate. */
-static void print_sizes(const smoe_bench *bench, const smoe_settings *settings, FILE *out) {
-  fprintf(out, "\"nodes\": %d, \"cores_per_node\": %d, \"expert_ranks\": %d, ", bench->n_nodes, bench->cores,
-          bench->expert_ranks);
-  fprintf(out, "\"model\": {\"width\": %lld, \"blocks\": %lld, \"heads\": %lld, \"inner\": %lld, ",
-          (long long)settings->model.width, (long long)settings->model.blocks,
-          (long long)settings->model.heads, (long long)settings->model.inner);
-  fprintf(out,
-          "\"context\": %lld, \"vocabulary\": %lld, \"moe_layers\": %d, \"experts\": %d, \"slots\": %d, ",
-          (long long)settings->model.context, (long long)bench->vocabulary, bench->n_moe, bench->n_experts,
-          bench->n_slots);
-  fprintf(out, "\"sublayers\": %lld, \"moe_inner\": %lld}, ", (long long)settings->moe.sublayers,
-          (long long)settings->moe.inner);
-  fprintf(out, "\"batch\": {\"sequences\": %lld, \"micro_batches\": %lld, \"lanes\": %lld}, ",
-          (long long)settings->train.batch_sequences, (long long)settings->train.micro_batches,
-          (long long)settings->train.lanes);
-  fprintf(out, "\"parameters\": {\"shared\": %lld, \"experts\": %lld, \"frozen\": %lld}, ",
-          (long long)bench->shared_parameters, (long long)bench->expert_parameters,
-          (long long)bench->frozen_parameters);
-  fputs("\"alltoallv\": [", out);
-  for (int i = 0; i < bench->n_links; i++)
-    fprintf(out, "%s{\"bytes\": %.0f, \"seconds\": %.9g}", i ? ", " : "", bench->link[i].bytes,
-            bench->link[i].seconds);
-  fputs("], ", out);
+static void write_sizes(smoe_json *json, const smoe_bench *bench, const smoe_settings *settings) {
+  smoe_json_int(json, "nodes", bench->n_nodes);
+  smoe_json_int(json, "cores_per_node", bench->cores);
+  smoe_json_int(json, "expert_ranks", bench->expert_ranks);
+  write_model(json, bench, settings);
+  smoe_json_object(json, "batch");
+  smoe_json_int(json, "sequences", settings->train.batch_sequences);
+  smoe_json_int(json, "micro_batches", settings->train.micro_batches);
+  smoe_json_int(json, "lanes", settings->train.lanes);
+  smoe_json_end(json);
+  smoe_json_object(json, "parameters");
+  smoe_json_int(json, "shared", bench->shared_parameters);
+  smoe_json_int(json, "experts", bench->expert_parameters);
+  smoe_json_int(json, "frozen", bench->frozen_parameters);
+  smoe_json_end(json);
+  smoe_json_array(json, "alltoallv");
+  for (int i = 0; i < bench->n_links; i++) {
+    smoe_json_object(json, NULL);
+    smoe_json_fixed(json, "bytes", bench->link[i].bytes, 0);
+    number(json, "seconds", bench->link[i].seconds);
+    smoe_json_end(json);
+  }
+  smoe_json_end(json);
+}
+
+static void write_rates(smoe_json *json, const smoe_bench *bench) {
+  number(json, "flops_per_update", bench->flops);
+  number(json, "flops_if_all_learned", bench->flops_all);
+  if (isfinite(bench->evaluation_s)) {
+    number(json, "evaluation_seconds", bench->evaluation_s);
+    number(json, "evaluation_seconds_without_skipping", bench->evaluation_all_s);
+    number(json, "skip_ran_share", bench->skip_share);
+  }
+  number(json, "gemm_flops_per_s", bench->gemm_rate);
+  number(json, "gemm_flops_per_processor_s", bench->processor_rate);
+  number(json, "core_peak_gflops", 1e-9 * bench->core_peak);
+  number(json, "core_peak_bf16_gflops", 1e-9 * bench->core_peak_bf16);
+  number(json, "efficiency", bench->efficiency);
+  number(json, "exchange_bytes_per_s", bench->exchange_rate);
+  number(json, "bare_alltoallv_bytes_per_s", bench->bare_rate);
+  number(json, "planned_bytes", bench->planned_bytes);
+  number(json, "peak_bytes", bench->peak_bytes);
 }
 
 static void print_json(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, FILE *out) {
-  fprintf(out, "{\"ranks\": %d, ", n_ranks);
-  print_sizes(bench, settings, out);
-  fputs("\"stages\": [", out);
-  for (int s = 0; s < bench->n_stages; s++) {
-    if (s) fputs(", ", out);
-    print_stage(bench, &bench->stage[s], out);
-  }
-  fputs("], ", out);
-  fprintf(out, "\"precision\": \"%s\", \"exchange_row_bytes\": %.0f, ", smoe_precision_name(bench->precision),
-          bench->exchange_row_bytes);
-  number(out, "flops_per_update", bench->flops);
-  number(out, "flops_if_all_learned", bench->flops_all);
-  if (isfinite(bench->evaluation_s)) {
-    number(out, "evaluation_seconds", bench->evaluation_s);
-    number(out, "evaluation_seconds_without_skipping", bench->evaluation_all_s);
-    number(out, "skip_ran_share", bench->skip_share);
-  }
-  number(out, "gemm_flops_per_s", bench->gemm_rate);
-  number(out, "gemm_flops_per_processor_s", bench->processor_rate);
-  number(out, "core_peak_gflops", 1e-9 * bench->core_peak);
-  number(out, "core_peak_bf16_gflops", 1e-9 * bench->core_peak_bf16);
-  number(out, "efficiency", bench->efficiency);
-  number(out, "exchange_bytes_per_s", bench->exchange_rate);
-  number(out, "bare_alltoallv_bytes_per_s", bench->bare_rate);
-  number(out, "planned_bytes", bench->planned_bytes);
-  fprintf(out, "\"peak_bytes\": %.9g}\n", bench->peak_bytes);
+  smoe_json json;
+  smoe_json_begin(&json, out, 0);
+  smoe_json_object(&json, NULL);
+  smoe_json_int(&json, "ranks", n_ranks);
+  write_sizes(&json, bench, settings);
+  smoe_json_array(&json, "stages");
+  for (int s = 0; s < bench->n_stages; s++) write_stage(&json, bench, &bench->stage[s]);
+  smoe_json_end(&json);
+  smoe_json_text(&json, "precision", smoe_precision_name(bench->precision));
+  smoe_json_fixed(&json, "exchange_row_bytes", bench->exchange_row_bytes, 0);
+  write_rates(&json, bench);
+  smoe_json_end(&json);
+  smoe_json_finish(&json);
 }
 
 void smoe_bench_print(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, bool json,

@@ -199,7 +199,9 @@ class Everywhere(Using):
 
     def test_full_disk(self):
         for args in (["generate", self.run_path], ["generate", self.run_path, "--json"], ["evaluate", self.run_path],
-                     ["evaluate", self.run_path, "--json"]):
+                     ["evaluate", self.run_path, "--json"], ["route", self.run_path, "x", "--json"],
+                     ["bench", self.program.config, "-n", 1, "-w", 0, "--json"], ["info", self.run_path],
+                     ["--version"]):
             with self.subTest(args[0], json=args[-1] == "--json"):
                 result = self.program.run(*args, before="exec >/dev/full")
                 self.assertRefused(result, "io", "cannot write the output: No space left")

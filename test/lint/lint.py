@@ -101,7 +101,7 @@ def symbols(root: Path, build: Path) -> list[str]:
 
 
 TREE_RULES = (rules.mpi, rules.hdf5, rules.blas, rules.ends, rules.stderr, rules.memory, rules.arrows, rules.length,
-              rules.blanks, rules.unfinished, rules.nan, rules.docstrings, rules.shell, rules.drawing)
+              rules.blanks, rules.unfinished, rules.nan, rules.json, rules.docstrings, rules.shell, rules.drawing)
 BUILD_RULES = (clang_format, headers, examples, symbols)
 
 

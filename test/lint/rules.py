@@ -95,6 +95,24 @@ def memory(root: Path) -> list[str]:
                    excuse="memory of the C library")
 
 
+def json(root: Path) -> list[str]:
+    """JSON is punctuated in src/base/json.c alone: no text in a source has a key, or an object's beginning or end.
+
+    A message may show a list as "[1, 2]", or a list of texts in YAML: these are not told from JSON.
+    """
+    key, brace = r'\\"\s*:|\{\s*\\"', r"\"(?:%s|\\n|[\[\]{},:\s])*[{}](?:%s|\\n|[\[\]{},:\s])*\"|'[{}]'"
+    found = []
+    for path in files(root, ".c", ".h", ".cc", under=("src", "include")):
+        name = path.relative_to(root).as_posix()
+        # Completions are functions of shells, which have braces, too.
+        if name in ("src/base/json.c", "src/app/completion.c"):
+            continue
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if re.search(key, line) or re.search(r"(printf|puts|putc|putchar) ?\(.*(" + brace + ")", line):
+                found.append(f"{name}:{number}: JSON by hand: use json.h")
+    return found
+
+
 # What a module (a folder of src/) may include besides itself: lower modules only. doc/modules.svg draws what it does.
 MODULES = {
     "base": set(),
