@@ -81,7 +81,7 @@ def _load_lines(run: Run) -> list[str]:
 
     from analysis import routing
 
-    if run.log is None or not len(run.log.step):
+    if run.log is None or not len(run.log.step) or not run.log.n_layers:
         return []
     n = max(1, len(run.log.step) // 10)
     lines = [f"mean of the last {n} records of {len(run.log.step)} "
@@ -100,7 +100,7 @@ def _load_lines(run: Run) -> list[str]:
 def _fluctuation_lines(run: Run) -> list[str]:
     from analysis import routing
 
-    if run.log is None or len(run.log.probe_step) < 2:
+    if run.log is None or len(run.log.probe_step) < 2 or not run.log.n_layers:
         return []
     head = "tokens whose last fluctuation step exceeds"
     lines = [f"{head:<44}" + "".join(f"{percent:>6} %" for percent in routing.BASE_FLUCTUATION)

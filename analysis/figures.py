@@ -334,8 +334,8 @@ def _layer_names(n: int) -> list[str]:
 def fluctuation(run: Run, path: Path) -> None:
     """Cumulative share of tokens against their last fluctuation step, a line per MoE layer."""
     log = run.log
-    if log is None:
-        raise NothingToShow("no routing log")
+    if log is None or not log.n_layers:
+        raise NothingToShow("no routing log, or no MoE layer")
     if len(log.probe_step) < 2:
         raise NothingToShow(f"{len(log.probe_step)} of the 2 probes that a comparison needs")
     total = max(run.updates_done, 1)

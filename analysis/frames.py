@@ -95,8 +95,8 @@ def specialisation(run: Run | Path | str, layer: int = 0, n: int = 20) -> pandas
 def open_xarray(run: Run | Path | str, tokens: bool = False) -> xarray.Dataset:
     """The whole routing log as one data set with named dimensions, whatever files it is in.
 
-    Dimensions: step, layer, expert; probe_step, probe (probe tokens); with tokens=True also tokens_step,
-    place, slot. Coordinates of the first kind are updates; probe_token [probe] and tokens_id
+    Dimensions: step, layer, expert; gate, of a model with gates (ran, probe_ran); probe_step, probe (probe tokens);
+    with tokens=True also tokens_step, place, slot. Coordinates of the first kind are updates; probe_token [probe] and tokens_id
     [tokens_step, place] are token ids. Of an update that two files hold, the later file counts.
     tokens: read the records of all tokens too (large: 8 bytes per assignment and layer).
     """
@@ -108,9 +108,14 @@ def open_xarray(run: Run | Path | str, tokens: bool = False) -> xarray.Dataset:
     data = {"stage": ("step", log.stage), "load": (("step", "layer", "expert"), log.load),
             **{name: (("step", "layer"), values) for name, values in log.terms.items()}}
     coords = {"step": log.step, "layer": np.arange(log.n_layers), "expert": np.arange(log.n_experts)}
+    if log.gates:
+        data["ran"], coords["gate"] = (("step", "gate"), log.ran), log.gates
     if len(log.probe_step):
         rows = np.arange(len(log.probe_step))
-        for name in ("expert", "learned", "distilled"):
+        if log.gates:
+            data["probe_ran"] = (("probe_step", "gate", "probe"), np.stack(
+                [log.probe_part("ran", g, rows, 0, log.n_probe) for g in range(len(log.gates))], 1))
+        for name in ("expert", "learned", "distilled") if log.n_layers else ():
             values = np.stack([log.probe_part(name, m, rows, 0, log.n_probe) for m in range(log.n_layers)], 1)
             data[f"probe_{name}"] = (("probe_step", "layer", "probe"), values)
         data["probe_stage"] = ("probe_step", log.probe_stage)

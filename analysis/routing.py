@@ -81,6 +81,10 @@ class RoutingLog:
     """Codes of the languages of a translation model."""
     layer_sides: list[str] = field(default_factory=list)
     """[M] "source" or "target": which tokens an MoE layer of a translation model sees."""
+    gates: list[str] = field(default_factory=list)
+    """[G] sublayers behind gates; empty in logs of earlier programs, too."""
+    ran: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """[S, G] share of the rows that ran behind each gate; NaN where a file does not have it."""
     probe_step: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[Q]"""
     probe_stage: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -95,8 +99,8 @@ class RoutingLog:
     def probe_part(self, name: str, layer: int, rows: np.ndarray, first: int, end: int) -> np.ndarray:
         """Choices of one MoE layer for the probe tokens first to end - 1, padding among them.
 
-        name: "expert", "learned" or "distilled". rows: [q] probes wanted, increasing.
-        Returns [q, end - first] int32; -1 where there is no such choice.
+        name: "expert", "learned" or "distilled"; or "ran", of a gate in place of a layer. rows: [q] probes wanted,
+        increasing. Returns [q, end - first] int32; -1 where there is no such choice.
         """
         out = np.full((len(rows), max(0, min(end, self.n_probe) - first)), -1, np.int32)
         for number in np.unique(self.probe_place[rows, 0]):
@@ -188,6 +192,8 @@ class _Stretch(NamedTuple):
     probe_language: np.ndarray
     languages: list[str]
     layer_sides: list[str]
+    gates: list[str]
+    ran: np.ndarray
 
 
 def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
@@ -201,6 +207,9 @@ def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
         none = np.zeros(0, np.int64)
         step = read("step", none)  # what has no rows is absent
         missing = np.full((len(step), layers), np.nan)
+        gates = text_attribute(file, "gates").split()
+        if log.files and gates != log.gates:
+            raise LogError("has other gates than the files before it: the directory holds two runs")
         token, probe_step = read("probe/token", none), read("probe/step", none)
         if log.n_probe and len(token) and not np.array_equal(token, log.probe_token):
             raise LogError("probes other tokens than the files before it: the directory holds two runs")
@@ -212,7 +221,8 @@ def _read_stretch(path: Path, log: RoutingLog) -> _Stretch:
                         token, probe_step if len(token) else none,
                         read("probe/stage", np.zeros(len(probe_step), np.int64)) if len(token) else none,
                         len(read("tokens/step", none)), read("probe/side", none), read("probe/language", none),
-                        text_attribute(file, "languages").split(), text_attribute(file, "layer_sides").split())
+                        text_attribute(file, "languages").split(), text_attribute(file, "layer_sides").split(),
+                        gates, read("ran", np.full((len(step), len(gates)), np.nan)))
 
 
 def load_log(run: Path | str) -> RoutingLog:
@@ -241,7 +251,7 @@ def load_log(run: Path | str) -> RoutingLog:
         parts.append(part)
         log.files.append(path)
         log.method = log.method or part.method
-        log.n_layers, log.n_experts = part.n_layers, part.n_experts
+        log.n_layers, log.n_experts, log.gates = part.n_layers, part.n_experts, part.gates
         if len(part.probe_token):
             log.probe_token = part.probe_token
             log.probe_side, log.probe_language = part.probe_side, part.probe_language
@@ -252,6 +262,7 @@ def load_log(run: Path | str) -> RoutingLog:
     keep = latest_rows(step)
     log.step, log.stage = step[keep], np.concatenate([part.stage for part in parts])[keep]
     log.load = np.concatenate([part.load for part in parts])[keep]
+    log.ran = np.concatenate([part.ran for part in parts])[keep]
     names = dict.fromkeys(name for part in parts for name in part.terms)
     missing = [np.full((len(part.step), log.n_layers), np.nan) for part in parts]
     log.terms = {name: np.concatenate([part.terms.get(name, nothing) for part, nothing in zip(parts, missing)])[keep]

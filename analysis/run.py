@@ -41,7 +41,8 @@ class Metrics:
     def further_terms(self) -> list[str]:
         """Loss terms besides balance and distill: the columns between those of the MoE layers and `seconds`."""
         names = list(self.columns)
-        last = max((i for i, name in enumerate(names) if re.match(r"moe\d+_", name)), default=len(names))
+        last = max((i for i, name in enumerate(names) if re.match(r"moe\d+_", name) or name == "valid_perplexity"),
+                   default=len(names))
         rest = names[last + 1:names.index("seconds")] if "seconds" in names[last + 1:] else []
         return [name for name in rest if not name.endswith("_run")]
 

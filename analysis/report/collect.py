@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from analysis import routing
-from analysis.report import deep
+from analysis.report import deep, skips
 from analysis.report.progress import Progress
 from analysis.run import Run
 
@@ -120,7 +120,7 @@ def _heat(step: np.ndarray, relative: np.ndarray) -> Data:
 
 def n_experts(run: Run) -> int | None:
     """Experts of a MoE layer; None where there is no such layer, or nothing says."""
-    if run.log is not None:
+    if run.log is not None and run.log.n_layers:
         return run.log.n_experts
     value = run.settings.get("moe.experts")
     return value if isinstance(value, int) and not is_dense(run) else None
@@ -267,6 +267,9 @@ def collect(run: Run, name: str, quiet: bool = False) -> Data:
         "baselines": None if baselines is None else {"unigram": baselines.unigram, "bigram": baselines.bigram},
     }
     data |= deep.collect(plan, layers, notes, progress)
+    known = [] if run.log is not None and run.log.n_experts > 1 else notes  # said already
+    vocabulary = deep.vocabulary_of(run, known) if run.log is not None and run.log.gates else None
+    data["skips"] = skips.collect(run, series, vocabulary)
     data["notes"] = notes
     progress.end()
     return data

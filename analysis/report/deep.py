@@ -50,7 +50,7 @@ def _round(value: float, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}") if np.isfinite(value) else None
 
 
-def _vocabulary(run: Run, notes: list[str]) -> Vocabulary | None:
+def vocabulary_of(run: Run, notes: list[str]) -> Vocabulary | None:
     """The corpus's pieces, if they are those that the run was trained with."""
     if run.corpus is None:
         named = run.settings.get("data.corpus", "")
@@ -151,7 +151,7 @@ def collect(plan: Plan, layers: list[Data], notes: list[str], progress: Progress
     run, log = plan.run, plan.log
     if log is None or log.n_experts < 2:  # one expert takes all: nothing is routed
         return {"flow": [], "passage": None, "counted": None}
-    vocabulary = _vocabulary(run, notes)
+    vocabulary = vocabulary_of(run, notes)
     rows = len(vocabulary.pieces) if vocabulary else 1
     recorded = bool(len(plan.settled.step))
     counted = None

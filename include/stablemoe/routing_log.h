@@ -1,4 +1,4 @@
-/** The routing log: which experts the tokens went to, written in parallel.
+/** The routing log: which experts the tokens went to, and which sublayers they skipped, written in parallel.
  *
  *  One file per stretch between two checkpoints, <directory>/step-<update>.h5,
  *  complete or absent. Layout (doc/file-formats.md):
@@ -16,6 +16,8 @@
  *    /probe/learned [Q, M, P], /probe/distilled [Q, M, P]   both choices; -1 where a method has none
  *    /tokens/step [Z], /tokens/place [N], /tokens/id [Z, N]
  *    /tokens/expert [Z, M, N, K], /tokens/gate [Z, M, N, K]
+ *  and of sublayers behind gates (skip.h), whose names are the attribute `gates`:
+ *    /gate [G], /ran [S, G], /probe/ran [Q, G, P], /tokens/ran [Z, G, N]
  *  Dimension scales, units and long names are attached. What has no rows is absent.
  */
 #ifndef STABLEMOE_ROUTING_LOG_H
@@ -30,7 +32,7 @@ enum { SMOE_ROUTING_FORMAT = 1 };
 
 /** Sizes of a run's log, the same on all ranks but for *_first and *_local. */
 typedef struct smoe_routing_shape {
-  int n_layers;        /**< M */
+  int n_layers;        /**< M; 0: a dense model with gates */
   int n_experts;       /**< E */
   int n_slots;         /**< K */
   int64_t n_probe;     /**< P probe tokens over all ranks; 0: no probe */
@@ -41,6 +43,8 @@ typedef struct smoe_routing_shape {
   const char *languages;   /**< translation: codes of its languages, a blank between; NULL: one side alone */
   const char *layer_sides; /**< translation: "source" or "target" of each MoE layer, a blank between; NULL */
   smoe_terms terms;        /**< loss terms: smoe_terms_common, then the method's further ones */
+  int n_gates;             /**< G sublayers behind gates */
+  const char *gates;       /**< their names, a blank between; NULL where G is 0 */
 } smoe_routing_shape;
 
 /** Figures of one update and MoE layer, the same on all ranks. */
@@ -63,8 +67,11 @@ smoe_routing_log *smoe_routing_log_create(const smoe_group *group, const smoe_ro
 /** Give it back. Local. */
 void smoe_routing_log_destroy(smoe_routing_log *log);
 
-/** Add one row of loads: layers [M]. Logically collective. */
-void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const smoe_routing_load *layers);
+/** Add one row of loads, layers [M], and of the shares of rows that ran behind the gates, ran [G]. Logically
+ *  collective.
+ */
+void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const smoe_routing_load *layers,
+                           const double *ran);
 
 /** Set the token ids of this rank's probe tokens: [n_probe_local]. Local. */
 void smoe_routing_log_probe_tokens(smoe_routing_log *log, const int32_t *tokens);
@@ -77,6 +84,11 @@ void smoe_routing_log_probe_sides(smoe_routing_log *log, const int32_t *side, co
 /** Add one probe: each [M, n_probe_local]; -1 where there is no such choice. Logically collective. */
 void smoe_routing_log_probe(smoe_routing_log *log, int64_t step, int stage, const int32_t *expert,
                             const int32_t *learned, const int32_t *distilled);
+
+/** Add to the probe that was added last whether its tokens ran behind the gates: [G, n_probe_local]; 1, 0, or -1 for
+ *  padding. Logically collective; always where G is not 0.
+ */
+void smoe_routing_log_probe_ran(smoe_routing_log *log, const int32_t *ran);
 
 /** Begin a record of all tokens of an update. Logically collective. */
 void smoe_routing_log_tokens(smoe_routing_log *log, int64_t step);
@@ -91,6 +103,10 @@ void smoe_routing_log_tokens(smoe_routing_log *log, int64_t step);
  */
 void smoe_routing_log_tokens_add(smoe_routing_log *log, int layer, int64_t first, size_t n, const int32_t *id,
                                  const int32_t *expert, const smoe_real *gate);
+
+/** The same of one gate: ran [n], 1 or 0. Local. */
+void smoe_routing_log_tokens_ran(smoe_routing_log *log, int gate, int64_t first, size_t n, const int32_t *id,
+                                 const int32_t *ran);
 
 /** Write everything held to <directory>/step-<update>.h5 and forget it.
  *

@@ -38,10 +38,12 @@ smoe_routing_log *smoe_routing_log_create(const smoe_group *group, const smoe_ro
   log->shape.method = log->method;
   log->languages = shape->languages ? smoe_strdup(shape->languages) : NULL;
   log->layer_sides = shape->layer_sides ? smoe_strdup(shape->layer_sides) : NULL;
+  log->gates = shape->gates ? smoe_strdup(shape->gates) : NULL;
   log->first_step = -1;
   for (int m = 0; m < shape->n_layers; m++) add_i32(&log->rows[SMOE_COL_LAYER], m);
   for (int e = 0; e < shape->n_experts; e++) add_i32(&log->rows[SMOE_COL_EXPERT], e);
   for (int k = 0; k < shape->n_slots; k++) add_i32(&log->rows[SMOE_COL_SLOT], k);
+  for (int g = 0; g < shape->n_gates; g++) add_i32(&log->rows[SMOE_COL_GATE], g);
   return log;
 }
 
@@ -52,6 +54,7 @@ void smoe_routing_log_destroy(smoe_routing_log *log) {
   smoe_free(log->method);
   smoe_free(log->languages);
   smoe_free(log->layer_sides);
+  smoe_free(log->gates);
   smoe_free(log);
 }
 
@@ -59,7 +62,8 @@ static void note_step(smoe_routing_log *log, int64_t step) {
   if (log->first_step < 0 || step < log->first_step) log->first_step = step;
 }
 
-void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const smoe_routing_load *layers) {
+void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const smoe_routing_load *layers,
+                           const double *ran) {
   note_step(log, step);
   log->n_steps++;
   if (log->group->rank != 0) return; /* all ranks have the same figures, rank 0 writes them */
@@ -75,6 +79,7 @@ void smoe_routing_log_load(smoe_routing_log *log, int64_t step, int stage, const
     add_f64(&rows[SMOE_COL_AGREEMENT], layer->agreement);
     add_f64(&rows[SMOE_COL_GATE_MEAN], layer->gate_mean);
   }
+  for (int g = 0; g < log->shape.n_gates; g++) add_f64(&rows[SMOE_COL_RAN], ran[g]);
 }
 
 void smoe_routing_log_probe_tokens(smoe_routing_log *log, const int32_t *tokens) {
@@ -103,6 +108,11 @@ void smoe_routing_log_probe(smoe_routing_log *log, int64_t step, int stage, cons
   add_i32(&log->rows[SMOE_COL_PROBE_STAGE], stage);
 }
 
+void smoe_routing_log_probe_ran(smoe_routing_log *log, const int32_t *ran) {
+  add(&log->rows[SMOE_COL_PROBE_RAN], ran,
+      (size_t)log->shape.n_gates * (size_t)log->shape.n_probe_local * sizeof *ran);
+}
+
 void smoe_routing_log_tokens(smoe_routing_log *log, int64_t step) {
   note_step(log, step);
   log->n_records++;
@@ -118,9 +128,21 @@ void smoe_routing_log_tokens_add(smoe_routing_log *log, int layer, int64_t first
   if (n == 0) return;
   smoe_token_chunk chunk = {.record = log->n_records - 1, .layer = layer, .first = first, .n = (int64_t)n};
   /* Token ids are the same for all layers; the first one brings them. */
-  if (layer == 0) chunk.id = add(&log->rows[SMOE_COL_TOKENS_ID], id, n * sizeof *id) / sizeof *id;
+  chunk.has_id = layer == 0;
+  if (chunk.has_id) chunk.id = add(&log->rows[SMOE_COL_TOKENS_ID], id, n * sizeof *id) / sizeof *id;
   chunk.choice = add(&log->rows[SMOE_COL_TOKENS_EXPERT], expert, n_choices * sizeof *expert) / sizeof *expert;
   add(&log->rows[SMOE_COL_TOKENS_GATE], gate, n_choices * sizeof *gate);
+  add(&log->chunk, &chunk, sizeof chunk);
+}
+
+void smoe_routing_log_tokens_ran(smoe_routing_log *log, int gate, int64_t first, size_t n, const int32_t *id,
+                                 const int32_t *ran) {
+  if (n == 0) return;
+  smoe_token_chunk chunk = {
+      .record = log->n_records - 1, .of_gate = true, .layer = gate, .first = first, .n = (int64_t)n};
+  chunk.has_id = gate == 0 && log->shape.n_layers == 0;
+  if (chunk.has_id) chunk.id = add(&log->rows[SMOE_COL_TOKENS_ID], id, n * sizeof *id) / sizeof *id;
+  chunk.choice = add(&log->rows[SMOE_COL_TOKENS_RAN], ran, n * sizeof *ran) / sizeof *ran;
   add(&log->chunk, &chunk, sizeof chunk);
 }
 
@@ -128,7 +150,7 @@ void smoe_routing_log_tokens_add(smoe_routing_log *log, int layer, int64_t first
 static smoe_status check_whole(const smoe_routing_log *log) {
   const size_t n_chunks = log->chunk.bytes / sizeof(smoe_token_chunk);
   const smoe_token_chunk *chunk = (const smoe_token_chunk *)(const void *)log->chunk.data;
-  const int64_t n_wanted = log->n_records * log->shape.n_layers * log->shape.n_tokens;
+  const int64_t n_wanted = log->n_records * (log->shape.n_layers + log->shape.n_gates) * log->shape.n_tokens;
   int64_t n = 0;
   for (size_t i = 0; i < n_chunks; i++) n += chunk[i].n;
   smoe_group_sum_i64(log->group, &n, 1);
@@ -139,8 +161,8 @@ static smoe_status check_whole(const smoe_routing_log *log) {
 }
 
 static bool stays(int c) {
-  return c == SMOE_COL_LAYER || c == SMOE_COL_EXPERT || c == SMOE_COL_SLOT || c == SMOE_COL_PROBE_TOKEN ||
-         c == SMOE_COL_PROBE_SIDE || c == SMOE_COL_PROBE_LANGUAGE;
+  return c == SMOE_COL_LAYER || c == SMOE_COL_EXPERT || c == SMOE_COL_SLOT || c == SMOE_COL_GATE ||
+         c == SMOE_COL_PROBE_TOKEN || c == SMOE_COL_PROBE_SIDE || c == SMOE_COL_PROBE_LANGUAGE;
 }
 
 /** Forget the rows, but not the names of dimensions and the probe's tokens. */

@@ -4,7 +4,8 @@
 #include "stablemoe/routing_log.h"
 
 static smoe_status print(hid_t file, const char *path) {
-  static const char *const NAMES[] = {"/load", "/probe/expert", "/tokens/expert"};
+  static const char *const NAMES[] = {"/load", "/probe/expert", "/tokens/expert",
+                                      "/ran",  "/probe/ran",    "/tokens/ran"};
   int64_t version;
   char method[128];
   SMOE_TRY(smoe_h5_get_i64(file, "/", "version", &version));

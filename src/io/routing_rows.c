@@ -19,6 +19,8 @@ typedef struct column {
 #define STEPS SMOE_DIM_STEP, SMOE_DIM_LAYER
 #define PROBE SMOE_DIM_PROBE_STEP, SMOE_DIM_LAYER, SMOE_DIM_PROBE_TOKEN
 #define TOKENS SMOE_DIM_TOKENS_STEP, SMOE_DIM_LAYER, SMOE_DIM_TOKENS_PLACE, SMOE_DIM_SLOT
+#define PROBE_GATE SMOE_DIM_PROBE_STEP, SMOE_DIM_GATE, SMOE_DIM_PROBE_TOKEN
+#define TOKENS_GATE SMOE_DIM_TOKENS_STEP, SMOE_DIM_GATE, SMOE_DIM_TOKENS_PLACE
 
 /* A table is read by its columns. The first SMOE_DIMS entries are the scales of the dimensions of
  * the same number.
@@ -36,6 +38,8 @@ static const column columns[SMOE_COLS] = {
     [SMOE_COL_TOKENS_STEP]  = {"tokens/step",  I64, 1, {SMOE_DIM_TOKENS_STEP},  "updates", "updates done"},
     [SMOE_COL_TOKENS_PLACE] = {"tokens/place", I64, 1, {SMOE_DIM_TOKENS_PLACE}, "tokens",
                                "place in the batch of the update"},
+    [SMOE_COL_GATE]         = {"gate",         I32, 1, {SMOE_DIM_GATE},         "1",
+                               "sublayer behind a gate: its name is in the attribute gates"},
 
     [SMOE_COL_STAGE]     = {"stage",     I32, 1, {SMOE_DIM_STEP},           "1",      "training stage"},
     [SMOE_COL_LOAD]      = {"load",      I64, 3, {STEPS, SMOE_DIM_EXPERT},  "tokens",
@@ -47,6 +51,8 @@ static const column columns[SMOE_COLS] = {
     [SMOE_COL_AGREEMENT] = {"agreement", F64, 2, {STEPS}, "1",
                             "share of tokens whose learned and distilled choice agree; NaN: no such choice"},
     [SMOE_COL_GATE_MEAN] = {"gate_mean", F64, 2, {STEPS}, "1", "mean gate of the tokens' experts"},
+    [SMOE_COL_RAN]       = {"ran",       F64, 2, {SMOE_DIM_STEP, SMOE_DIM_GATE}, "1",
+                            "share of the rows that ran behind each gate"},
 
     [SMOE_COL_PROBE_STAGE]     = {"probe/stage",     I32, 1, {SMOE_DIM_PROBE_STEP}, "1", "training stage"},
     [SMOE_COL_PROBE_SIDE]      = {"probe/side",      I32, 1, {SMOE_DIM_PROBE_TOKEN}, "1",
@@ -58,12 +64,16 @@ static const column columns[SMOE_COLS] = {
                                   "expert of the learned router; -1: there is none"},
     [SMOE_COL_PROBE_DISTILLED] = {"probe/distilled", I32, 3, {PROBE}, "1",
                                   "expert of the distilled router; -1: there is none"},
+    [SMOE_COL_PROBE_RAN]       = {"probe/ran",       I32, 3, {PROBE_GATE}, "1",
+                                  "1: the token ran behind the gate, 0: it skipped; -1: padding"},
 
     [SMOE_COL_TOKENS_ID]     = {"tokens/id",     I32,  2, {SMOE_DIM_TOKENS_STEP, SMOE_DIM_TOKENS_PLACE}, "1",
                                 "token id"},
     [SMOE_COL_TOKENS_EXPERT] = {"tokens/expert", I32,  4, {TOKENS}, "1",
                                 "expert; -1: slot unused, -2 - e: dropped by expert e"},
     [SMOE_COL_TOKENS_GATE]   = {"tokens/gate",   REAL, 4, {TOKENS}, "1", "gate of the expert"},
+    [SMOE_COL_TOKENS_RAN]    = {"tokens/ran",    I32,  3, {TOKENS_GATE}, "1",
+                                "1: the token ran behind the gate, 0: it skipped"},
 };
 // clang-format on
 
@@ -105,6 +115,8 @@ int64_t smoe_routing_length(const smoe_routing_log *log, smoe_routing_dim dim) {
     return log->n_probes;
   case SMOE_DIM_PROBE_TOKEN:
     return log->n_probes ? log->shape.n_probe : 0;
+  case SMOE_DIM_GATE:
+    return log->shape.n_gates;
   case SMOE_DIM_TOKENS_STEP:
     return log->n_records;
   default:
@@ -163,6 +175,7 @@ static smoe_status write_attributes(const smoe_routing_log *log, hid_t file, int
   SMOE_TRY(smoe_h5_set_i64(file, "/", "n_slots", log->shape.n_slots));
   if (log->languages) SMOE_TRY(smoe_h5_set_text(file, "/", "languages", log->languages));
   if (log->layer_sides) SMOE_TRY(smoe_h5_set_text(file, "/", "layer_sides", log->layer_sides));
+  if (log->gates) SMOE_TRY(smoe_h5_set_text(file, "/", "gates", log->gates));
   /* True from the moment the file has its final name. */
   return smoe_h5_set_i64(file, "/", "complete", 1);
 }
@@ -186,11 +199,34 @@ smoe_status smoe_routing_make(const smoe_routing_log *log, const smoe_part_file 
 static smoe_status put_probe(const smoe_routing_log *log, const smoe_part_file *part) {
   const int64_t first[3] = {0, 0, log->shape.probe_first};
   const int64_t count[3] = {log->n_probes, log->shape.n_layers, log->shape.n_probe_local};
+  const int64_t gates[3] = {log->n_probes, log->shape.n_gates, log->shape.n_probe_local};
   if (log->n_probes == 0 || log->shape.n_probe_local == 0) return SMOE_OK;
-  for (int c = SMOE_COL_PROBE_EXPERT; c <= SMOE_COL_PROBE_DISTILLED; c++)
+  for (int c = SMOE_COL_PROBE_EXPERT; c <= SMOE_COL_PROBE_DISTILLED && log->shape.n_layers > 0; c++)
     SMOE_TRY(smoe_part_put(part, columns[c].name, H5T_NATIVE_INT32, log->rows[c].data, 3, first, count));
+  if (log->shape.n_gates > 0)
+    SMOE_TRY(smoe_part_put(part, columns[SMOE_COL_PROBE_RAN].name, H5T_NATIVE_INT32,
+                           log->rows[SMOE_COL_PROBE_RAN].data, 3, first, gates));
   return smoe_part_put(part, "probe/token", H5T_NATIVE_INT32, log->rows[SMOE_COL_PROBE_TOKEN].data, 1,
                        first + 2, count + 2);
+}
+
+/** Choices and gates of a chunk of one MoE layer. */
+static smoe_status put_choices(const smoe_routing_log *log, const smoe_part_file *part,
+                               const smoe_token_chunk *p) {
+  const int32_t *expert = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_EXPERT].data;
+  const smoe_real *gate = (const smoe_real *)(const void *)log->rows[SMOE_COL_TOKENS_GATE].data;
+  const int64_t first[4] = {p->record, p->layer, p->first, 0};
+  const int64_t count[4] = {1, 1, p->n, log->shape.n_slots};
+  SMOE_TRY(smoe_part_put(part, "tokens/expert", H5T_NATIVE_INT32, expert + p->choice, 4, first, count));
+  return smoe_part_put(part, "tokens/gate", SMOE_H5_REAL, gate + p->choice, 4, first, count);
+}
+
+/** What ran of a chunk of one gate. */
+static smoe_status put_ran(const smoe_routing_log *log, const smoe_part_file *part,
+                           const smoe_token_chunk *p) {
+  const int32_t *ran = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_RAN].data;
+  const int64_t first[3] = {p->record, p->layer, p->first}, count[3] = {1, 1, p->n};
+  return smoe_part_put(part, "tokens/ran", H5T_NATIVE_INT32, ran + p->choice, 3, first, count);
 }
 
 /** This rank's chunks of the token records. */
@@ -198,15 +234,10 @@ static smoe_status put_tokens(const smoe_routing_log *log, const smoe_part_file 
   const smoe_token_chunk *chunk = (const smoe_token_chunk *)(const void *)log->chunk.data;
   const size_t n_chunks = log->chunk.bytes / sizeof *chunk;
   const int32_t *id = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_ID].data;
-  const int32_t *expert = (const int32_t *)(const void *)log->rows[SMOE_COL_TOKENS_EXPERT].data;
-  const smoe_real *gate = (const smoe_real *)(const void *)log->rows[SMOE_COL_TOKENS_GATE].data;
   for (size_t i = 0; i < n_chunks; i++) {
     const smoe_token_chunk *p = &chunk[i];
-    const int64_t first[4] = {p->record, p->layer, p->first, 0};
-    const int64_t count[4] = {1, 1, p->n, log->shape.n_slots};
-    SMOE_TRY(smoe_part_put(part, "tokens/expert", H5T_NATIVE_INT32, expert + p->choice, 4, first, count));
-    SMOE_TRY(smoe_part_put(part, "tokens/gate", SMOE_H5_REAL, gate + p->choice, 4, first, count));
-    if (p->layer != 0) continue;
+    SMOE_TRY(p->of_gate ? put_ran(log, part, p) : put_choices(log, part, p));
+    if (!p->has_id) continue;
     const int64_t at[2] = {p->record, p->first}, n[2] = {1, p->n};
     SMOE_TRY(smoe_part_put(part, "tokens/id", H5T_NATIVE_INT32, id + p->id, 2, at, n));
   }
@@ -224,7 +255,7 @@ smoe_status smoe_routing_put_columns(const smoe_routing_log *log, const smoe_par
     int64_t shape[SMOE_H5_DIMS];
     const int64_t n = shape_of(log, &col, shape);
     const bool shared_out =
-        c == SMOE_COL_PROBE_TOKEN || (c >= SMOE_COL_PROBE_EXPERT && c <= SMOE_COL_TOKENS_GATE);
+        c == SMOE_COL_PROBE_TOKEN || (c >= SMOE_COL_PROBE_EXPERT && c <= SMOE_COL_TOKENS_RAN);
     if (n == 0 || shared_out) continue;
     SMOE_TRY(smoe_part_put_range(part, col.name, memory_type(col.kind), log->rows[c].data, 0, n));
   }

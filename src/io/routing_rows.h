@@ -15,6 +15,7 @@ typedef enum smoe_routing_dim {
   SMOE_DIM_PROBE_TOKEN,  /**< P */
   SMOE_DIM_TOKENS_STEP,  /**< Z records of all tokens */
   SMOE_DIM_TOKENS_PLACE, /**< N */
+  SMOE_DIM_GATE,         /**< G */
   SMOE_DIMS
 } smoe_routing_dim;
 
@@ -28,6 +29,7 @@ typedef enum smoe_routing_column {
   SMOE_COL_PROBE_TOKEN,
   SMOE_COL_TOKENS_STEP,
   SMOE_COL_TOKENS_PLACE,
+  SMOE_COL_GATE,
   SMOE_COL_STAGE,
   SMOE_COL_LOAD,
   SMOE_COL_ASSIGNED,
@@ -36,15 +38,18 @@ typedef enum smoe_routing_column {
   SMOE_COL_DISTILL,
   SMOE_COL_AGREEMENT,
   SMOE_COL_GATE_MEAN,
+  SMOE_COL_RAN,
   SMOE_COL_PROBE_STAGE,
   SMOE_COL_PROBE_SIDE, /**< of translation alone, as the next */
   SMOE_COL_PROBE_LANGUAGE,
   SMOE_COL_PROBE_EXPERT,
   SMOE_COL_PROBE_LEARNED,
   SMOE_COL_PROBE_DISTILLED,
+  SMOE_COL_PROBE_RAN,
   SMOE_COL_TOKENS_ID,
   SMOE_COL_TOKENS_EXPERT,
   SMOE_COL_TOKENS_GATE,
+  SMOE_COL_TOKENS_RAN,
   SMOE_COLS /**< then a column for each loss term but the first two */
 } smoe_routing_column;
 
@@ -56,19 +61,22 @@ typedef struct smoe_rows {
   size_t bytes, room;
 } smoe_rows;
 
-/** Some tokens of this rank: one MoE layer of one micro-batch. */
+/** Some tokens of this rank: one MoE layer, or one gate, of one micro-batch. */
 typedef struct smoe_token_chunk {
   int64_t record; /**< row of /tokens */
-  int layer;
+  bool of_gate, has_id;
+  int layer; /**< or number of the gate */
   int64_t first;
   int64_t n;
-  size_t id, choice; /**< offsets, in elements, into the rows of ids, and of experts and gates */
+  size_t id,
+      choice; /**< offsets, in elements, into the rows of ids, and of experts and gates, or of what ran */
 } smoe_token_chunk;
 
 struct smoe_routing_log {
   const smoe_group *group;
   smoe_routing_shape shape;
   char *method, *languages, *layer_sides; /**< the last two NULL but for translation */
+  char *gates;                            /**< NULL where there are none */
   smoe_rows rows[SMOE_COLS_MAX];          /**< rank 0's columns; of probes and tokens, this rank's part */
   smoe_rows chunk;                        /**< smoe_token_chunk */
   int64_t n_steps, n_probes, n_records;

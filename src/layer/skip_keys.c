@@ -1,6 +1,7 @@
 /* The keys of gates that skip sublayers, and where such gates are. */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "stablemoe/skip.h"
 
@@ -53,6 +54,9 @@ smoe_status smoe_skip_check(const smoe_config *config) {
   const smoe_skip_options *options = smoe_config_options(config, &smoe_skip_keys);
   const int64_t blocks = smoe_config_settings(config)->model.blocks;
   if (options->what == SMOE_SKIP_NOTHING) return SMOE_OK;
+  const char *family = smoe_config_settings(config)->model.family;
+  SMOE_CHECK(strcmp(family, "stablemoe") == 0 || strcmp(family, "decoder") == 0, SMOE_ERR_CONFIG,
+             "model.skip.what: family '%s' has no gates; stablemoe and decoder have", family);
   SMOE_CHECK(n_gated(config) >= 1 && n_gated(config) < blocks, SMOE_ERR_CONFIG,
              "model.skip.layers %lld: gates are on the deepest blocks but the last, of which model.blocks "
              "%lld leaves %lld",

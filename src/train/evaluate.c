@@ -199,9 +199,24 @@ static void gather_batch(const smoe_model *model, int32_t *all, int64_t n_probe,
   }
 }
 
-/* Choices of the whole probe on all ranks: [SMOE_PROBE_KINDS, M, P]. */
+/* What a pass of the probe ran behind gates: into ran [G, P] from token `first` on; padding is -1. */
+static void gather_ran(const smoe_model *model, const smoe_batch *tokens, int32_t *ran, int64_t n_probe,
+                       int64_t first, const int *count, int32_t *batch) {
+  const smoe_token_shape *shape = &model->shape[SMOE_MAIN];
+  const int64_t n = first + shape->n_global <= n_probe ? shape->n_global : n_probe - first;
+  int32_t *mine = smoe_alloc((shape->n_tokens + 1) * sizeof *mine);
+  for (int k = 0; k < smoe_model_n_skip(model); k++) {
+    const int32_t *own = smoe_skip_ran(smoe_model_skip_layer(model, k));
+    for (size_t i = 0; i < shape->n_tokens; i++) mine[i] = tokens->token[SMOE_MAIN][i] < 0 ? -1 : own[i];
+    smoe_group_gather_i32(&model->params.group, batch, mine, count);
+    memcpy(ran + k * n_probe + first, batch, (size_t)n * sizeof *batch);
+  }
+  smoe_free(mine);
+}
+
+/* Choices of the whole probe on all ranks: [SMOE_PROBE_KINDS, M, P], and what ran: [G, P]. */
 static void route_sequences(smoe_model *model, smoe_task *task, const smoe_pass *pass, int64_t n_probe,
-                            int32_t *all) {
+                            int32_t *all, int32_t *ran) {
   int64_t n = 0;
   int32_t *batch = smoe_alloc((size_t)model->shape[SMOE_MAIN].n_global * sizeof *batch);
   int *count = tokens_of_ranks(model);
@@ -209,8 +224,10 @@ static void route_sequences(smoe_model *model, smoe_task *task, const smoe_pass 
   if (open_split(model, task, SMOE_VALID, sequences, &n) != SMOE_OK)
     SMOE_PANIC(SMOE_ERR_BUG, "%s", smoe_last_error());
   for (int64_t i = 0; i < n; i++) {
-    forward(model, task, i, pass);
-    gather_batch(model, all, n_probe, i * model->shape[SMOE_MAIN].n_global, count, batch);
+    const smoe_batch tokens = forward(model, task, i, pass);
+    const int64_t first = i * model->shape[SMOE_MAIN].n_global;
+    gather_batch(model, all, n_probe, first, count, batch);
+    gather_ran(model, &tokens, ran, n_probe, first, count, batch);
   }
   smoe_free(batch);
   smoe_free(count);
@@ -219,10 +236,12 @@ static void route_sequences(smoe_model *model, smoe_task *task, const smoe_pass 
 void smoe_probe(smoe_model *model, smoe_task *task, smoe_routing_log *log, int64_t step, int stage) {
   const int64_t n_probe = smoe_probe_tokens(task);
   const size_t block = (size_t)model->n_moe * (size_t)n_probe;
-  int32_t *all = smoe_alloc(SMOE_PROBE_KINDS * block * sizeof *all);
+  const size_t n_ran = (size_t)smoe_model_n_skip(model) * (size_t)n_probe;
+  int32_t *all = smoe_alloc((SMOE_PROBE_KINDS * block + 1) * sizeof *all);
+  int32_t *ran = smoe_alloc((n_ran + 1) * sizeof *ran);
   const smoe_pass context = context_of(step, stage, model);
   if (smoe_task_is_language(task))
-    route_sequences(model, task, &context, n_probe, all);
+    route_sequences(model, task, &context, n_probe, all, ran);
   else
     smoe_probe_pairs_route(model, task, &context, all);
   /* What training uses: in stage 1 the learned choice, where the method has one. */
@@ -231,5 +250,7 @@ void smoe_probe(smoe_model *model, smoe_task *task, smoe_routing_log *log, int64
     for (size_t i = 0; i < block; i++)
       if (learned[i] >= 0) expert[i] = learned[i];
   smoe_routing_log_probe(log, step, stage, expert, learned, all + SMOE_PROBE_DISTILLED * block);
+  if (n_ran > 0) smoe_routing_log_probe_ran(log, ran);
   smoe_free(all);
+  smoe_free(ran);
 }

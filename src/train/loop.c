@@ -3,8 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "open_log.h"
 #include "patience.h"
-#include "probe_pairs.h"
 #include "replay.h"
 #include "resume.h"
 #include "stablemoe/bench.h"
@@ -30,7 +30,7 @@ typedef struct run {
   smoe_model *model;
   smoe_step step;
   smoe_replay replay;
-  smoe_routing_log *log; /* NULL for a dense model */
+  smoe_routing_log *log; /* NULL for a dense model without gates */
   smoe_metrics metrics;
   smoe_progress progress;
   smoe_patience patience;
@@ -100,71 +100,6 @@ static smoe_status build(run *r, bool plan_only) {
   SMOE_TRY(smoe_step_create(&r->step, r->model, &r->task));
   print_passes(r);
   return smoe_replay_open(&r->replay, &r->step);
-}
-
-static smoe_routing_shape log_shape(const run *r) {
-  const smoe_settings *settings = r->settings;
-  const int64_t n_probe = smoe_probe_tokens(&r->task);
-  /* The probe is small: rank 0 writes all of it. */
-  return (smoe_routing_shape){.terms = r->model->terms,
-                              .n_layers = r->model->n_moe,
-                              .n_experts = (int)settings->moe.experts,
-                              .n_slots = r->model->moe[0]->router.n_slots,
-                              .n_probe = n_probe,
-                              .probe_first = r->group->rank == 0 ? 0 : n_probe,
-                              .n_probe_local = r->group->rank == 0 ? n_probe : 0,
-                              .n_tokens = smoe_task_is_language(&r->task)
-                                              ? smoe_family_batch_tokens(r->config)
-                                              : settings->train.batch_sequences * settings->model.context,
-                              .method = settings->router.method};
-}
-
-/* Of a translation model, for the log: codes of the languages, and the side of each MoE layer. */
-static void describe_sides(const run *r, char *languages, char *sides) {
-  const smoe_pairs *pairs = &r->task.pairs;
-  for (int i = 0; i < pairs->n_languages; i++)
-    languages += sprintf(languages, "%s%s", i ? " " : "", pairs->language[i]);
-  for (int i = 0, n = 0; i < r->model->n_layers; i++) {
-    const smoe_layer_spec *spec = &r->model->layer[i].spec;
-    if (spec->moe >= 0)
-      sides += sprintf(sides, "%s%s", n++ ? " " : "", spec->stream == SMOE_ENCODER ? "source" : "target");
-  }
-}
-
-static void probe_pairs(run *r, int64_t n_probe) {
-  const size_t bytes = (size_t)n_probe * sizeof(int32_t);
-  int32_t *token = smoe_alloc(bytes), *side = smoe_alloc(bytes), *language = smoe_alloc(bytes);
-  smoe_probe_pairs_describe(&r->task, token, side, language);
-  smoe_routing_log_probe_tokens(r->log, token);
-  smoe_routing_log_probe_sides(r->log, side, language);
-  smoe_free(token);
-  smoe_free(side);
-  smoe_free(language);
-}
-
-static void open_log(run *r) {
-  if (r->model->n_moe == 0) return;
-  smoe_routing_shape shape = log_shape(r);
-  char languages[SMOE_LANGUAGES_MAX * SMOE_LANGUAGE_BYTES] = "";
-  char *sides = smoe_alloc(8 * (size_t)r->model->n_moe + 1); /* "source " each */
-  if (!smoe_task_is_language(&r->task)) {
-    describe_sides(r, languages, sides);
-    shape.languages = languages;
-    shape.layer_sides = sides;
-  }
-  r->log = smoe_routing_log_create(r->group, &shape);
-  smoe_free(sides);
-  if (shape.n_probe_local == 0) return;
-  if (shape.languages) {
-    probe_pairs(r, shape.n_probe);
-    return;
-  }
-  const int64_t context = r->settings->model.context;
-  int32_t *token = smoe_alloc((size_t)shape.n_probe * sizeof *token);
-  for (int64_t s = 0; s < shape.n_probe / context; s++)
-    smoe_corpus_read(&r->task.corpus, SMOE_VALID, s * context, (size_t)context, token + s * context);
-  smoe_routing_log_probe_tokens(r->log, token);
-  smoe_free(token);
 }
 
 /* ---- resuming ---- */
@@ -277,7 +212,7 @@ static smoe_status begin(run *r, const smoe_train_options *options, int64_t *upd
   SMOE_TRY(smoe_run_directory_describe(r->config, r->group));
   SMOE_TRY_ALL(r->group, r->group->rank == 0 ? keep_tokenizer(r) : SMOE_OK);
   SMOE_TRY(smoe_routing_log_rewind(r->group, r->routing, *update));
-  open_log(r);
+  r->log = smoe_open_log(r->model, &r->task);
   SMOE_TRY_ALL(r->group, smoe_metrics_open(&r->metrics, settings->run.directory, r->model, *update));
   return SMOE_OK;
 }
@@ -328,7 +263,8 @@ static smoe_status save_as_asked(run *r, int64_t done, bool needed) {
 static void record(run *r, int64_t done, const smoe_step_result *result) {
   const smoe_settings *settings = r->settings;
   if (!r->log) return;
-  if (due(settings->log.load_every, done)) smoe_routing_log_load(r->log, done, result->stage, result->layer);
+  if (due(settings->log.load_every, done))
+    smoe_routing_log_load(r->log, done, result->stage, result->layer, result->skip);
   if (due(settings->log.probe_every, done) && smoe_probe_tokens(&r->task) > 0)
     smoe_probe(r->model, &r->task, r->log, done, smoe_stage(r->model, settings, done));
 }

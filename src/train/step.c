@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "stablemoe/phase.h"
+#include "stablemoe/skip.h"
 
 smoe_status smoe_step_create(smoe_step *step, smoe_model *model, smoe_task *task) {
   *step = (smoe_step){.model = model, .task = task, .settings = task->settings};
@@ -40,6 +41,9 @@ static void record_tokens(smoe_step *step, const smoe_batch *batch) {
   for (int m = 0; m < model->n_moe; m++)
     smoe_routing_log_tokens_add(step->tokens_log, m, first, batch->shape[SMOE_MAIN].n_tokens,
                                 batch->token[SMOE_MAIN], model->moe[m]->expert, model->moe[m]->gate);
+  for (int k = 0; k < smoe_model_n_skip(model); k++)
+    smoe_routing_log_tokens_ran(step->tokens_log, k, first, batch->shape[SMOE_MAIN].n_tokens,
+                                batch->token[SMOE_MAIN], smoe_skip_ran(smoe_model_skip_layer(model, k)));
 }
 
 /* Sums of the objective that are terms of what is minimised. */

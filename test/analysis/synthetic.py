@@ -91,6 +91,33 @@ def write_routing(run: Path, shape: Shape, version: int = 1, terms: tuple[str, .
                 file[f"probe/{name}"] = values[of_file].astype(np.int32)
 
 
+def write_gates(run: Path, gates: tuple[str, ...] = ("block1/attention", "block2/attention"), records: int = 10,
+                tokens: int = 4096, vocabulary: int = 1000, whole: bool = True) -> None:
+    """RUN/routing/step-<records>.h5 of a dense model with gates: behind gate g a token skips where its id modulo
+    (g + 2) is 0.
+
+    whole: records of every token; else of a probe, whose last three tokens are padding.
+    """
+    rng = np.random.default_rng(7)
+    (run / "routing").mkdir(parents=True, exist_ok=True)
+    with h5py.File(run / "routing" / f"step-{records:09d}.h5", "w") as file:
+        file.attrs["format"], file.attrs["version"] = np.bytes_(b"stablemoe-routing"), np.int64(1)
+        file.attrs["method"], file.attrs["gates"] = np.bytes_(b"none"), np.bytes_(" ".join(gates).encode())
+        file.attrs["n_layers"], file.attrs["n_experts"] = np.int64(0), np.int64(0)
+        ids = np.stack([zipf_tokens(rng, tokens, vocabulary) for _ in range(records)])
+        ran = np.stack([(ids % (g + 2) != 0).astype(np.int32) for g in range(len(gates))], 1)
+        file["gate"], file["step"] = np.arange(len(gates)), np.arange(1, records + 1)
+        file["stage"], file["ran"] = np.ones(records, np.int32), ran.mean(-1)
+        if whole:
+            file["tokens/step"], file["tokens/place"] = np.arange(1, records + 1), np.arange(tokens)
+            file["tokens/id"], file["tokens/ran"] = ids, ran
+        else:
+            ids, ran = ids[0].copy(), ran[:1].copy()
+            ids[-3:], ran[..., -3:] = -1, -1
+            file["probe/token"], file["probe/step"], file["probe/stage"] = ids, np.array([records]), np.array([1])
+            file["probe/ran"] = ran
+
+
 def zipf_tokens(rng: np.random.Generator, n: int, vocabulary: int) -> np.ndarray:
     """[n] int32 token ids of which few are frequent and many rare."""
     return np.minimum(vocabulary - 1, (vocabulary + 1) ** rng.random(n) - 1).astype(np.int32)

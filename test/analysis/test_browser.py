@@ -227,5 +227,36 @@ class Browser(unittest.TestCase):
         self.show("light")
 
 
+
+class Gates(unittest.TestCase):
+    """A dense model with gates: no MoE layer, and a section on what skips."""
+
+    def test_section(self) -> None:
+        held = tempfile.TemporaryDirectory()
+        self.addCleanup(held.cleanup)
+        root = Path(held.name)
+        synthetic.write_run(root / "gates", SHAPE)
+        shutil.rmtree(root / "gates" / "routing")
+        synthetic.write_gates(root / "gates")
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            self.assertEqual(main(["report", str(root / "gates"), "-q", "-o", str(root / "r.html")]), 0)
+        driver = browser()
+        self.addCleanup(driver.quit)
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": CATCH})
+        driver.get(f"file://{root / 'r.html'}")
+        names = driver.execute_script(
+            "return [...document.querySelectorAll('#nav a')].map(a => a.getAttribute('href').slice(1))")
+        self.assertIn("skips", names)
+        self.assertNotIn("map", names)
+        section = "document.getElementById('skips')"
+        self.assertEqual(driver.execute_script(f"return {section}.querySelectorAll('svg.drawing').length"), 2)
+        self.assertEqual(driver.execute_script(f"return {section}.querySelectorAll('table').length"), 2)
+        text = driver.execute_script(f"return {section}.innerText")
+        self.assertIn("Over 20,480 training tokens at 5 updates from 6 to 10.", text)
+        self.assertNotRegex(text, r"NaN|undefined|\bnull\b|Infinity")
+        self.assertEqual(driver.execute_script("return faults"), [])
+        self.assertEqual([e for e in driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")], [])
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -214,6 +214,36 @@ class Report(unittest.TestCase):
         self.assertEqual((run["method"], run["n_layers"]), ("dense", 0))
         self.assertEqual(run["time"]["phases"], {"linear": 0.3, "other": 0.1})
 
+    def test_gates(self) -> None:
+        """Which rows skip: over records of all tokens, or over the last probe."""
+        for whole in (True, False):
+            with self.subTest(whole=whole):
+                run = self.root / f"gates-{whole}"
+                synthetic.write_run(run, TINY)
+                shutil.rmtree(run / "routing")
+                synthetic.write_gates(run, records=10, tokens=640, whole=whole)
+                status, _, err = self.call(run)
+                self.assertEqual(status, 0, err)
+                (data,) = self.data()["runs"]
+                with h5py.File(run / "routing" / "step-000000010.h5") as file:
+                    ids = file["tokens/id"][5:].ravel() if whole else file["probe/token"][:-3]
+                self.assertEqual((data["n_layers"], data["flow"]), (0, []))
+                self.assertEqual(data["skips"]["counted"]["source"], "training tokens" if whole else "probe")
+                for g, gate in enumerate(data["skips"]["gates"]):
+                    self.assertEqual(gate["tokens"], len(ids))
+                    self.assertAlmostEqual(gate["skipped"], 100 * (ids % (g + 2) == 0).mean(), places=2)
+                    self.assertEqual(sum(part["tokens"] for part in gate["frequency"]), len(ids))
+                    self.assertEqual(sum(part["ids"] for part in gate["frequency"]), len(np.unique(ids)))
+                    self.assertGreaterEqual(gate["frequency"][0]["tokens"], len(ids) / 4)
+                    skipped = sum(part["tokens"] * (part["skipped"] or 0) for part in gate["frequency"]) / len(ids)
+                    self.assertAlmostEqual(skipped, gate["skipped"], places=2)
+                    for _, number, times, share in gate["ids"]:
+                        self.assertEqual((times, share), ((ids == number).sum(), 100 * (number % (g + 2) == 0)))
+                    self.assertEqual(len(gate["share"]["x"]), 10)
+                status, _, err = self.call(run, self.run_a)
+                self.assertEqual(status, 0, err)
+                self.assertIsNone(self.data()["runs"][1]["skips"])
+
     def test_no_run(self) -> None:
         (self.root / "empty").mkdir()
         for path, what in ((self.root / "absent", "no such directory"), (self.root / "empty", "it has none of")):

@@ -28,7 +28,7 @@ static void make_log(const char *directory) {
   for (int m = 0; m < LAYERS; m++) layers[m] = (smoe_routing_load){load, 10, 0, {0.5, 0.5}, 0.5, 0.5};
   smoe_routing_log_probe_tokens(log, id);
   for (int64_t step = 1; step <= 20; step++) {
-    smoe_routing_log_load(log, step, 1, layers);
+    smoe_routing_log_load(log, step, 1, layers, NULL);
     smoe_routing_log_probe(log, step, 1, expert, expert, expert);
   }
   smoe_routing_log_tokens(log, 20);

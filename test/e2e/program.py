@@ -266,7 +266,7 @@ def checkpoint(run, update):
 
 
 # Datasets of a routing log that name a dimension, and have no row per update.
-DIMENSIONS = ("layer", "expert", "slot", "probe/token", "tokens/place")
+DIMENSIONS = ("layer", "expert", "slot", "gate", "probe/token", "tokens/place")
 
 
 def routing(run):

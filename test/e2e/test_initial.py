@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Runs that begin with the parameters of another one: train.initial."""
 
+import os
 import re
 import shutil
 
@@ -9,6 +10,7 @@ import numpy as np
 
 import program as p
 
+LOGGED = ("log.load_every=1", "log.probe_every=1", "log.tokens_every=1")
 DENSE = ("model.family=decoder", "moe.sublayers=1", "moe.layers=0")
 
 
@@ -203,7 +205,7 @@ class Initial(p.ProgramTest):
     def test_skipping(self):
         """Gates of zero change nothing; tuned ones are the same on any ranks and after a resume, and generation uses them."""
         tune = (*DENSE, "model.blocks=4", "train.only=*/gate", "model.skip.target=0.2", "model.skip.weight=5",
-                "optimizer.lr=0.05", "train.updates=6", "train.micro_batches=2", "train.checkpoint_every=3")
+                "optimizer.lr=0.05", "train.updates=6", "train.micro_batches=2", "train.checkpoint_every=3", *LOGGED)
         deep = self.trained("deep", (*DENSE, "model.blocks=4", "train.updates=3"))
         jobs = {"plain": lambda: self.train("plain", (*DENSE, "model.blocks=4", f"train.initial={deep}", "train.updates=1"))}
         variants = {"attention": ("model.skip.what=attention",), "whole": ("model.skip.what=attention", "model.skip.mean=whole"),
@@ -227,15 +229,71 @@ class Initial(p.ProgramTest):
                 shares = np.array([p.column(run, c) for c in columns])
                 self.assertTrue(np.all(shares[:, 0] == 1), shares)
                 self.assertTrue(np.any(shares[:, -1] < 1), f"{name}: nothing was skipped, the test shows less: {shares}")
-        # A resume in the middle, and texts that skipping changes the speed of, not whether there are any.
+                self.check_log(run, shares, mixed=name != "whole")  # there all sequences of the small probe may agree
+        # A resume in the middle on other ranks, and texts that skipping changes the speed of, not whether there are any.
         part = self.train("gated", (*tune, *variants["attention"], f"train.initial={deep}"),
                           env={"STABLEMOE_KILL": "checkpoint.close@0#2"})
         self.assertNotEqual(part.code, 0)
-        self.assertFine(self.train("gated", (*tune, *variants["attention"], f"train.initial={deep}"), resume=True))
+        self.assertFine(self.train("gated", (*tune, *variants["attention"], f"train.initial={deep}"), resume=True, ranks=2))
         self.assertSameRun(self.path("gated"), self.path("attention1"), (3, 6))
         texts = [self.program.run("generate", self.path("attention1"), "-n", "12", "--prompt", "the", "-t", "0", *more).out
                  for more in ((), ("--no-cache",))]
         self.assertEqual(texts[0], texts[1])
+
+    def check_log(self, run, shares, mixed):
+        """The routing log of a dense model with two gates; shares: [2, updates] of metrics.csv; mixed: some tokens of
+        the probe skip, and some do not."""
+        log = p.routing(run)
+        self.assertFalse([name for name in log if "expert" in name or name in ("layer", "load", "slot")])
+        self.assertEqual((log["ran"].shape, log["tokens/ran"].shape[:2], log["probe/ran"].shape[1]), ((6, 2), (6, 2), 2))
+        self.assertTrue(np.allclose(log["ran"].T, shares, rtol=1e-9))
+        self.assertTrue(np.allclose(log["tokens/ran"].mean(axis=2), log["ran"], rtol=1e-12))
+        self.assertEqual(log["tokens/id"].shape, log["tokens/ran"][:, 0].shape)
+        self.assertTrue(np.isin(log["probe/ran"], (0, 1)).all())
+        self.assertTrue(not mixed or len(np.unique(log["probe/ran"])) == 2)
+        text = self.program.run("info", os.path.join(run, "routing", p.files_of(run, "routing")[0]))
+        self.assertFine(text)
+        self.assertIn("/tokens/ran", text.out)
+
+    def test_skipping_bf16(self):
+        """In bf16 the same: any ranks, a resume on others, evaluation and generation; and a failure in a log of gates."""
+        tune = (*DENSE, "model.blocks=4", "train.precision=bf16", "train.only=*/gate", "model.skip.target=0.2",
+                "model.skip.weight=5", "optimizer.lr=0.05", "train.updates=4", "train.micro_batches=2",
+                "train.checkpoint_every=2", *LOGGED)
+        deep = self.trained("deep16", (*DENSE, "model.blocks=4", "train.precision=bf16", "train.updates=2"))
+        begin = f"train.initial={deep}"
+        variants = {"attention16": ("model.skip.what=attention",),
+                    "block16": ("model.skip.what=block", "model.skip.unit=token")}
+        for name, settings in variants.items():
+            with self.subTest(name):
+                jobs = {ranks: lambda r=ranks: self.train(f"{name}-{r}", (*tune, *settings, begin), ranks=r) for ranks in (1, 4)}
+                jobs["killed"] = lambda: self.train(f"{name}-killed", (*tune, *settings, begin), ranks=3,
+                                                    env={"STABLEMOE_KILL": "checkpoint.close@0#2"})
+                jobs["fault"] = lambda: self.train(f"{name}-fault", (*tune, *settings, begin), ranks=2,
+                                                   env={"STABLEMOE_FAULT": "routing.write@1#2"})
+                results = dict(p.several(jobs, 2))
+                self.assertFine(results[1])
+                self.assertFine(results[4])
+                self.assertSameRun(self.path(f"{name}-4"), self.path(f"{name}-1"), (2, 4))
+                runs = np.array([p.column(self.path(f"{name}-1"), c) for c in p.metrics(self.path(f"{name}-1"))[0]
+                                 if c.endswith("_run")])
+                self.assertTrue(np.any(runs[:, -1] < 1), f"nothing was skipped, the test shows less: {runs}")
+                # Killed on three ranks, and failed on two: both go on with others.
+                self.assertNotEqual(results["killed"].code, 0)
+                self.assertRefused(results["fault"], "io", "injected")
+                for other, ranks in (("killed", 2), ("fault", 1)):
+                    self.assertFine(self.train(f"{name}-{other}", (*tune, *settings, begin), resume=True, ranks=ranks))
+                    self.assertSameRun(self.path(f"{name}-{other}"), self.path(f"{name}-1"), (2, 4))
+                # Masked rows in training, skipped ones in evaluation: the text is that of every row computed again.
+                texts = [self.program.run("generate", self.path(f"{name}-1"), "-n", "12", "--prompt", "the", "-t", "0", *more)
+                         for more in ((), ("--no-cache",))]
+                self.assertFine(texts[0])
+                self.assertEqual(texts[0].out, texts[1].out)
+
+    def test_skipping_refused(self):
+        """A family without gates."""
+        self.assertRefused(self.train("skipless", ("model.family=translation", "model.skip.what=attention")), "config",
+                           "family 'translation' has no gates")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ void fuzz_start(int *argc, char ***argv) {
   smoe_group_start(&group, argc, argv);
   smoe_routing_log *log = smoe_routing_log_create(&group, &shape);
   smoe_routing_log_probe_tokens(log, expert);
-  smoe_routing_log_load(log, 1, 1, &layer);
+  smoe_routing_log_load(log, 1, 1, &layer, NULL);
   smoe_routing_log_probe(log, 1, 1, expert, expert, expert);
   FUZZ_CHECK(smoe_routing_log_write(log, fuzz_path("routing"), 1) == SMOE_OK);
   smoe_routing_log_destroy(log);

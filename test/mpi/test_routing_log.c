@@ -4,7 +4,7 @@
 #include "files.h"
 #include "stablemoe/routing_log.h"
 
-enum { LAYERS = 2, EXPERTS = 3, SLOTS = 2, PROBE = 11, TOKENS = 24, PIECE = 4 };
+enum { LAYERS = 2, GATES = 2, EXPERTS = 3, SLOTS = 2, PROBE = 11, TOKENS = 24, PIECE = 4 };
 
 static smoe_group world;
 static const smoe_group self = {MPI_COMM_SELF, 0, 1};
@@ -23,7 +23,9 @@ static smoe_routing_log *create(const smoe_group *group) {
                                     .probe_first = first,
                                     .n_probe_local = first_of(PROBE, group->rank + 1, group->n_ranks) - first,
                                     .n_tokens = TOKENS,
-                                    .method = "stable"};
+                                    .method = "stable",
+                                    .n_gates = GATES,
+                                    .gates = "block0/attention block1"};
   smoe_routing_log *log = smoe_routing_log_create(group, &shape);
   int32_t token[PROBE];
   for (int i = 0; i < PROBE; i++) token[i] = 100 + i;
@@ -38,6 +40,9 @@ static int64_t load_of(int64_t step, int m, int e) {
 static int32_t choice_of(int which, int64_t step, int m, int64_t token) {
   return (int32_t)((step * 7 + m * 3 + token + which) % EXPERTS);
 }
+static int32_t ran_of(int64_t step, int g, int64_t token) {
+  return (int32_t)((step + 2 * g + token) % 5 < 3);
+}
 static smoe_real gate_of(int64_t step, int m, int64_t token, int k) {
   return (smoe_real)(step + m + (double)token / 64 + k);
 }
@@ -51,17 +56,22 @@ static void add_load(smoe_routing_log *log, int64_t step) {
                                    step + m, {0.5 * (double)step, 0.25 * m, (double)(step + 10 * m)},
                                    NAN,      0.125};
   }
-  smoe_routing_log_load(log, step, 1, layer);
+  double ran[GATES];
+  for (int g = 0; g < GATES; g++) ran[g] = (double)(step + 10 * g);
+  smoe_routing_log_load(log, step, 1, layer, ran);
 }
 
 static void add_probe(smoe_routing_log *log, const smoe_group *group, int64_t step) {
-  int32_t choice[3][LAYERS * PROBE];
+  int32_t choice[3][LAYERS * PROBE], ran[GATES * PROBE];
   const int first = first_of(PROBE, group->rank, group->n_ranks);
   const int n = first_of(PROBE, group->rank + 1, group->n_ranks) - first;
   for (int which = 0; which < 3; which++)
     for (int m = 0; m < LAYERS; m++)
       for (int i = 0; i < n; i++) choice[which][m * n + i] = choice_of(which, step, m, first + i);
   smoe_routing_log_probe(log, step, 2, choice[0], choice[1], choice[2]);
+  for (int g = 0; g < GATES; g++)
+    for (int i = 0; i < n; i++) ran[g * n + i] = ran_of(step, g, first + i);
+  smoe_routing_log_probe_ran(log, ran);
 }
 
 /** Add this rank's tokens in small pieces, as micro-batches bring them; leave out the last `missing`. */
@@ -83,6 +93,8 @@ static void add_tokens(smoe_routing_log *log, const smoe_group *group, int64_t s
       }
       const size_t n = p == n_pieces - 1 ? (size_t)(PIECE - missing) : PIECE;
       smoe_routing_log_tokens_add(log, m, p * PIECE, n, id, expert, gate);
+      for (int i = 0; i < PIECE; i++) expert[i] = ran_of(step, m, p * PIECE + i);
+      smoe_routing_log_tokens_ran(log, m, p * PIECE, n, id, expert); /* as many gates as layers */
     }
 }
 
@@ -148,6 +160,16 @@ static int64_t want_token_expert(const int64_t *i) {
   return choice_of((int)i[3], 10, (int)i[1], i[2]);
 }
 
+static int64_t want_ran(const int64_t *i) {
+  return 6 + i[0] + 10 * i[1];
+}
+static int64_t want_probe_ran(const int64_t *i) {
+  return ran_of(7 + 2 * i[0], (int)i[1], i[2]);
+}
+static int64_t want_token_ran(const int64_t *i) {
+  return ran_of(10, (int)i[1], i[2]);
+}
+
 static void check_file(const char *path) {
   hid_t file;
   int64_t value;
@@ -173,6 +195,11 @@ static void check_file(const char *path) {
   check_ints(file, "probe/distilled", 3, (int64_t[]){2, LAYERS, PROBE}, want_distilled);
   check_ints(file, "tokens/id", 2, (int64_t[]){1, TOKENS}, want_id);
   check_ints(file, "tokens/expert", 4, (int64_t[]){1, LAYERS, TOKENS, SLOTS}, want_token_expert);
+  CHECK_OK(smoe_h5_get_text(file, "/", "gates", text, sizeof text));
+  CHECK(strcmp(text, "block0/attention block1") == 0, "%s", text);
+  check_ints(file, "ran", 2, (int64_t[]){5, GATES}, want_ran);
+  check_ints(file, "probe/ran", 3, (int64_t[]){2, GATES, PROBE}, want_probe_ran);
+  check_ints(file, "tokens/ran", 3, (int64_t[]){1, GATES, TOKENS}, want_token_ran);
   smoe_real gate[LAYERS * TOKENS * SLOTS];
   CHECK_OK(smoe_h5_read(file, "tokens/gate", SMOE_H5_REAL, gate, 0, LAYERS * TOKENS * SLOTS));
   for (int i = 0; i < LAYERS * TOKENS * SLOTS; i++)
@@ -205,7 +232,7 @@ static void test_any_ranks(const char *together, const char *alone) {
   char *path = smoe_sprintf("%s/step-000000010.h5", together),
        *other = smoe_sprintf("%s/step-000000010.h5", alone);
   const int n = test_same_files(path, other);
-  CHECK(n == 24, "%d datasets", n);
+  CHECK(n == 28, "%d datasets", n);
   check_file(path);
   smoe_free(path);
   path = smoe_sprintf("%s/step-000000020.h5", together);

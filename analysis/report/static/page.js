@@ -4,7 +4,8 @@ function build() {
   const main = document.getElementById("main"), nav = document.getElementById("nav");
   const groups = [
     [SEVERAL ? "Comparison" : "The run", [overview, losses, fluctuation, loads, gates, time]],
-    ["In detail", [loadDetail, routersDetail, specialDetail, passageDetail, flowDetail, gateDetail]],
+    ["In detail",
+      [...(MAX_LAYERS ? [loadDetail, routersDetail, specialDetail, passageDetail, flowDetail, gateDetail] : []), skipDetail]],
     ["About", [settings]],
   ];
   main.append(h("header", {class: "top"}, h("p", {class: "kicker"}, "Routing report"), h("h1", {}, DATA.title),
@@ -17,9 +18,9 @@ function build() {
                        .filter(Boolean)
                        .join(" · ")}`)))));
   for (const [title, sections] of groups) {
-    const built = sections.map((make) => (make === loadDetail && !MAX_LAYERS ? null : make())).filter(Boolean);
+    const built = sections.map((make) => make()).filter(Boolean);
+    if (!built.length) continue;
     if (title === "In detail") {
-      if (!MAX_LAYERS) continue;
       main.append(h("div", {class: "group"}, h("h2", {class: "divider"}, title), picker(), built));
     } else
       main.append(...built);
