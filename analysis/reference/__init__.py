@@ -11,9 +11,11 @@ the line it differentiates where that is not obvious.
     routers, places every routing method; call, distilled, assignment, sampled, scores, tables and
                     top_choice are parts of theirs
     moe             the MoE layer: capacity, experts, combine
+    gates           gates that skip sublayers of a block
     model           the language model
     training        batches, gradients of an update, Adam, what is frozen and what decays
     initial         initial values
+    upcycle         experts made of a dense model's feed-forward layers
     figures         the columns of metrics.csv and of the routing log
 
 A model is a dict of parameters by their names in a checkpoint (below /param) and a
@@ -34,4 +36,4 @@ from .moe import keep_first, moe_backward, moe_forward  # noqa: F401
 from .methods import METHODS  # noqa: F401
 from .settings import Config, read_keys  # noqa: F401
 from .training import (adam, after_update, batch, clip_factor, gradient_norm, gradients, is_decayed,  # noqa: F401
-                       is_frozen, learning_rate, sequences)
+                       is_frozen, is_held, learning_rate, sequences)

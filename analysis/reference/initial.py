@@ -48,7 +48,7 @@ def rule(name, shape, config):
         return uniform(1 / np.sqrt(int(config.router["width"])))
     if name.endswith(("router/projection", "router/head")):
         return uniform(1 / np.sqrt(fan_in))
-    if last in ("beta", "bias", "offset") or last in ("table", "visible") and "/router/" in name:
+    if last in ("beta", "bias", "offset") or last == "gate" and name.startswith("block") or last in ("table", "visible") and "/router/" in name:
         return constant(0)
     if name.endswith(("router/node", "router/place")):
         return orthogonal(0.1)

@@ -81,30 +81,47 @@ def attention_backward(dout, cache):
     return np.stack([dq, dk, dv], axis=2).reshape(s, t, 3 * heads * d)
 
 
-def block_forward(x, params, prefix, heads):
-    """x += proj(attention(LN(x))); x += FFN(LN(x)); x [S, T, C]. The bias of q, k and v may be absent."""
-    gamma, beta = (params[f"{prefix}/attention/norm/{name}"] for name in ("gamma", "beta"))
+def attention_layer_forward(x, params, prefix, heads):
+    """x + proj(attention(LN(x))); x [S, T, C]. The bias of q, k and v may be absent."""
+    gamma, beta = (params[f"{prefix}/norm/{name}"] for name in ("gamma", "beta"))
     u, norm = norm_forward(x, gamma, beta)
-    qkv = u @ params[f"{prefix}/attention/qkv/weight"].T + params.get(f"{prefix}/attention/qkv/bias", 0.0)
+    qkv = u @ params[f"{prefix}/qkv/weight"].T + params.get(f"{prefix}/qkv/bias", 0.0)
     a, attention = attention_forward(qkv, heads)
-    x = x + a @ params[f"{prefix}/attention/proj/weight"].T + params[f"{prefix}/attention/proj/bias"]
-    y, ffn = ffn_forward(x.reshape(-1, x.shape[-1]), ffn_arrays(params, f"{prefix}/ffn"))
-    return y.reshape(x.shape), (u, norm, a, attention, ffn)
+    return x + a @ params[f"{prefix}/proj/weight"].T + params[f"{prefix}/proj/bias"], (u, norm, a, attention)
+
+
+def attention_layer_backward(dx, grads, params, prefix, cache):
+    u, norm, a, attention = cache
+    grads[f"{prefix}/proj/weight"] += np.tensordot(dx, a, axes=((0, 1), (0, 1)))
+    grads[f"{prefix}/proj/bias"] += dx.sum(axis=(0, 1))
+    dqkv = attention_backward(dx @ params[f"{prefix}/proj/weight"], attention)
+    grads[f"{prefix}/qkv/weight"] += np.tensordot(dqkv, u, axes=((0, 1), (0, 1)))
+    if f"{prefix}/qkv/bias" in grads:
+        grads[f"{prefix}/qkv/bias"] += dqkv.sum(axis=(0, 1))
+    dnorm, dgamma, dbeta = norm_backward(dqkv @ params[f"{prefix}/qkv/weight"], params[f"{prefix}/norm/gamma"], norm)
+    grads[f"{prefix}/norm/gamma"] += dgamma
+    grads[f"{prefix}/norm/beta"] += dbeta
+    return dx + dnorm
+
+
+def ffn_layer_forward(x, params, prefix):
+    """x + FFN(LN(x)); x [S, T, C]."""
+    y, cache = ffn_forward(x.reshape(-1, x.shape[-1]), ffn_arrays(params, prefix))
+    return y.reshape(x.shape), cache
+
+
+def ffn_layer_backward(dy, grads, params, prefix, cache):
+    rows = dy.reshape(-1, dy.shape[-1])
+    return ffn_backward(rows, ffn_arrays(params, prefix), ffn_arrays(grads, prefix), cache).reshape(dy.shape)
+
+
+def block_forward(x, params, prefix, heads):
+    """x += proj(attention(LN(x))); x += FFN(LN(x)); x [S, T, C]."""
+    x, attention = attention_layer_forward(x, params, f"{prefix}/attention", heads)
+    y, ffn = ffn_layer_forward(x, params, f"{prefix}/ffn")
+    return y, (attention, ffn)
 
 
 def block_backward(dy, grads, params, prefix, cache):
-    u, norm, a, attention, ffn = cache
-    c = dy.shape[-1]
-    dx = ffn_backward(dy.reshape(-1, c), ffn_arrays(params, f"{prefix}/ffn"),
-                      ffn_arrays(grads, f"{prefix}/ffn"), ffn).reshape(dy.shape)
-    grads[f"{prefix}/attention/proj/weight"] += np.tensordot(dx, a, axes=((0, 1), (0, 1)))
-    grads[f"{prefix}/attention/proj/bias"] += dx.sum(axis=(0, 1))
-    dqkv = attention_backward(dx @ params[f"{prefix}/attention/proj/weight"], attention)
-    grads[f"{prefix}/attention/qkv/weight"] += np.tensordot(dqkv, u, axes=((0, 1), (0, 1)))
-    if f"{prefix}/attention/qkv/bias" in grads:
-        grads[f"{prefix}/attention/qkv/bias"] += dqkv.sum(axis=(0, 1))
-    dnorm, dgamma, dbeta = norm_backward(dqkv @ params[f"{prefix}/attention/qkv/weight"],
-                                         params[f"{prefix}/attention/norm/gamma"], norm)
-    grads[f"{prefix}/attention/norm/gamma"] += dgamma
-    grads[f"{prefix}/attention/norm/beta"] += dbeta
-    return dx + dnorm
+    dx = ffn_layer_backward(dy, grads, params, f"{prefix}/ffn", cache[1])
+    return attention_layer_backward(dx, grads, params, f"{prefix}/attention", cache[0])

@@ -1,9 +1,10 @@
-"""The language model: embedding, blocks with MoE layers between them, tied head."""
+"""The language model: embedding, blocks with MoE layers between them, tied head; gates that skip sublayers."""
 
 import numpy as np
 
 from .call import Call
-from .layers import block_backward, block_forward, log_softmax, norm_backward, norm_forward
+from .gates import block_backward, block_forward
+from .layers import log_softmax, norm_backward, norm_forward
 from .moe import moe_backward, moe_forward
 
 
@@ -23,7 +24,7 @@ def divergence_slope(log_p, log_q):
 
 
 def forward(params, tokens, targets, config, stage, training=True, update=0, micro_batch=0, recorded=None):
-    """Loss terms of one micro-batch: sums over tokens, in nats.
+    """Loss terms of one micro-batch: sums over tokens, in nats; skip_loss of gates is no such sum.
 
     tokens, targets: [S, T]; -1 stands for no token, no target.
     In evaluation, as in stage 2, the distilled router chooses. In training each sequence has config.copies copies,
@@ -35,7 +36,7 @@ def forward(params, tokens, targets, config, stage, training=True, update=0, mic
     tokens, targets = np.repeat(tokens, copies, axis=0), np.repeat(targets, copies, axis=0)
     x = np.where(tokens[..., None] >= 0, embedding_scale(params, config) * table[tokens], 0.0)
     x = x + params["embedding/position"][: tokens.shape[1]]
-    steps, terms, info = [], {"task": 0.0, "balance": 0.0, "distill": 0.0}, []
+    steps, terms, info, gates = [], {"task": 0.0, "balance": 0.0, "distill": 0.0}, [], []
     places, previous = config.moe_after(), None
     for i in range(config.blocks + 1):
         for m in (m for m, place in enumerate(places) if place == i):
@@ -48,8 +49,11 @@ def forward(params, tokens, targets, config, stage, training=True, update=0, mic
             for name, value in more.items():
                 terms[name] = terms.get(name, 0.0) + value
         if i < config.blocks:
-            x, cache = block_forward(x, params, f"block{i}", config.heads)
-            steps.append((block_backward, f"block{i}", cache))
+            x, skip_loss, seen, cache = block_forward(x, tokens, params, i, config, training, update, micro_batch)
+            steps.append((block_backward, i, cache))
+            gates += seen
+            if seen:
+                terms["skip_loss"] = terms.get("skip_loss", 0.0) + skip_loss
     hidden, norm = norm_forward(x, params["norm/gamma"], params["norm/beta"])
     log_p = log_softmax(hidden @ table.T)
     real = targets >= 0
@@ -60,11 +64,11 @@ def forward(params, tokens, targets, config, stage, training=True, update=0, mic
     if copies > 1:
         terms["consistency"] = config.consistency * divergence(log_p[0::2], log_p[1::2])[real[0::2]].sum()
     return terms, {"tokens": tokens, "targets": targets, "steps": steps, "hidden": hidden, "norm": norm,
-                   "log_p": log_p, "token_loss": token_loss, "moe": info}
+                   "log_p": log_p, "token_loss": token_loss, "moe": info, "gates": gates}
 
 
 def backward(grads, params, cache, config, scale):
-    """Add scale times the gradient of the task loss and all terms to grads."""
+    """Add scale times the gradient of the task loss and all terms to grads; that of skip_loss as it is."""
     table = params["embedding/table"]
     tokens, targets = cache["tokens"], cache["targets"]
     s, t = np.nonzero(targets >= 0)
@@ -85,7 +89,7 @@ def backward(grads, params, cache, config, scale):
             rows = dx.reshape(-1, dx.shape[-1])
             dx = moe_backward(rows, grads, scale, step_cache).reshape(dx.shape)
         else:
-            dx = block_backward(dx, grads, params, prefix, step_cache)
+            dx = block_backward(dx, grads, params, prefix, step_cache, config)
     s, t = np.nonzero(tokens >= 0)
     np.add.at(grads["embedding/table"], tokens[s, t], embedding_scale(params, config) * dx[s, t])
     grads["embedding/position"][: tokens.shape[1]] += dx.sum(axis=0)

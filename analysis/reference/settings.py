@@ -47,6 +47,17 @@ class Config:
     nodes: int = 1  # of lanes and experts
     copies: int = 1  # of each sequence in training
     consistency: float = 0.0  # weight of the divergence between two copies
+    skip_what: str = "none"  # model.skip.*
+    skip_layers: int = 0  # 0: half of the blocks
+    skip_unit: str = "sequence"
+    skip_mean: str = "running"
+    skip_gradient: str = "full"
+    skip_choice: str = "gate"
+    skip_target: float = 0.5
+    skip_weight: float = 0.01
+    skip_share: float = 0.5
+    only: str = ""  # patterns with commas between
+    frozen: str = ""
 
     def moe_after(self):
         """Number of blocks that stand before each MoE layer."""
@@ -70,6 +81,7 @@ class Config:
     @staticmethod
     def from_keys(key):
         """From dotted names and values, text or JSON's: those of an export."""
+        key = {name: ",".join(value) if isinstance(value, list) else value for name, value in key.items()}
         key = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in key.items()}
         method = key["router.method"]
         own = {name.split(".")[2]: value for name, value in key.items() if name.startswith(f"router.{method}.")}
@@ -94,6 +106,8 @@ class Config:
             "context": key["model.context"], "balance_weight": own.pop("balance_weight", "0"),
             "distill_weight": own.pop("distill_weight", "0"), "features": own.pop("features", "word"),
             "distill_heads": own.pop("heads", "1"), "distill_layers": own.pop("layers", "1")}
+        values |= {f"skip_{name[11:]}": value for name, value in key.items() if name.startswith("model.skip.")}
+        values |= {name: key.get(f"train.{name}", "") for name in ("only", "frozen")}
         types = {f.name: f.type for f in fields(Config)}
         convert = {"int": int, "float": float, "str": str, "bool": lambda text: text == "true"}
         return Config(**{name: convert[types[name]](value) for name, value in values.items()}, router=own)

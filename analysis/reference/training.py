@@ -1,5 +1,7 @@
 """One update: batches, gradients, clipping, Adam, and which parameters they concern."""
 
+from fnmatch import fnmatchcase
+
 import numpy as np
 
 from . import counter_random as random
@@ -32,9 +34,16 @@ def is_frozen(name, stage):
     return name.endswith(fixed) or (stage == 2 and "/router/distilled/" in name)
 
 
+def is_held(name, config):
+    """Whether train.only and train.frozen hold a parameter at its value; * stands for any text, slashes included."""
+    def hit(patterns):
+        return any(fnmatchcase(name, pattern) for pattern in patterns.split(",") if pattern)
+    return bool(config.only) and not hit(config.only) or hit(config.frozen)
+
+
 def is_decayed(name):
     """Weight decay pulls at matrices, embeddings and the convolution's taps, not at gains, biases and tables."""
-    return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2", "omega", "offset") and \
+    return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2", "omega", "offset", "gate") and \
         not name.endswith(("/router/table", "/router/visible"))
 
 
@@ -42,6 +51,7 @@ def gradients(params, micro_batches, config, stage, update=0, recorded=None):
     """Mean losses and gradients of one update; micro_batches is a list of (tokens, targets).
 
     recorded: [M, N, K] of all tokens of the update, for method replay. The gradient is of the sum over the copies.
+    Returns losses, gradients of what learns, and for each micro-batch what its MoE layers did, then its gates.
     """
     n_targets = sum(int((targets >= 0).sum()) for _, targets in micro_batches)
     grads = {name: np.zeros_like(value) for name, value in params.items() if not is_frozen(name, stage)}
@@ -51,13 +61,13 @@ def gradients(params, micro_batches, config, stage, update=0, recorded=None):
         first += tokens.size
         terms, cache = forward(params, tokens, targets, config, stage, True, update, number, part)
         backward(grads, params, cache, config, 1 / n_targets)
-        info.append(cache["moe"])
+        info.append(cache["moe"] + cache["gates"])
         for name in terms.keys() - {"n_targets"}:
-            losses[name] = losses.get(name, 0.0) + terms[name] / n_targets
+            losses[name] = losses.get(name, 0.0) + terms[name] / (1 if name == "skip_loss" else n_targets)
     for name, grad in grads.items():
         if "/expert/" in name:
             grad *= config.expert_gradient_factor
-    return losses, grads, info
+    return losses, {name: grad for name, grad in grads.items() if not is_held(name, config)}, info
 
 
 def learning_rate(config, update):

@@ -22,6 +22,10 @@ BASE = {
 INCONVENIENT = {"moe.capacity_factor": 0.9, "train.micro_batches": 2, "train.lanes": 3,
                 "train.batch_sequences": 12, "moe.sublayers": 1}
 
+# Gates on two of four blocks, above the target, uneven shares of lanes.
+GATES = {"moe.layers": 0, "model.blocks": 4, "model.skip.layers": 2, "model.skip.target": 0.1, "model.skip.weight": 0.7,
+         "train.micro_batches": 2, "train.lanes": 3, "train.batch_sequences": 12}
+
 # Name: what differs from BASE, and what the case must meet.
 CASES = {
     "stage-1": ({}, {"stages": [1, 1]}),
@@ -44,6 +48,7 @@ CASES = {
     "bottom": ({"moe.layers": 1, "moe.position": "bottom", "moe.capacity_factor": 0.5,
                 "schedule.warmup": 0}, {"dropped": True}),
     "dense": ({"moe.layers": 0, "train.micro_batches": 2}, {"dropped": False}),
+    "gates": (dict(GATES, **{"model.skip.what": "attention"}), {"skipped": True}),
 }
 
 # Every other way to route. In double alone: some choices hang on differences that float does not resolve.
@@ -158,6 +163,29 @@ METHODS = {
     "thor-lane": ({"router.method": "thor", "router.thor.draw": "lane", "train.micro_batches": 2}, {}),
     "thor-one-copy": (dict(INCONVENIENT, **{"router.method": "thor", "router.thor.draw": "sequence",
                                             "router.thor.copies": 1}), {"dropped": True}),
+    # What gates look at, and the three rules of who gives them a gradient.
+    "gates-token": (dict(GATES, **{"model.skip.what": "attention", "model.skip.unit": "token",
+                                   "model.skip.gradient": "active"}), {"skipped": True}),
+    "gates-whole": (dict(GATES, **{"model.skip.what": "attention", "model.skip.mean": "whole",
+                                   "model.skip.gradient": "masked"}), {"skipped": True}),
+    "gates-ffn": (dict(GATES, **{"model.skip.what": "ffn", "model.skip.gradient": "active"}), {"skipped": True}),
+    "gates-ffn-token": (dict(GATES, **{"model.skip.what": "ffn", "model.skip.unit": "token",
+                                       "model.skip.layers": 3}), {"skipped": True}),
+    "gates-block": (dict(GATES, **{"model.skip.what": "block", "model.skip.gradient": "masked"}), {"skipped": True}),
+    "gates-block-whole": (dict(GATES, **{"model.skip.what": "block", "model.skip.mean": "whole", "run.seed": 9}), {"skipped": True}),
+    "gates-below-target": (dict(GATES, **{"model.skip.what": "block", "model.skip.unit": "token",
+                                          "model.skip.target": 0.6}), {"skipped": True}),
+    "gates-moe": (dict(INCONVENIENT, **{
+        "router.method": "topk", "router.topk.k": 2, "router.topk.balance_weight": 0.4, "model.skip.what": "attention",
+        "model.skip.layers": 2, "model.skip.unit": "token", "model.skip.weight": 0.7}), {"dropped": True, "skipped": True}),
+    "gates-only": (dict(GATES, **{"model.skip.what": "attention", "train.only": '["*/gate"]'}),
+                   {"skipped": True}),
+    "gates-held": (dict(GATES, **{"model.skip.what": "block", "train.frozen": '["embedding/*", "*/attention/norm/*"]'}),
+                   {"skipped": True}),
+    "gates-random": (dict(GATES, **{"model.skip.what": "attention", "model.skip.choice": "random",
+                                    "model.skip.share": 0.3}), {"skipped": True}),
+    "gates-random-whole": (dict(GATES, **{"model.skip.what": "block", "model.skip.choice": "random",
+                                          "model.skip.mean": "whole"}), {"skipped": True}),
 }
 ALL = {**CASES, **METHODS}
 
@@ -204,6 +232,15 @@ RUNS = {
     "base-stage-2": {"router.method": "base_stage2", "router.stage1_updates": 2, "moe.capacity_factor": 0.9,
                      "run.seed": 1, "router.base_stage2.features": "bigram", "router.base_stage2.width": 6},
     "hash-balanced": {"router.method": "hash", "router.hash.variant": "balanced"},
+    # Gates that begin at zero; evaluations and probes with sequences of padding alone.
+    "gates": {"moe.layers": 0, "model.blocks": 4, "model.skip.what": "attention", "model.skip.layers": 3,
+              "model.skip.target": 0.2, "model.skip.weight": 3, "optimizer.clip": 0, "optimizer.lr": 0.1},
+    "gates-token": {"moe.layers": 0, "model.blocks": 4, "model.skip.what": "block", "model.skip.unit": "token",
+                    "model.skip.gradient": "active", "model.skip.target": 0.2, "model.skip.weight": 3,
+                    "optimizer.clip": 0, "optimizer.lr": 0.1},
+    "gates-topk": {"router.method": "topk", "router.topk.k": 2, "router.topk.balance_weight": 0.5,
+                   "model.skip.what": "ffn", "model.skip.mean": "whole", "model.skip.layers": 2, "model.skip.target": 0.2,
+                   "model.skip.weight": 3, "optimizer.clip": 0, "optimizer.lr": 0.1},
     "mask": {"router.method": "mask", "router.mask.frequent_visible": 3, "router.mask.balance_weight": 0.5},
     "mask-count": {"router.method": "mask", "router.mask.draw": "balanced", "router.mask.frequent_count": 30,
                    "router.mask.rare_visible": 2, "router.mask.frequent_visible": 9},

@@ -7,7 +7,7 @@ DUMP is a file of test/parity/dump.c:
 
     /                    attributes updates, ranks, precision, config (the resolved configuration as text)
     /update<i>           attributes stage, task, balance, distill and further terms (mean losses), norm (before
-                         clipping)
+                         clipping); of a model with gates skip_loss and the share that ran behind each, ran<k>
     /update<i>/param/..  parameters before update i, named as in a checkpoint; attributes decay, frozen
     /update<i>/grad/..   gradients before clipping, of what is not frozen
     /update<i>/micro<k>/input, target   [S, T], sequences in global order
@@ -78,6 +78,15 @@ class Comparison:
                                  f"not expected {sorted(set(got) - set(expect))}")
 
 
+def check_gates(result, met, what, attributes, info):
+    """The share of rows that ran behind each gate; met["skipped"] is from 0 to 1 where some ran and some did not."""
+    gates = [[layer for layer in micro if "ran" in layer] for micro in info]
+    for k, parts in enumerate(zip(*gates)):
+        ran, rows = sum(int(part["ran"].sum()) for part in parts), sum(part["rows"] for part in parts)
+        result.check(f"{what} share behind gate {k}", attributes[f"ran{k}"], ran / rows)
+        met["skipped"] = met.get("skipped", False) or 0 < ran < rows
+
+
 def compare(path, tolerance):
     """Returns the comparison and what the case met: tokens dropped, clipping, the narrowest choice."""
     result = Comparison(tolerance)
@@ -93,10 +102,11 @@ def compare(path, tolerance):
             for name, value in losses.items():
                 result.check(f"update {i} {name} loss", group.attrs[name], value)
             frozen = {name for name in params if group["param"][name].attrs["frozen"]}
-            result.same_names(f"update {i} frozen", frozen, {n for n in params if ref.is_frozen(n, stage)})
+            result.same_names(f"update {i} frozen", frozen, {n for n in params if ref.is_frozen(n, stage) or ref.is_held(n, config)})
             result.same_names(f"update {i} gradients", dumped, grads)
             for name in sorted(set(grads) & set(dumped)):
                 result.check(f"update {i} gradient of {name}", dumped[name], grads[name])
+            check_gates(result, met, f"update {i}", group.attrs, info)
             norm = ref.gradient_norm(grads)
             result.check(f"update {i} gradient norm", group.attrs["norm"], norm)
 

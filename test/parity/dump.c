@@ -108,6 +108,13 @@ static smoe_status write_result(const dump *d, int64_t update, const smoe_step_r
   const smoe_terms *terms = &d->model->terms;
   for (int i = 0; i < terms->n; i++)
     SMOE_TRY(smoe_h5_set_f64(d->file, group, terms->name[i], result->term[i]));
+  const int n_skip = smoe_model_n_skip(d->model);
+  if (n_skip > 0) SMOE_TRY(smoe_h5_set_f64(d->file, group, "skip_loss", result->skip_loss));
+  for (int k = 0; k < n_skip; k++) {
+    char name[32];
+    snprintf(name, sizeof name, "ran%d", k);
+    SMOE_TRY(smoe_h5_set_f64(d->file, group, name, result->skip[k]));
+  }
   return smoe_h5_set_f64(d->file, group, "norm", result->norm.all);
 }
 

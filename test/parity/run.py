@@ -72,6 +72,8 @@ def run_case(name, options, directory):
             complaints.append(f"{met['dropped']} tokens dropped: not what the case is for")
         if bool(met["clipped"]) != must_meet.get("clipped", True):
             complaints.append(f"clipped in {met['clipped']} updates: not what the case is for")
+        if met.get("skipped", False) != must_meet.get("skipped", False):
+            complaints.append("not some of the rows behind gates ran, and some not: not what the case is for")
         print(f"{name} at {ranks} ranks: {result.count} comparisons, worst {result.worst[0]:.2g} "
               f"({result.worst[1]}), {met['dropped']} dropped, narrowest choice {met['gap']:.2g}", flush=True)
     for other in dumps[1:]:

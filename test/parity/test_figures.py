@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from analysis import reference as ref  # noqa: E402
-from analysis.reference import figures, initial, tables  # noqa: E402
+from analysis.reference import figures, gates, initial, tables, upcycle  # noqa: E402
 from cases import RUN, RUNS, UPDATES  # noqa: E402
 
 TOLERANCE = 2e-4
@@ -44,7 +44,7 @@ class Run:
         with open(os.path.join(directory, "metrics.csv")) as file:
             rows = [line.rstrip("\n").split(",") for line in file]
         self.metrics = [dict(zip(rows[0], (float(v or "nan") for v in row))) for row in rows[1:]]
-        self.log = p.routing(directory) if self.config.moe_layers else {}
+        self.log = p.routing(directory) if self.config.moe_layers or gates.names(self.config) else {}
 
     def checkpoint(self, update):
         """Values and moments (m, v) by name, in double; what never learns has no moments."""
@@ -79,7 +79,7 @@ class Run:
                 full[: len(some[first: first + size])] = some[first: first + size]
             terms, cache = ref.forward(params, *part, self.config, self.config.stage(update), training=False)
             loss += terms["task"]
-            info.append(cache["moe"])
+            info.append(cache["moe"] + cache["gates"])
         return loss / (targets >= 0).sum(), info
 
 
@@ -102,7 +102,7 @@ class Compared(p.ProgramTest):
         return Run(self.trained(name, settings, ranks=ranks), self.corpus)
 
     def check(self, name, run, recorded=None):
-        config, narrow, dropped = run.config, np.inf, 0
+        config, narrow, dropped, ran = run.config, np.inf, 0, []
         self.assertEqual(len(run.metrics), UPDATES)
         shapes = {n: v.shape for n, v in run.checkpoint(1)[0].items()}
         params, moments = run.initial(shapes), {n: (np.zeros(s), np.zeros(s)) for n, s in shapes.items()}
@@ -119,11 +119,16 @@ class Compared(p.ProgramTest):
             norms = self.check_log(f"{name}, update {update + 1}", run, update, stage, batches, info, layers, grads)
             self.step(name, run, params, grads, moments, update, norms, info)
             params, moments = run.checkpoint(update + 1)
-            self.check_metrics(f"{name}, update {update + 1}", run, update, stage, losses, layers, norms, params)
+            shares = [np.mean([micro[config.moe_layers + g]["ran"].mean() for micro in info])
+                      for g in range(len(gates.names(config)))]
+            ran += shares
+            self.check_metrics(f"{name}, update {update + 1}", run, update, stage, losses, layers, norms, params, shares)
             self.check_probe(f"{name}, probe {update + 1}", run, update, params)
         self.assertGreater(narrow, NARROWEST, "a choice hangs on rounding: change the seed")
         if config.moe_layers:
             self.assertEqual(dropped > 0, config.capacity_factor > 0, "what is dropped is what this is for")
+        if ran:
+            self.assertTrue(max(ran) == 1 and any(0 < share < 1 for share in ran), f"some rows skip, some do not: {ran}")
 
     def check_log(self, what, run, update, stage, batches, info, layers, grads):
         log, config = run.log, run.config
@@ -131,13 +136,14 @@ class Compared(p.ProgramTest):
         for part, mine in (("shared", False), ("expert", True)):
             norms[f"grad_norm_{part}"] = ref.gradient_norm({n: g for n, g in grads.items()
                                                             if ("/expert/" in n) == mine})
-        if not layers:
+        if not log:
             return norms
         self.assertEqual((log["step"][update], log["stage"][update]), (update + 1, stage), what)
-        self.same(f"{what}: load", log["load"][update], [layer["load"] for layer in layers])
-        for key in ("assigned", "dropped"):
+        if layers:
+            self.same(f"{what}: load", log["load"][update], [layer["load"] for layer in layers])
+        for key in ("assigned", "dropped") if layers else ():
             self.same(f"{what}: {key}", log[key][update], [layer[key] for layer in layers])
-        for key in (*layers[0]["terms"], "agreement", "gate_mean"):
+        for key in (*layers[0]["terms"], "agreement", "gate_mean") if layers else ():
             for m, layer in enumerate(layers):
                 self.near(f"{what}: {key} of layer {m}", log[key][update, m], layer[key])
         # Every token.
@@ -149,6 +155,10 @@ class Compared(p.ProgramTest):
             self.same(f"{what}: experts of layer {m}", log["tokens/expert"][update, m], expert)
             self.near(f"{what}: gates of layer {m}", log["tokens/gate"][update, m],
                       np.concatenate([micro[m]["gate"] for micro in info]))
+        for g in range(len(gates.names(config))):
+            ran = np.concatenate([micro[config.moe_layers + g]["ran"].ravel() for micro in info])
+            self.same(f"{what}: what ran behind gate {g}", log["tokens/ran"][update, g], ran)
+            self.near(f"{what}: share behind gate {g}", log["ran"][update, g], ran.mean())
         return norms
 
     def step(self, name, run, params, grads, moments, update, norms, info):
@@ -168,8 +178,8 @@ class Compared(p.ProgramTest):
             if n not in grads and not n.endswith("/router/bias"):
                 self.same(f"{where} is frozen", after[n].astype("f4"), before[n].astype("f4"))
 
-    def check_metrics(self, what, run, update, stage, losses, layers, norms, params):
-        """Every column of the line; params: after the update."""
+    def check_metrics(self, what, run, update, stage, losses, layers, norms, params, shares):
+        """Every column of the line; params: after the update; shares: of rows that ran behind the gates."""
         config, row = run.config, dict(run.metrics[update])
         n_targets = config.batch_sequences * config.context
         expect = {"update": update + 1, "stage": stage, "tokens": (update + 1) * n_targets, "loss": losses["task"],
@@ -184,6 +194,7 @@ class Compared(p.ProgramTest):
                 expect[f"moe{m}_{key}"] = layer[key]
             if config.nodes > 1:
                 expect[f"moe{m}_local_rate"] = layer["local_rate"]
+        expect.update({f"{name.replace('/', '_')}_run": share for name, share in zip(gates.names(config), shares)})
         times = {key: row.pop(key) for key in [*row] if key.startswith("time_")}
         seconds, rate = row.pop("seconds"), row.pop("tokens_per_s")
         self.assertEqual(set(row), set(expect))
@@ -209,6 +220,9 @@ class Compared(p.ProgramTest):
             used = both[0] if stage == 1 and (both[0] >= 0).any() else first
             for key, expect in (("expert", used), ("learned", both[0]), ("distilled", both[1])):
                 self.same(f"{what}: {key} of layer {m}", log[f"probe/{key}"][update, m], expect)
+        for g in range(len(gates.names(config))):
+            ran = np.concatenate([part[config.moe_layers + g]["ran"].ravel() for part in info])[:n]
+            self.same(f"{what}: what ran behind gate {g}", log["probe/ran"][update, g], ran)
 
 
 class Runs(Compared):
@@ -280,6 +294,57 @@ class Beginning(p.ProgramTest):
             with self.subTest(variant):
                 self.check(f"hash-{variant}", {"router.method": "hash", "router.hash.variant": variant,
                                                "router.hash.model": model}, embedding)
+
+
+class Upcycled(p.ProgramTest):
+    """Experts made of a dense model's feed-forward layers, before the first update."""
+
+    def check(self, name, settings, ranks):
+        """settings: of both models; "inner", "slices", "experts", "k" and the moe.from_* keys of the experts."""
+        own = {key: settings.pop(key) for key in [*settings] if not key.startswith("model.decoder")}
+        slices, n_experts = own.pop("slices"), own.pop("experts")
+        base = {**RUN, "model.family": "decoder", "moe.sublayers": 1, "moe.capacity_factor": 0, "log.tokens_every": 0,
+                "log.probe_every": 0, "train.evaluate_every": 0, "train.updates": 2, **settings}
+        every = settings.get("model.decoder.moe_every", 1)
+        dense = self.trained(f"{name}-dense", [f"{k}={v}" for k, v in {**base, "moe.layers": 0}.items()])
+        keys = {**base, "train.initial": dense, "moe.from": "ffn", "moe.experts": n_experts, "run.seed": 9,
+                "moe.inner": RUN["model.inner"] // slices, "router.method": "topk", "router.topk.k": slices,
+                "optimizer.lr": 0, "train.updates": 1, "schedule.warmup": 0, **own}
+        run = Run(self.trained(name, [f"{k}={v}" for k, v in keys.items()], ranks=ranks), self.corpus)
+        source = {n[6:]: v.astype(np.float64) for n, v in p.checkpoint(dense, 2).items() if n.startswith("param/")}
+        found, _ = run.checkpoint(1)
+        layers = [f"block{b}/ffn" for b in range(RUN["model.blocks"]) if (b + 1) % every == 0]
+        halves = 1 if settings.get("model.decoder.activation") else 2
+        made = set()
+        for n, value in found.items():
+            origin = upcycle.source(n, layers)
+            if "/router/" in n:
+                drawn = initial.value(n, {n: value.shape}, run.config)
+                expect = upcycle.tied(drawn, slices)
+                self.assertTrue(slices == 1 or not np.array_equal(drawn, expect), n)
+            elif origin and "/expert/" in n:
+                made.add(n.rpartition("/")[2])
+                expect = upcycle.experts(n, origin[0], source[origin[1]], n_experts, slices, halves, 9,
+                                         float(own.get("moe.from_noise", 0)), float(own.get("moe.from_redrawn", 0)))
+            else:
+                expect = source[origin[1] if origin else n]
+            self.assertEqual(value.shape, expect.shape, n)
+            size = np.abs(expect).max()
+            worst = np.abs(value - expect).max()
+            self.assertTrue(worst <= 1e-6 * size, f"{name}: {n} is off by {worst:.3g} where {size:.3g} is largest")
+        return made
+
+    def test_experts(self):
+        plain = {"model.decoder.activation": "gelu", "model.decoder.norm": "layer", "model.decoder.biases": "true"}
+        cases = {"copies": {"slices": 1, "experts": 3}, "halves": {"slices": 2, "experts": 6},
+                 "quarters": dict(plain, slices=4, experts=8),
+                 "drawn": {"slices": 2, "experts": 6, "moe.from_noise": 0.2, "moe.from_redrawn": 0.4},
+                 "drawn-plain": dict(plain, slices=2, experts=4, **{
+                     "moe.from_noise": 0.1, "moe.from_redrawn": 0.5, "model.decoder.moe_every": 2})}
+        for number, (name, settings) in enumerate(cases.items()):
+            with self.subTest(name):
+                made = self.check(f"up-{name}", dict(settings), 1 + number % 3)
+                self.assertEqual(made, {"w1", "w2", "b1", "b2"} if "plain" in name or name == "quarters" else {"w1", "w2"})
 
 
 class Replayed(Compared):

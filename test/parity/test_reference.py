@@ -13,7 +13,7 @@ except ImportError as missing:
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
 from analysis import reference as ref
-from analysis.reference import assignment, tables
+from analysis.reference import assignment, gates, layers, tables
 from analysis.reference import counter_random as random
 
 S, T, C, F, FE, V, E, WIDTH = 3, 5, 8, 12, 10, 11, 4, 6
@@ -226,6 +226,32 @@ class Equations(unittest.TestCase):
         self.assertEqual(info["dropped"], dropped)
         self.assertAlmostEqual(terms["balance"], 0.3 * balance, places=12)
         self.assertAlmostEqual(terms["distill"], 0.7 * distill, places=12)
+
+    def test_gates_row_by_row(self):
+        """What runs behind a gate, with loops over sequences and tokens, padding behind one of them."""
+        for unit, mean in (("token", "running"), ("sequence", "running"), ("sequence", "whole")):
+            config = replace(CONFIG, moe_layers=0, blocks=2, skip_what="ffn", skip_layers=1, skip_unit=unit,
+                             skip_mean=mean, skip_target=0.05, skip_weight=0.6, micro_batches=2)
+            params, rng = make_params(config), np.random.default_rng(6)
+            params["block0/ffn/gate"] = w = rng.standard_normal(C)
+            x, tokens = rng.standard_normal((S, T, C)), rng.integers(0, V, (S, T))
+            tokens[1, 3:] = -1
+            y, loss, infos, _ = gates.block_forward(x, tokens, params, 0, config, True, 0, 0)
+            mid, _ = layers.attention_layer_forward(x, params, "block0/attention", config.heads)
+            whole, _ = layers.ffn_layer_forward(mid, params, "block0/ffn")
+            gamma, beta = params["block0/ffn/norm/gamma"], params["block0/ffn/norm/beta"]
+            ran = 0
+            for s in range(S):
+                length = 3 if s == 1 else T
+                a = [(z - z.mean()) / np.sqrt(z.var() + 1e-5) * gamma + beta for z in mid[s]]
+                for t in range(length):
+                    seen = {"token": a[t:t + 1], "running": a[:t + 1], "whole": a[:length]}[unit if unit == "token" else mean]
+                    runs = w @ (sum(seen) / len(seen)) >= 0
+                    ran += runs
+                    np.testing.assert_array_equal(y[s, t], whole[s, t] if runs else mid[s, t])
+            self.assertTrue(0 < ran < 2 * T + 3)
+            self.assertEqual(infos[0]["ran"].sum(), ran)
+            self.assertAlmostEqual(loss, 0.6 * (ran / (2 * T + 3) - 0.05) / 2)
 
     def call(self, method, keys, score, lanes=1, training=True):
         """A call whose scores are given: the hidden states are the scores, the centroids the identity."""
