@@ -53,52 +53,39 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _loss_lines(run: Run) -> list[str]:
-    import numpy as np
+    import math
 
-    lines = []
-    if run.metrics is None:
-        return lines
-    update, task = run.metrics.columns["update"], run.metrics.column("loss")
-    n = max(1, len(update) // 50)
-    tail = task[np.isfinite(task)][-n:]
-    if len(tail):
-        lines.append(f"training {tail.mean():.4f} nats per token (mean of the last {len(tail)} updates)")
-    valid = run.metrics.column("valid_loss")
-    rows = np.flatnonzero(np.isfinite(valid))
-    if len(rows):
-        best = rows[np.argmin(valid[rows])]
-        last = rows[-1]
-        lines.append(f"validation {valid[last]:.4f} (perplexity {np.exp(valid[last]):.2f}) at update "
-                     f"{int(update[last]):,}; best {valid[best]:.4f} at {int(update[best]):,}")
-    if run.baselines is not None:
+    from analysis import series
+
+    lines, line, valid, best = [], series.loss(run), series.valid_loss(run), series.best(run)
+    if line.known:
+        lines.append(f"training {line.end:.4f} nats per token (mean of the last 1/{line.tail} of the updates)")
+    if best:
+        lines.append(f"validation {valid.end:.4f} (perplexity {math.exp(valid.end):.2f}) at update "
+                     f"{int(valid.x[-1]):,}; best {best.value:.4f} at {best.update:,}")
+    if run.metrics is not None and run.baselines is not None:
         lines.append(f"counting alone: unigram {run.baselines.unigram:.4f}, "
                      f"bigram {run.baselines.bigram:.4f}")
     return lines
 
 
 def _load_lines(run: Run) -> list[str]:
-    import numpy as np
-
-    from analysis import routing
+    from analysis import series
 
     if run.log is None or not len(run.log.step) or not run.log.n_layers:
         return []
-    n = max(1, len(run.log.step) // 10)
-    lines = [f"mean of the last {n} records of {len(run.log.step)} "
-             "(even: max/mean 1, cv 0, entropy 1)"]
+    lines = [f"mean of the last 1/10 of {len(run.log.step)} records (even: max/mean 1, cv 0, entropy 1)"]
     for layer in range(run.log.n_layers):
-        even = routing.balance(run.log.load[-n:, layer])
-        dead = np.nanmean(even.dead) if np.isfinite(even.dead).any() else float("nan")
-        routed = run.log.load[-n:, layer].sum()
-        dropped = np.nansum(run.log.terms["dropped"][-n:, layer]) / routed if routed else float("nan")
-        lines.append(f"moe{layer}  max/mean {even.max_over_mean.mean():.2f}  cv {even.cv.mean():.2f}  "
-                     f"entropy {even.entropy.mean():.3f}  experts without tokens {dead:.1f}  "
-                     f"dropped {100 * dropped:.2f} %")
+        even = series.balance(run, layer)
+        if even:
+            lines.append(f"moe{layer}  max/mean {even['max_over_mean'].end:.2f}  cv {even['cv'].end:.2f}  "
+                         f"entropy {even['entropy'].end:.3f}  experts without tokens {even['dead'].end:.1f}  "
+                         f"dropped {100 * series.drop(run, layer).end:.2f} %")
     return lines
 
 
 def _fluctuation_lines(run: Run) -> list[str]:
-    from analysis import routing
+    from analysis import look, routing, series
 
     if run.log is None or len(run.log.probe_step) < 2 or not run.log.n_layers:
         return []
@@ -106,28 +93,25 @@ def _fluctuation_lines(run: Run) -> list[str]:
     lines = [f"{head:<44}" + "".join(f"{percent:>6} %" for percent in routing.BASE_FLUCTUATION)
              + f"  of the {run.updates_done:,} updates"]
     for layer in range(run.log.n_layers):
-        last = routing.layer_last_fluctuation(run.log, layer)
-        if len(last):
-            shares = [routing.still_changing(last, run.log.probe_step, run.updates_done, percent)
-                      for percent in routing.BASE_FLUCTUATION]
-            name = f"moe{layer} ({len(last):,} tokens, {len(run.log.probe_step)} probes)"
-            lines.append(f"{name:<44}" + "".join(f"{100 * share:>6.1f} %" for share in shares))
-    lines.append(f"{'BASE, as published':<44}"
+        found = series.fluctuation(run.log, layer, run.updates_done)
+        if found is not None:
+            name = f"moe{layer} ({found.tokens:,} tokens, {found.probes} probes)"
+            lines.append(f"{name:<44}" + "".join(f"{100 * share:>6.1f} %" for share in found.shares.values()))
+    lines.append(f"{look.LABELS['published']:<44}"
                  + "".join(f"{value:>6.1f} %" for value in routing.BASE_FLUCTUATION.values()))
     return lines
 
 
 def _agreement_lines(run: Run) -> list[str]:
+    from analysis import series
+
     lines = []
     for layer in range(run.n_layers):
-        parts = []
-        update, values = run.training_agreement(layer)
-        if len(update):
-            tail = values[-max(1, len(values) // 10):]
-            parts.append(f"training tokens {100 * tail.mean():.1f} % (last {len(tail)} records of stage 1)")
-        steps, values = run.probe_agreement(layer)
-        if len(steps):
-            parts.append(f"probe {100 * values[-1]:.1f} % at update {int(steps[-1]):,}")
+        parts, found = [], series.agreement(run, layer)
+        if found.train.known:
+            parts.append(f"training tokens {100 * found.train.end:.1f} % (last 1/{found.train.tail} of stage 1)")
+        if found.probe.known:
+            parts.append(f"probe {100 * found.probe.end:.1f} % at update {int(found.probe.x[-1]):,}")
         if parts:
             lines.append(f"moe{layer}  " + ", ".join(parts))
     return lines

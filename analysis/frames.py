@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from analysis import routing
+from analysis import routing, series
 from analysis.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -71,11 +71,9 @@ def fluctuation(run: Run | Path | str) -> pandas.DataFrame:
     """Per cent of the probe's tokens that still change after 20, 50 and 80 % of the training, a row per layer."""
     pd, opened = _pandas(), _run(run)
     log = _log(opened)
-    rows = []
-    for layer in range(log.n_layers):
-        counts = routing.fluctuation_counts(log, layer)
-        rows.append([100 * routing.share_after(counts, log.probe_step, max(1, opened.updates_done), percent)
-                     for percent in routing.BASE_FLUCTUATION])
+    found = [series.fluctuation(log, layer, opened.updates_done) for layer in range(log.n_layers)]
+    rows = [[float("nan") if one is None else 100 * one.shares[percent] for percent in routing.BASE_FLUCTUATION]
+            for one in found]
     return pd.DataFrame(rows, index=pd.RangeIndex(log.n_layers, name="layer"),
                         columns=pd.Index(list(routing.BASE_FLUCTUATION), name="after % of training"))
 

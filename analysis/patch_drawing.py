@@ -18,7 +18,9 @@ from xml.sax.saxutils import escape
 import h5py
 import numpy as np
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#f0e442")
+from analysis import look
+
+COLORS = (*look.LINES["light"], look.EIGHTH["light"])
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -102,17 +102,13 @@ def paired(figures: list[dict], best: str) -> list[str]:
 
 
 def _curves(job: Job) -> list[tuple]:
-    """Per MoE layer: x and y of the fluctuation curve, and the shares that still change."""
-    from analysis import routing
+    """Per MoE layer that has probes: x and y of the fluctuation curve, and the shares that still change."""
+    from analysis import routing, series
 
     log = routing.load_log(job.directory)
     total = int(_settings(job)["train.updates"])
-    curves = []
-    for layer in range(log.n_layers):
-        last = routing.layer_last_fluctuation(log, layer)
-        x, y = routing.fluctuation_curve(last, log.probe_step, total)
-        curves.append((x, y, [100 * routing.still_changing(last, log.probe_step, total, p) for p in PERCENTS]))
-    return curves
+    found = [series.fluctuation(log, layer, total) for layer in range(log.n_layers)]
+    return [(curve.x, curve.y, [100 * curve.shares[p] for p in PERCENTS]) for curve in found if curve is not None]
 
 
 def fluctuation(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
@@ -142,22 +138,19 @@ def fluctuation(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]
 
 def draw(drawn: list[tuple[str, list[tuple]]], path: Path) -> None:
     """Figure 1 of the paper, a line for every run and a colour for every method."""
-    import numpy as np
-
-    from analysis import figures
-    from analysis.routing import BASE_FLUCTUATION
+    from analysis import figures, look, series
 
     plt = figures.plt
-    with plt.rc_context({**figures.STYLE, "svg.hashsalt": "stablemoe"}):
+    with plt.rc_context(look.STYLE):
         figure, ax = plt.subplots(figsize=(8, 4.8), layout="constrained")
         for (label, curves), colour in zip(drawn, figures.LAYER_COLOURS):
             for i, (x, y, _) in enumerate(curves):
-                ax.step(np.append(x, 1) * 100, np.append(y, y[-1]) * 100, where="post", color=colour, linewidth=1.3,
-                        label=label if i == 0 else None)
-        ax.plot(list(BASE_FLUCTUATION), [100 - v for v in BASE_FLUCTUATION.values()], color=figures.GREY, marker="D",
-                markersize=5, linestyle=(0, (1, 2)), label="BASE, as published")
-        ax.set(xlim=(0, 100), ylim=(0, 102), xlabel="last fluctuation step, % of the training",
-               ylabel="tokens that change their expert no more, %")
+                ax.step(100 * x, 100 * y, where="post", color=colour, linewidth=1.3, label=label if i == 0 else None)
+        x, y = series.published_fluctuation()
+        ax.plot(100 * x, 100 * y, color=look.GREY, marker="D", markersize=5, linestyle=(0, (1, 2)),
+                label=look.LABELS["published"])
+        ax.set(xlim=(0, 100), ylim=(0, 102), xlabel=f"last fluctuation step, {look.LABELS['training']} (%)",
+               ylabel=f"{look.LABELS['fluctuation'].lower()} (%)")
         ax.legend(loc="lower right")
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)

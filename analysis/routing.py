@@ -24,9 +24,8 @@ from analysis.counts import (Information, LayerCounts, Records, Special, Tick, c
 
 __all__ = ["Balance", "Information", "LayerCounts", "LogError", "Records", "RoutingLog", "Special", "agreement",
            "agreement_counts", "balance", "count_flow", "count_layer", "first_choice", "fluctuation_counts",
-           "fluctuation_curve", "information", "last_fluctuation", "latest_rows", "layer_last_fluctuation",
-           "load_log", "load_share", "mutual_information", "probe_agreement", "probe_counts", "probe_flow",
-           "records", "settled", "share_after", "specialisation", "still_changing"]
+           "information", "last_fluctuation", "latest_rows", "load_log", "load_share", "mutual_information",
+           "probe_agreement", "probe_counts", "probe_flow", "records", "settled", "share_after", "specialisation"]
 
 KIND = "stablemoe-routing"
 """What the attribute "format" of a routing file begins with."""
@@ -324,19 +323,6 @@ def last_fluctuation(expert: np.ndarray) -> np.ndarray:
     return np.where(differs.any(0), len(expert) - 1 - differs.argmax(0), -1)
 
 
-def fluctuation_curve(last: np.ndarray, step: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulative share of tokens against their last fluctuation step (StableMoE, figure 1).
-
-    last:  [P] of last_fluctuation.
-    step:  [Q] update of each probe.
-    total: updates of the training.
-    Returns x [Q + 1] share of training and y [Q + 1] share of tokens whose last fluctuation
-    step is at most x; the first point is x = 0 with the tokens that never fluctuated.
-    """
-    counts = np.bincount(np.asarray(last) + 1, minlength=len(step) + 1)
-    return np.concatenate([[0.0], np.asarray(step) / total]), np.cumsum(counts) / max(1, counts.sum())
-
-
 def fluctuation_counts(log: RoutingLog, layer: int, tick: Tick | None = None) -> np.ndarray:
     """How many of the real probe tokens of a layer have which last fluctuation step, in bounded memory.
 
@@ -352,35 +338,13 @@ def fluctuation_counts(log: RoutingLog, layer: int, tick: Tick | None = None) ->
 
 
 def share_after(counts: np.ndarray, step: np.ndarray, total: int, percent: int) -> float:
-    """still_changing, of fluctuation_counts. counts: [Q + 1]."""
-    late = np.concatenate([[False], np.asarray(step) * 100 > percent * total])
-    return float(counts[late].sum() / counts.sum()) if counts.sum() else float("nan")
-
-
-def still_changing(last: np.ndarray, step: np.ndarray, total: int, percent: int) -> float:
     """Share of tokens whose last fluctuation step exceeds that per cent of the training.
 
-    last, step, total: as fluctuation_curve. NaN where there is no token.
+    counts: [Q + 1] of fluctuation_counts; step: [Q] update of each probe; total: updates of the training. NaN where
+    there is no token.
     """
-    last = np.asarray(last)
-    if not len(last):
-        return float("nan")
-    late = np.concatenate([np.asarray(step) * 100 > percent * total, [False]])  # the last one is for -1
-    return float(late[last].mean())
-
-
-def layer_last_fluctuation(log: RoutingLog, layer: int) -> np.ndarray:
-    """last_fluctuation of the choice that training uses, over all real probe tokens of a layer.
-
-    Reads in blocks. Returns [P - padding]; empty where there are fewer than two probes or no choice.
-    """
-    if len(log.probe_step) < 2:
-        return np.zeros(0, np.int64)
-    parts = []
-    for (expert,) in log.probe_blocks(("expert",), layer):
-        routed = (expert >= 0).any(0)
-        parts.append(last_fluctuation(expert[:, routed]))
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    late = np.concatenate([[False], np.asarray(step) * 100 > percent * total])
+    return float(counts[late].sum() / counts.sum()) if counts.sum() else float("nan")
 
 
 def agreement_counts(learned: np.ndarray, distilled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

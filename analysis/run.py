@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from analysis import routing
+from analysis.counts import Tick
 from analysis.settings import Scalar, parse_settings
 
 
@@ -133,12 +134,15 @@ class Run:
                 return update[keep], values[keep]
         return np.zeros(0), np.zeros(0)
 
-    def probe_agreement(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same share of the probe's validation tokens: update [q] and share [q]."""
+    def probe_agreement(self, layer: int, tick: Tick | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The same share of the probe's validation tokens: update [q] and share [q].
+
+        tick: told of the choices read.
+        """
         if self.log is None:
             return np.zeros(0), np.zeros(0)
         rows = np.flatnonzero(self.log.probe_stage != 2)
-        values = routing.probe_agreement(self.log, layer, rows)
+        values = routing.probe_agreement(self.log, layer, rows, tick)
         keep = np.isfinite(values)
         return self.log.probe_step[rows][keep], values[keep]
 

@@ -17,21 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from analysis import scaling_study
+from analysis import look, scaling_study
+from analysis.look import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION
 
 if TYPE_CHECKING:
     from analysis.scaling_forecast import Forecast
 
-BLUE, ORANGE, GREEN, VERMILION, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
-INK, GREY, FAINT = "#222222", "#6b6b6b", "#e4e4e4"
-STYLE = {
-    "figure.dpi": 150, "savefig.dpi": 150, "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 10.5,
-    "axes.titleweight": "bold", "axes.titlelocation": "left", "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": FAINT, "legend.frameon": False,
-    "legend.fontsize": 8.5, "svg.hashsalt": "stablemoe",
-}
+STYLE = {**look.STYLE, "font.size": 9.5, "axes.titlesize": 10.5, "axes.labelsize": "medium",
+         "xtick.labelsize": "medium", "ytick.labelsize": "medium", "grid.linewidth": 0.8, "lines.linewidth": 1.5,
+         "legend.fontsize": 8.5}
 # Phases of an update that belong together, from the bottom of the stack to its top.
 STACK = (("blocks", ("linear", "attention", "norm", "embedding"), BLUE), ("head and loss", ("head",), SKY),
          ("experts", ("experts",), GREEN), ("routing, packing", ("route", "pack", "combine", "data", "other"), ORANGE),

@@ -223,8 +223,8 @@ def main(arguments: list[str]) -> int:
         print(f"analysis: cannot listen on 127.0.0.1:{options.port}: {error.strerror}; another --port, or none",
               file=sys.stderr)
         return 3
-    _print_address(names_of(options.run), server.server_address[1], secret)
     try:
+        _print_address(names_of(options.run), server.server_address[1], secret)
         server.serve_forever()
     except KeyboardInterrupt:
         print()

@@ -13,16 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis import routing
+from analysis import series
 from analysis.report import deep, skips
 from analysis.report.progress import Progress
 from analysis.run import Run
 
 SERIES_POINTS = 1200
 """Points of a series; a longer one is given as means over stretches."""
-
-HEAT_COLUMNS = 320
-"""Stretches of updates in a heat map of loads."""
 
 Data = dict[str, Any]
 
@@ -57,30 +54,35 @@ def thin(values: np.ndarray, limit: int = SERIES_POINTS) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(begin), np.nan), where=counts > 0)
 
 
-def series(x: np.ndarray, y: np.ndarray, digits: int = 6) -> Data | None:
-    """A series without what is not finite; None where nothing is left."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    keep = np.isfinite(y)
+def line_of(line: series.Line, digits: int = 6, shares: tuple[float, ...] = series.SMOOTHING[:1],
+            scale: float = 1) -> Data | None:
+    """A line for the page without what is not finite; None where nothing is left.
+
+    shares: of the running means to go with it.
+    """
+    keep = np.isfinite(line.y)
     if not keep.any():
         return None
     per = max(1, -(-int(keep.sum()) // SERIES_POINTS))
-    return {"x": numbers(thin(x[keep])), "y": numbers(thin(y[keep]), digits), "per": per}
+
+    def short(values: np.ndarray) -> list[float | int | None]:
+        return numbers(thin(scale * np.asarray(values, np.float64)[keep]), digits)
+
+    out: Data = {"x": numbers(thin(np.asarray(line.x, np.float64)[keep])), "y": short(line.y), "per": per}
+    if shares:
+        out["mean"] = {f"{share:g}": short(line.mean(share)) for share in shares}
+    return out
+
+
+def _end(line: series.Line, scale: float = 1, digits: int = 5) -> float | int | None:
+    return numbers(np.array([scale * line.end]), digits)[0]
 
 
 def _losses(run: Run) -> Data:
-    if run.metrics is None:
-        return {}
-    update, stage = run.metrics.columns["update"], run.metrics.column("stage")
-    out: Data = {"loss": series(update, run.metrics.column("loss")),
-                 "valid": series(update, run.metrics.column("valid_loss"), 8)}
-    for name in ("balance", "distill", *run.metrics.further_terms):
-        values = run.metrics.column(name)
-        values = np.where((stage == 2) & (values == 0), np.nan, values)  # the terms end with stage 1
-        if np.any(values[np.isfinite(values)] != 0):
-            out[name if name in ("balance", "distill") else f"term:{name}"] = series(update, values)
-    for name in run.metrics.gates:
-        out[f"run:{name}"] = series(update, run.metrics.column(f"{name}_run"))
-    out["grad_norm"] = series(update, run.metrics.column("grad_norm"))
+    out: Data = {"loss": line_of(series.loss(run), 6, series.SMOOTHING), "valid": line_of(series.valid_loss(run), 8, ())}
+    for term in [*series.loss_terms(run), *series.further(run)]:
+        line = line_of(term.line, 6, series.SMOOTHING)
+        out[term.key] = line and {**line, "title": term.title, "unit": term.unit, "place": term.colour}
     return {name: value for name, value in out.items() if value is not None}
 
 
@@ -88,116 +90,54 @@ def _time(run: Run) -> Data | None:
     """Seconds of the phases (columns time_<phase>) and tokens per second."""
     if run.metrics is None:
         return None
-    update = run.metrics.columns["update"]
     names = [name for name in run.metrics.columns if name.startswith("time_")]
     phases = {}
     for name in names:
         values = run.metrics.columns[name]
         if np.isfinite(values).any():
             phases[name.removeprefix("time_")] = float(np.nanmean(values))
-    rate = series(update, run.metrics.column("tokens_per_s"), 5)
-    if rate is None and not phases:
+    rate = series.rate(run)
+    if not rate.known and not phases:
         return None
-    rates = run.metrics.column("tokens_per_s")
-    return {"rate": rate, "phases": {name: numbers(np.array([value]))[0] for name, value in phases.items()},
-            "median_rate": numbers(np.array([np.nanmedian(rates)]))[0] if np.isfinite(rates).any() else None}
+    return {"rate": line_of(rate, 5), "phases": {name: numbers(np.array([value]))[0] for name, value in phases.items()},
+            "median_rate": numbers(np.array([np.nanmedian(rate.y)]))[0] if rate.known else None}
 
 
-def _heat(step: np.ndarray, relative: np.ndarray) -> Data:
-    """Means of load over mean load, in stretches of updates. step: [S]; relative: [S, E]."""
-    apart = float(np.median(np.diff(step))) if len(step) > 1 else 1.0
-    low, high = float(step[0]) - apart / 2, float(step[-1]) + apart / 2
-    n = int(min(HEAT_COLUMNS, max(1, round((high - low) / apart))))
-    edges = np.linspace(low, high, n + 1)
-    column = np.clip(np.searchsorted(edges, step, side="right") - 1, 0, n - 1)
-    sums, counts = np.zeros((n, relative.shape[1])), np.zeros((n, 1))
-    known = np.isfinite(relative).all(1)
-    np.add.at(sums, column[known], relative[known])
-    np.add.at(counts, column[known], 1)
-    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    return {"edges": numbers(edges), "rows": [numbers(row, 3) for row in means.T]}
-
-
-def n_experts(run: Run) -> int | None:
-    """Experts of a MoE layer; None where there is no such layer, or nothing says."""
-    if run.log is not None and run.log.n_layers:
-        return run.log.n_experts
-    value = run.settings.get("moe.experts")
-    return value if isinstance(value, int) and not is_dense(run) else None
+def _heat(run: Run, layer: int) -> Data | None:
+    found = series.heat(run, layer)
+    return found and {"edges": numbers(found.edges), "rows": [numbers(row, 3) for row in found.relative.T],
+                      "highest": numbers(np.array([found.highest]), 4)[0]}
 
 
 def _even(run: Run, layer: int) -> Data:
-    """Heat map and figures of balance of a MoE layer, by the log, else by the metrics; none with one expert."""
-    out: Data = {}
-    if n_experts(run) == 1:
-        return out
-    if run.log is not None and len(run.log.step):
-        share = routing.load_share(run.log.load[:, layer])
-        out["heat"] = _heat(run.log.step, share * run.log.n_experts)
-        x, even = run.log.step, routing.balance(run.log.load[:, layer])
-        columns = even._asdict()
-    elif run.metrics is not None:
-        x = run.metrics.columns["update"]
-        columns = {name: run.metrics.column(f"moe{layer}_{name}") for name in routing.Balance._fields}
-    else:
-        return out
-    for name, values in columns.items():
-        out[name] = series(x, values, 5)
-        tail = values[-max(1, len(values) // 10):]
-        out["end_" + name] = numbers(np.array([np.nanmean(tail)]), 5)[0] if np.isfinite(tail).any() else None
+    """Heat map and figures of balance of a MoE layer."""
+    out: Data = {"heat": _heat(run, layer)}
+    for name, line in series.balance(run, layer).items():
+        out[name] = line_of(line, 5)
+        out["end_" + name] = _end(line)
     return out
 
 
-def _layer_series(run: Run, layer: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A column moe<m>_<name> of the metrics, else the log's; empty where there is neither."""
-    if run.metrics is not None and np.isfinite(run.metrics.column(f"moe{layer}_{name}")).any():
-        return run.metrics.columns["update"], run.metrics.column(f"moe{layer}_{name}")
-    if run.log is not None and name == "drop_rate":
-        routed = run.log.load[:, layer].sum(-1)
-        return run.log.step, np.divide(run.log.terms["dropped"][:, layer], routed,
-                                       out=np.full(len(routed), np.nan), where=routed > 0)
-    if run.log is not None and name in run.log.terms:
-        return run.log.step, run.log.terms[name][:, layer]
-    return np.zeros(0), np.zeros(0)
-
-
 def _fluctuation(run: Run, layer: int, progress: Progress) -> Data | None:
-    log = run.log
-    if log is None or len(log.probe_step) < 2 or log.n_experts < 2:
-        return None
-    counts = routing.fluctuation_counts(log, layer, progress.tick)
-    if not counts.sum():
-        return None
-    total = max(run.updates_done, 1)
-    y = np.cumsum(counts) / counts.sum()
-    shares = {str(percent): 100 * routing.share_after(counts, log.probe_step, total, percent)
-              for percent in routing.BASE_FLUCTUATION}
-    return {"x": numbers(np.concatenate([[0.0], 100 * log.probe_step / total, [100.0]])),
-            "y": numbers(100 * np.append(y, y[-1])), "shares": shares, "tokens": int(counts.sum()),
-            "probes": len(log.probe_step)}
+    found = series.fluctuation(run.log, layer, run.updates_done, progress.tick)
+    return found and {"x": numbers(100 * found.x), "y": numbers(100 * found.y), "tokens": found.tokens,
+                      "shares": {str(percent): 100 * share for percent, share in found.shares.items()},
+                      "probes": found.probes}
 
 
 def _agreement(run: Run, layer: int, progress: Progress) -> Data | None:
-    update, values = run.training_agreement(layer)
-    train, probe = series(update, values), None
-    end = numbers(100 * np.array([values[-max(1, len(values) // 10):].mean()]), 5)[0] if len(values) else None
-    if run.log is not None:
-        rows = np.flatnonzero(run.log.probe_stage != 2)
-        values = routing.probe_agreement(run.log, layer, rows, progress.tick)
-        probe = series(run.log.probe_step[rows], values)
-    return {"train": train, "probe": probe, "end": end} if train or probe else None
+    found = series.agreement(run, layer, progress.tick)
+    train, probe = line_of(found.train), line_of(found.probe, 6, ())
+    return {"train": train, "probe": probe, "end": _end(found.train, 100)} if train or probe else None
 
 
 def _layer(run: Run, layer: int, progress: Progress) -> Data:
     out = _even(run, layer)
     out["fluctuation"] = _fluctuation(run, layer, progress)
     out["agreement"] = _agreement(run, layer, progress)
-    for key, name in (("gate_mean", "gate_mean"), ("drop", "drop_rate")):
-        x, y = _layer_series(run, layer, name)
-        out[key] = series(x, 100 * y if key == "drop" else y)
-        tail = y[-max(1, len(y) // 10):]
-        known = tail[np.isfinite(tail)]
-        out["end_" + key] = float(f"{known.mean() * (100 if key == 'drop' else 1):.5g}") if len(known) else None
+    for key, line, scale in (("gate_mean", series.gate(run, layer), 1), ("drop", series.drop(run, layer), 100)):
+        out[key] = line_of(line, scale=scale)
+        out["end_" + key] = _end(line, scale)
     return out
 
 
@@ -206,19 +146,21 @@ def _ends(run: Run) -> Data:
     out: Data = {}
     if run.metrics is None:
         return out
-    loss = run.metrics.column("loss")
-    known = loss[np.isfinite(loss)]
-    if len(known):
-        out["train"] = float(f"{known[-max(1, len(known) // 50):].mean():.6g}")
-    valid = run.metrics.column("valid_loss")
-    rows = np.flatnonzero(np.isfinite(valid))
-    if len(rows):
-        best = rows[np.argmin(valid[rows])]
-        out |= {"valid": float(valid[rows[-1]]), "best": float(valid[best])}
+    loss, valid, best = series.loss(run), series.valid_loss(run), series.best(run)
+    if loss.known:
+        out["train"] = _end(loss, 1, 6)
+    if best is not None:
+        out |= {"valid": valid.end, "best": best.value}
     tokens = run.metrics.column("tokens")
     if np.isfinite(tokens[-1:]).any():
         out["tokens"] = int(tokens[-1])
     return out
+
+
+def _switch(run: Run) -> Data | None:
+    """Where figures mark the beginning of stage 2: on an axis of updates, and of the share of the training in %."""
+    return run.switch and {"update": series.switch_update(run),
+                           "share": numbers(np.array([100 * series.switch_share(run)]))[0]}
 
 
 def _evaluations(run: Run) -> Data:
@@ -233,15 +175,10 @@ def _evaluations(run: Run) -> Data:
     return {f"perplexity_{split}": value for split, value in out.items() if math.isfinite(value)}
 
 
-def is_dense(run: Run) -> bool:
-    """Whether a run has no MoE layer, and so nothing of routing."""
-    return run.settings.get("moe.layers") == 0
-
-
 def state_notes(run: Run) -> list[str]:
     """What a reader has to know of a run before its figures: damage, incompleteness, empty stretches."""
     notes = [note for note in run.notes if not re.match(r"corpus .* not found", note)
-             and not (is_dense(run) and note.startswith("no routing files"))]
+             and not (series.is_dense(run) and note.startswith("no routing files"))]
     planned = run.updates_planned
     if planned and run.updates_done < planned:
         notes.append(f"not finished: {run.updates_done:,} of {planned:,} updates; "
@@ -260,16 +197,16 @@ def collect(run: Run, name: str, quiet: bool = False) -> Data:
     baselines = run.baselines
     method = run.settings.get("router.method") or (run.log.method if run.log is not None else "")
     data: Data = {
-        "name": name, "method": "dense" if is_dense(run) else str(method), "settings": run.settings,
-        "updates": run.updates_done, "planned": run.updates_planned, "switch": run.switch,
-        "n_layers": run.n_layers, "n_experts": n_experts(run),
+        "name": name, "method": "dense" if series.is_dense(run) else str(method), "settings": run.settings,
+        "updates": run.updates_done, "planned": run.updates_planned, "switch": run.switch, "switch_at": _switch(run),
+        "n_layers": run.n_layers, "n_experts": series.n_experts(run),
         "ends": _ends(run) | _evaluations(run), "losses": _losses(run), "time": _time(run), "layers": layers,
         "baselines": None if baselines is None else {"unigram": baselines.unigram, "bigram": baselines.bigram},
     }
     data |= deep.collect(plan, layers, notes, progress)
     known = [] if run.log is not None and run.log.n_experts > 1 else notes  # said already
     vocabulary = deep.vocabulary_of(run, known) if run.log is not None and run.log.gates else None
-    data["skips"] = skips.collect(run, series, vocabulary)
+    data["skips"] = skips.collect(run, lambda line: line_of(line, 6, ()), vocabulary)
     data["notes"] = notes
     progress.end()
     return data

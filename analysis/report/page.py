@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis import routing
+from analysis import look, routing, series
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("base.js", "save.js", "chart.js", "shapes.js", "table.js", "passage.js", "parts.js", "sections.js",
@@ -50,6 +50,8 @@ def title_of(runs: list[dict[str, Any]]) -> str:
 def content(title: str, runs: list[dict[str, Any]], warnings: list[str]) -> dict[str, Any]:
     """What the scripts of the page draw."""
     return {"title": title, "warnings": warnings, "runs": runs,
+            "look": {**look.for_page(), "smoothing": series.SMOOTHING,
+                     "balance": [measure._asdict() for measure in series.BALANCE]},
             "paper": {str(percent): share for percent, share in routing.BASE_FLUCTUATION.items()}}
 
 

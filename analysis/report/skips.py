@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import skips
+from analysis import series, skips
 from analysis.run import Run
 from analysis.text import Vocabulary
 
@@ -39,8 +39,7 @@ def _gate(run: Run, found: skips.Found, gate: int, vocabulary: Vocabulary | None
                  round(100 * int(counts.skipped[t]) / int(counts.total[t]), 2)] for t in chosen]}
 
 
-def collect(run: Run, series: Callable[[np.ndarray, np.ndarray], Data | None],
-            vocabulary: Vocabulary | None) -> Data | None:
+def collect(run: Run, line_of: Callable[[series.Line], Data | None], vocabulary: Vocabulary | None) -> Data | None:
     """What the page shows of the gates of a run; None where it has none, or a log without them."""
     log = run.log
     if log is None or not log.gates:
@@ -48,7 +47,7 @@ def collect(run: Run, series: Callable[[np.ndarray, np.ndarray], Data | None],
     found = skips.find(log)
     gates = []
     for g, name in enumerate(log.gates):
-        one: Data = {"name": name, "share": series(log.step, 100 * (1 - log.ran[:, g]))}
+        one: Data = {"name": name, "share": line_of(series.Line(log.step, 100 * (1 - log.ran[:, g])))}
         if found.source:
             one |= _gate(run, found, g, vocabulary)
         gates.append(one)

@@ -26,9 +26,10 @@ import h5py
 import numpy as np
 
 import synthetic
-from analysis import figures, routing
+from analysis import figures, look, routing, series
 from analysis import run as runs
-from analysis.__main__ import main
+from analysis.__main__ import main, summary
+from analysis.report import collect, page
 
 TINY = synthetic.Shape(updates=100, stage1=20, layers=2, experts=4, tokens=256, probes=20, probe_tokens=40,
                        files=3)
@@ -47,25 +48,11 @@ class Numbers(unittest.TestCase):
         self.assertEqual(routing.last_fluctuation(np.zeros((3, 0))).shape, (0,))
         self.assertRaises(ValueError, routing.last_fluctuation, np.zeros((0, 3)))
 
-    def test_fluctuation_curve(self) -> None:
-        x, y = routing.fluctuation_curve(np.array([-1, 1, 2, 0]), np.array([25, 50, 75, 100]), 100)
-        np.testing.assert_allclose(x, [0, 0.25, 0.5, 0.75, 1])
-        np.testing.assert_allclose(y, [0.25, 0.5, 0.75, 1, 1])
-
-    def test_still_changing(self) -> None:
-        last, step = np.array([-1, 1, 2, 0]), np.array([20, 50, 80, 100])
-        shares = [routing.still_changing(last, step, 100, percent) for percent in (10, 20, 50, 80)]
+    def test_share_after(self) -> None:
+        counts, step = np.array([1, 1, 1, 1, 0]), np.array([20, 50, 80, 100])
+        shares = [routing.share_after(counts, step, 100, percent) for percent in (10, 20, 50, 80)]
         self.assertEqual(shares, [0.75, 0.5, 0.25, 0.0])  # "exceeds": not the step at the limit itself
-        self.assertTrue(np.isnan(routing.still_changing(np.zeros(0, int), step, 100, 20)))
-
-    def test_still_changing_is_one_minus_the_curve(self) -> None:
-        rng = np.random.default_rng(3)
-        step = np.arange(1, 121) * 500
-        last = routing.last_fluctuation(rng.integers(3, size=(120, 200)))
-        x, y = routing.fluctuation_curve(last, step, 60000)
-        for percent in (20, 50, 80):
-            self.assertAlmostEqual(routing.still_changing(last, step, 60000, percent),
-                                   1 - y[np.flatnonzero(np.round(x * 120) <= percent * 1.2)[-1]])
+        self.assertTrue(np.isnan(routing.share_after(np.zeros(5, int), step, 100, 20)))
 
     def test_balance(self) -> None:
         even = routing.balance(np.array([[5, 5, 5, 5], [20, 0, 0, 0], [0, 0, 0, 0], [10, 10, 0, 0]]))
@@ -88,14 +75,14 @@ class Numbers(unittest.TestCase):
 
     def test_smooth(self) -> None:
         values = np.array([1.0, 2, 3, 4, np.nan, 6, 10, 10, 10])
-        np.testing.assert_allclose(figures.smooth(values, 3, np.array([6])),
+        np.testing.assert_allclose(series.smooth(values, 3, np.array([6])),
                                    [1, 2, 3, 3.5, np.nan, 6, 10, 10, 10])
 
     def test_heat_columns(self) -> None:
-        edges, means = figures.heat_columns(np.array([1, 2, 3, 4]), np.array([[1.0], [3], [5], [7]]), limit=2)
+        edges, means = series.heat_columns(np.array([1, 2, 3, 4]), np.array([[1.0], [3], [5], [7]]), limit=2)
         np.testing.assert_allclose(edges, [0.5, 2.5, 4.5])
         np.testing.assert_allclose(means, [[2], [6]])
-        edges, means = figures.heat_columns(np.array([10, 20, 40, 50]), np.array([[1.0], [2], [4], [5]]))
+        edges, means = series.heat_columns(np.array([10, 20, 40, 50]), np.array([[1.0], [2], [4], [5]]))
         np.testing.assert_allclose(means, [[1], [2], [np.nan], [4], [5]])
 
     def test_settings(self) -> None:
@@ -174,7 +161,7 @@ class Reading(InDirectory):
         synthetic.write_metrics(self.path, TINY, terms=("z_loss", "locality"))
         metrics = runs.read_metrics(self.path / "metrics.csv")
         self.assertEqual(metrics.further_terms, ["z_loss", "locality"])
-        titles = [title for _, title, _ in figures.loss_terms(metrics)]
+        titles = [term.title for term in series.loss_terms(runs.open_run(self.path))]
         self.assertEqual(titles, ["Balance loss", "Distillation loss", "Loss term z_loss", "Loss term locality"])
 
     def test_probe_blocks_are_the_whole(self) -> None:
@@ -189,8 +176,9 @@ class Reading(InDirectory):
         for routing.BLOCK_BYTES in (before, 4 * len(step) * 7):  # all at once, and 7 tokens at a time
             blocks = [block for (block,) in log.probe_blocks(("expert",), 1)]
             np.testing.assert_array_equal(np.concatenate(blocks, axis=1), expert[:, 1, :-3])
-            np.testing.assert_array_equal(routing.layer_last_fluctuation(log, 1),
-                                          routing.last_fluctuation(expert[:, 1, :-3]))
+            np.testing.assert_array_equal(
+                routing.fluctuation_counts(log, 1),
+                np.bincount(routing.last_fluctuation(expert[:, 1, :-3]) + 1, minlength=len(step) + 1))
             np.testing.assert_allclose(routing.probe_agreement(log, 0),
                                        routing.agreement(learned[:, 0, :-3], distilled[:, 0, :-3]))
 
@@ -331,6 +319,92 @@ class Command(InDirectory):
         status, _, err = self.call(self.path)
         self.assertEqual(status, 3)
         self.assertIn("cannot write the figures", err)
+
+
+class SameNumbers(InDirectory):
+    """Static figures, report page and summary of one run say the same."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        synthetic.write_run(self.path, TINY)
+        synthetic.write_metrics(self.path, TINY, terms=("z_loss",))
+        self.run_ = runs.open_run(self.path)
+        self.data = collect.collect(self.run_, "a", quiet=True)
+        self.summary = summary(self.run_)
+
+    def draw(self, figure: object, *arguments: object) -> tuple[list, list[str]]:
+        """The axes of a figure that is not saved, and all that is written in it."""
+        kept = []
+        save = figures._save
+        self.addCleanup(setattr, figures, "_save", save)
+        self.addCleanup(figures.plt.close, "all")
+        figures._save = lambda drawing, _: kept.append(drawing)
+        with figures.plt.style.context(["default", look.STYLE]):
+            figure(self.run_, *arguments, self.path / "x.png")
+        figures._save = save
+        texts = [text.get_text() for text in kept[0].findobj(figures.matplotlib.text.Text)]
+        return kept[0].axes, texts
+
+    def same(self, drawn: object, told: dict, scale: float = 1) -> None:
+        """A running mean of a figure is that of the page."""
+        np.testing.assert_allclose(drawn.get_xdata(), told["x"], rtol=1e-5)
+        np.testing.assert_allclose(scale * drawn.get_ydata(), told["mean"]["0.02"], rtol=1e-4)  # which has five digits
+
+    def test_losses(self) -> None:
+        axes, texts = self.draw(figures.losses)
+        told, ends = self.data["losses"], self.data["ends"]
+        self.same(axes[0].lines[1], told["loss"])
+        np.testing.assert_allclose(axes[0].lines[2].get_ydata(), told["valid"]["y"], rtol=1e-7)
+        self.assertIn(f"training {ends['train']:.3f}", texts)
+        self.assertIn(f"training {ends['train']:.4f} nats", self.summary)
+        self.assertIn(f"validation {ends['valid']:.4f}", self.summary)
+        self.assertIn(f"best {ends['best']:.4f}", self.summary)
+        self.assertIn(f"{look.LABELS['unigram']} {self.data['baselines']['unigram']:.3f}", texts)
+        terms = [told[key] for key in ("balance", "distill", "term:z_loss")]
+        for ax, term in zip(axes[1:], terms, strict=True):
+            mean = ax.lines[1].get_ydata()
+            np.testing.assert_allclose(mean[np.isfinite(mean)], term["mean"]["0.02"], rtol=1e-5)
+            self.assertEqual((ax.get_title("left"), ax.get_ylabel()), (term["title"], term["unit"]))
+            self.assertEqual(ax.lines[1].get_color(), look.LINES["light"][term["place"]])
+        self.assertEqual(axes[0].lines[-1].get_xdata()[0], self.data["switch_at"]["update"])
+
+    def test_loads(self) -> None:
+        for m, layer in enumerate(self.data["layers"]):
+            axes, texts = self.draw(figures.load, m)
+            mesh = axes[0].collections[0]
+            np.testing.assert_allclose(mesh.get_array().reshape(TINY.experts, -1), layer["heat"]["rows"], rtol=6e-3)
+            self.assertAlmostEqual(mesh.norm.vmax, layer["heat"]["highest"], delta=1e-3)
+            for ax, key in zip(axes[1:3], ("max_over_mean", "cv")):
+                self.same(ax.lines[1], layer[key])
+                self.assertIn(f"{layer['end_' + key]:.2f}", texts)
+                self.assertIn(f"{layer['end_' + key]:.2f}", self.summary)
+            self.assertIn(f"dropped {layer['end_drop']:.2f} %", self.summary)
+
+    def test_fluctuation(self) -> None:
+        (ax,), _ = self.draw(figures.fluctuation)
+        for line, layer in zip(ax.lines, self.data["layers"]):
+            np.testing.assert_allclose(100 * line.get_xdata(), layer["fluctuation"]["x"], rtol=1e-5)
+            np.testing.assert_allclose(100 * line.get_ydata(), layer["fluctuation"]["y"], rtol=1e-5)
+            self.assertIn("".join(f"{share:>6.1f} %" for share in layer["fluctuation"]["shares"].values()),
+                          self.summary)
+        self.assertAlmostEqual(100 * ax.lines[-1].get_xdata()[0], self.data["switch_at"]["share"])
+
+    def test_agreement(self) -> None:
+        (ax,), texts = self.draw(figures.agreement)
+        for m, layer in enumerate(self.data["layers"]):
+            self.same(ax.lines[3 * m + 1], layer["agreement"]["train"])
+            np.testing.assert_allclose(ax.lines[3 * m + 2].get_ydata(), layer["agreement"]["probe"]["y"], rtol=1e-5)
+            self.assertIn(f"MoE layer {m} {layer['agreement']['end']:.1f} %", texts)
+            self.assertIn(f"training tokens {layer['agreement']['end']:.1f} %", self.summary)
+
+    def test_look(self) -> None:
+        told = page.content("x", [self.data], [])["look"]
+        self.assertEqual(told["lines"]["light"][:6], figures.LAYER_COLOURS)
+        self.assertEqual([one["key"] for one in told["balance"]], list(routing.Balance._fields))
+        scripts = "".join((page.STATIC / name).read_text("utf-8") for name in page.SCRIPTS)
+        for word in ("published", "fluctuation", "training", "agreement", "loads", "heat", "loss", "unigram", "bigram"):
+            self.assertIn(f"LABELS.{word}", scripts)
+            self.assertNotIn(f'"{look.LABELS[word]}"', scripts, "written a second time")
 
 
 class Interpreter(InDirectory):

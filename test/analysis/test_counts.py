@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 import synthetic
-from analysis import counts, frames, routing
+from analysis import counts, frames, routing, series
 from analysis.report import collect
 from analysis.text import Vocabulary
 
@@ -66,12 +66,12 @@ class Numbers(unittest.TestCase):
     def test_thin(self) -> None:
         np.testing.assert_allclose(collect.thin(np.array([1.0, 3, np.nan, 5, np.nan, np.nan, 7]), 4), [2, 5, np.nan, 7])
         self.assertEqual(collect.numbers(np.array([1.0, np.nan, np.inf, 0.123456789])), [1, None, None, 0.123457])
-        self.assertIsNone(collect.series(np.arange(3), np.full(3, np.nan)))
+        self.assertIsNone(collect.line_of(series.Line(np.arange(3), np.full(3, np.nan))))
 
     def test_heat_map_is_exact_for_few_rows(self) -> None:
-        heat = collect._heat(np.array([2, 4, 6, 10]), np.array([[1.0, 2], [3, 4], [5, 6], [7, np.nan]]))
-        self.assertEqual(heat["edges"], [1, 3, 5, 7, 9, 11])
-        self.assertEqual(heat["rows"], [[1, 3, 5, None, None], [2, 4, 6, None, None]])
+        edges, means = series.heat_columns(np.array([2, 4, 6, 10]), np.array([[1.0, 2], [3, 4], [5, 6], [7, np.nan]]))
+        np.testing.assert_array_equal(edges, [1, 3, 5, 7, 9, 11])
+        np.testing.assert_array_equal(means.T, [[1, 3, 5, np.nan, np.nan], [2, 4, 6, np.nan, np.nan]])
 
     def test_text_of_tokens(self) -> None:
         vocabulary = Vocabulary(Path("x"), 1, ("\u2581the", "<0x0A>", "<0xC3>", "ing"), np.zeros(0))
@@ -152,12 +152,14 @@ class Streams(unittest.TestCase):
         flow = np.zeros((4, 4), np.int64)
         np.add.at(flow, (choice[0][5][token >= 0], choice[1][5][token >= 0]), 1)
         np.testing.assert_array_equal(counts.probe_flow(log, 0, 5), flow)
-        last = routing.layer_last_fluctuation(log, 1)
+        last = routing.last_fluctuation(choice[1][:, token >= 0])
         found = routing.fluctuation_counts(log, 1)
         np.testing.assert_array_equal(found, np.bincount(last + 1, minlength=21))
+        curve = series.fluctuation(log, 1, 100)
         for percent in (0, 20, 50):
-            self.assertEqual(routing.share_after(found, log.probe_step, 100, percent),
-                             routing.still_changing(last, log.probe_step, 100, percent))
+            late = [0 <= row and log.probe_step[row] > percent for row in last]
+            self.assertEqual(routing.share_after(found, log.probe_step, 100, percent), np.mean(late))
+            self.assertAlmostEqual(1 - curve.y[np.flatnonzero(curve.x <= percent / 100)[-1]], np.mean(late))
 
     def test_memory_does_not_grow_with_the_log(self) -> None:
         """5 million assignments of 50 MB in a process of its own, beside 50 thousand."""

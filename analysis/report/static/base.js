@@ -1,7 +1,9 @@
-// What everything else uses: elements, numbers as text, colours of the two themes.
+// What everything else uses: elements, numbers as text, colours of the two themes. Colours of data, and words that
+// other figures have too, come with the data (analysis/look.py).
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = DATA.runs;
+const LOOK = DATA.look, LABELS = LOOK.labels;
 const SEVERAL = RUNS.length > 1;
 
 // What the reader has chosen; parts that depend on it draw themselves again.
@@ -9,7 +11,7 @@ const state = {
   run: 0,
   layer: 0,
   unit: "loss",
-  smooth: 0.02,
+  smooth: LOOK.smoothing[0],
   balance: "max_over_mean",
   view: "cards",
   flow: "ribbons"
@@ -60,7 +62,9 @@ function seconds(value) {
 
 // ---- colours ----
 
-// Colours of Okabe and Ito, which differ for every kind of colour vision; lighter ones on dark ground.
+const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+
+// Of what is no data.
 const THEMES = {
   light: {
     ground: "#ffffff",
@@ -69,10 +73,6 @@ const THEMES = {
     line: "#e4e7ec",
     strong: "#aab2bf",
     accent: "#0b62b0",
-    runs: ["#0072b2", "#d55e00", "#009e73", "#b85c93", "#c58a00", "#3aa0dc", "#5f6773"],
-    low: [44, 86, 151],
-    middle: [246, 246, 244],
-    high: [179, 88, 6],
     none: "#eceef1",
     ramp: [[247, 249, 252], [178, 205, 231], [74, 139, 194], [8, 69, 124], [3, 33, 67]],
   },
@@ -83,15 +83,15 @@ const THEMES = {
     line: "#2b323c",
     strong: "#5c6776",
     accent: "#78b9ff",
-    runs: ["#5cb3f0", "#ff8d52", "#34c79f", "#e59ccb", "#efc24d", "#9aa8ff", "#b6bdc9"],
-    low: [96, 165, 238],
-    middle: [29, 34, 41],
-    high: [245, 158, 66],
     none: "#22272f",
     ramp: [[26, 31, 38], [27, 62, 98], [38, 110, 166], [101, 172, 226], [214, 236, 255]],
   },
 };
 const darkMode = matchMedia("(prefers-color-scheme: dark)");
+for (const [name, theme] of Object.entries(THEMES)) {
+  const [low, middle, high] = LOOK.load[name].map((colour) => rgb(colour));
+  Object.assign(theme, {runs: LOOK.lines[name], eighth: LOOK.eighth[name], low, middle, high});
+}
 const colours = () => THEMES[darkMode.matches ? "dark" : "light"];
 
 const DASHES = ["", "7 4", "2 3", "9 3 2 3", "1 4", "12 4"];
@@ -102,31 +102,14 @@ const lineColour = (k) => colours().runs[k % colours().runs.length];
 // Runs that differ in their seed alone have one colour.
 const runColour = (i) => lineColour(RUNS[i].group);
 
-// Phases of an update: blue the backbone, orange what experts take, green the update of the parameters.
-const PHASES = {
-  data: "#b9b4d8",
-  embedding: "#a6cee3",
-  norm: "#7fb2d6",
-  linear: "#3f87bd",
-  attention: "#14568f",
-  head: "#7d8cc4",
-  route: "#f7d488",
-  plan: "#f2b84b",
-  pack: "#f0975a",
-  transfer: "#d95f02",
-  experts: "#9c4a1a",
-  combine: "#c98a5e",
-  reduction: "#7cc7a2",
-  optimizer: "#1f8a5f",
-  other: "#9aa1ab",
-};
-const phaseColour = (name, i) => PHASES[name] || expertColour(i, 24);
+// Phases of an update, and those that a later program may have.
+const phaseColour = (name, i) => LOOK.phases[name] || expertColour(i, 24);
 
 // Few experts have the colours above; many go round the circle of hues by the golden angle, in three lightnesses.
 // Their numbers always stand beside the colour.
 function expertColour(e, n) {
   if (n <= colours().runs.length) return colours().runs[e % colours().runs.length];
-  if (n === 8) return [...colours().runs, darkMode.matches ? "#d9d36a" : "#7a5c2e"][e];
+  if (n === 8) return [...colours().runs, colours().eighth][e];
   const light = (darkMode.matches ? [66, 76, 58] : [42, 54, 34])[e % 3];
   return hslHex((e * 137.508) % 360, 62, light);
 }
@@ -140,7 +123,6 @@ function hslHex(hue, saturation, lightness) {
   };
   return `#${channel(0)}${channel(8)}${channel(4)}`;
 }
-const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 const mix = (a, b, t) => a.map((value, i) => Math.round(value + (b[i] - value) * t));
 const css = (colour) => `rgb(${colour.join(",")})`;
 

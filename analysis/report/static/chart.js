@@ -22,18 +22,8 @@ function atLeast(x, value) {
   return low;
 }
 
-// Centred mean over a share of the points; it narrows towards the beginning, where losses fall fast.
-function smoothed(line, share) {
-  const half = Math.floor((line.y.length * share) / 2);
-  if (half < 1) return line;
-  const sums = [0];
-  line.y.forEach((value, i) => sums.push(sums[i] + value));
-  const y = line.y.map((_, i) => {
-    const reach = Math.min(half, i), high = Math.min(line.y.length, i + reach + 1);
-    return (sums[high] - sums[i - reach]) / (high - i + reach);
-  });
-  return {...line, y};
-}
+// A line as its running mean over a share of it, where the data has that; 0: every point.
+const smoothed = (line, share) => (share && line.mean && line.mean[share] ? {...line, y: line.mean[share]} : line);
 
 // The entries of a legend, in rows; a click hides and shows. Returns the height.
 function drawLegend(figure, entries, left, width) {

@@ -1,12 +1,12 @@
 // The sections about one run and one of its MoE layers.
 
 function loadDetail() {
-  return section("map", "Load of each expert", null, detail((run, layer) => {
+  return section("map", LABELS.loads, null, detail((run, layer) => {
     if (!layer || !layer.heat) return nothing(lacking(run, "no routing log with loads (log.load_every)"));
     return loadMap({
-      title: whose(run, "Load of each expert"), key: keyOf(run, "loads"),
+      title: whose(run, LABELS.loads), key: keyOf(run, "loads"),
         get: () => ({
-          ...layer.heat, mark: run.switch ? { x: run.switch - 0.5 } : null
+          ...layer.heat, mark: run.switch ? { x: run.switch_at.update } : null
         }),
              note: `One row per expert; colour is its load over the mean load.${
                run.switch ? " Dashed: stage 2 begins." : ""} Drag over the figure to look closer.`
@@ -26,7 +26,7 @@ function routersDetail() {
           name: `MoE layer ${m}, training tokens`,
           colour: lineColour(m),
           layer: m,
-          ...pct(smoothed(layer.agreement.train, 0.02)),
+          ...pct(smoothed(layer.agreement.train, LOOK.smoothing[0])),
           faint: pct(layer.agreement.train)
         },
         layer.agreement.probe && {
@@ -44,7 +44,7 @@ function routersDetail() {
         title: `Agreement over stage 1${SEVERAL ? ` · ${run.name}` : ""}`,
         key: keyOf(run, "agreement"),
         x: UPDATES,
-        y: {label: "same expert", domain: [0, 100], format: (v) => `${num(v, 3)} %`, tip: (v) => percent(v)},
+        y: {label: LABELS.agreement, domain: [0, 100], format: (v) => `${num(v, 3)} %`, tip: (v) => percent(v)},
         lines,
         legend:
           () => [...run.layers.map(
@@ -184,7 +184,7 @@ function informationFigure(run, layer) {
         legend: () =>
           [{label: "mutual information of token id and expert", colour: lineColour(0), match: (line) => !line.chance},
             {label: "by chance", colour: colours().soft, dash: "2 4", match: (line) => line.chance}],
-        marks: () => (run.switch ? [{ x: run.switch - 0.5, label: "stage 2" }] : []),
+        marks: () => (run.switch ? [{ x: run.switch_at.update, label: "stage 2" }] : []),
         note: `Over ${
           whole.format(
             info

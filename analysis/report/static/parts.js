@@ -15,7 +15,7 @@ const lineName = (i, m) => [SEVERAL ? RUNS[i].name : null,
               : "this run"].filter(Boolean)
                              .join(", ");
 const stageMarks = () => RUNS.map((run, i) => [run, i]).filter(([run]) => run.switch).map(([run, i]) => ({
-  x: run.switch - 0.5, label: SEVERAL ? null : `stage 2 from update ${whole.format(run.switch)}`,
+  x: run.switch_at.update, label: SEVERAL ? null : `stage 2 from update ${whole.format(run.switch)}`,
     colour: SEVERAL ? runColour(i) : null
 }));
 

@@ -152,7 +152,7 @@ function tiles(row) {
       : h("div", {class: "tile"}, h("span", {}, label), h("b", {}, value), more ? h("small", {}, more) : null));
   return h("div", {class: "tiles"},
     tile("Validation perplexity", fixed(row.perplexity, 2), `loss ${fixed(row.valid, 4)}`),
-    tile("Training loss", fixed(row.train, 4), "nats per token"),
+    tile("Training loss", fixed(row.train, 4), LABELS.loss),
     tile("Change after 20 %", percent(row.late), `published BASE ${DATA.paper["20"]} %`),
     tile("Max / mean load", fixed(row.even, 2), "1 is even"),
     tile("Tokens per second", known(row.rate) ? whole.format(row.rate) : "–", "median"));
@@ -162,7 +162,7 @@ function losses() {
   if (!RUNS.some((run) => run.losses.loss || run.losses.valid))
     return section("losses", "Losses", null, nothing("No metrics were found."));
   const shown = (line) => (state.unit === "perplexity" ? {...line, y: line.y.map(Math.exp)} : line);
-  const unit = () => (state.unit === "perplexity" ? "perplexity" : "nats per token");
+  const unit = () => (state.unit === "perplexity" ? "perplexity" : LABELS.loss);
   const lines = (key, faint, more) => RUNS.flatMap((run, i) => {
     const line = run.losses[key];
     if (!line) return [];
@@ -202,7 +202,7 @@ function losses() {
     const base = RUNS.map((run) => run.baselines).find(Boolean);
     const all = RUNS.every((run) => !run.baselines || Math.abs(run.baselines.unigram - base.unigram) < 1e-9);
     if (!base || !all) return [];
-    return [["unigram counts", base.unigram], ["bigram counts", base.bigram]].map(
+    return [[LABELS.unigram, base.unigram], [LABELS.bigram, base.bigram]].map(
       ([label, y]) => ({label, y: state.unit === "perplexity" ? Math.exp(y) : y}));
   };
   const train = {name: "training"}, valid = {name: "validation", colour: 1, style: {points: true, width: 1.5}};
@@ -219,7 +219,9 @@ function losses() {
         redraw();
       }),
     choices(
-      "Training lines", [[0, "every update"], [0.02, "mean of 2 %"], [0.08, "mean of 8 %"]], state.smooth, (v) => {
+      "Training lines",
+      [[0, "every update"], ...LOOK.smoothing.map((share) => [share, `mean of ${num(100 * share)} %`])], state.smooth,
+      (v) => {
         state.smooth = v;
         redraw();
       }));
@@ -227,10 +229,13 @@ function losses() {
     ? [RUNS.some((run) => run.losses.valid) ? chart("Validation", () => lines("valid", false, valid), { levels }) : null, chart("Training", () => lines("loss", true, train), { levels })]
     : [chart("Training and validation", () => [...lines("loss", true, train), ...lines("valid", false, valid)], { levels, height: 340,
       note: "Dotted: what counting tokens, or pairs of tokens, alone reaches on the validation text." })];
-  const term = (key, title, unit, note) => {
+  const term = (key) => {
+    const told = RUNS.map((run) => run.losses[key]).find(Boolean);
+    if (!told) return null;
+    const {title, unit} = told;
     const get = () => RUNS.flatMap((run, i) => (run.losses[key] ? [{
       name: SEVERAL ? run.name : title.toLowerCase(),
-      colour: SEVERAL ? runColour(i) : lineColour(2),
+      colour: SEVERAL ? runColour(i) : lineColour(told.place),
       dash: SEVERAL ? dashOf(i, 0, MAX_LAYERS || 1) : "",
       run: i,
       kind: key,
@@ -238,7 +243,7 @@ function losses() {
       faint: state.smooth && RUNS.length <= 3 ? run.losses[key] : null
     }]
                                                                 : []));
-    return get().length ? lineChart({
+    return lineChart({
       title,
       key: title,
       x: UPDATES,
@@ -246,18 +251,13 @@ function losses() {
       marks: stageMarks,
       lines: get,
       height: 190,
-      legend: () => (SEVERAL ? runLegend(get()) : []),
-      note
-    }).card
-                        : null;
+      legend: () => (SEVERAL ? runLegend(get()) : [])
+    }).card;
   };
   const further = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("term:"))))];
   const gates = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("run:"))))];
   return section("losses", "Losses", null, controls, parts,
-    thirds(term("balance", "Balance loss", "per token"), term("distill", "Distillation loss", "nats per token"),
-      ...further.map((key) => term(key, "Loss term " + key.slice(5), "per token")),
-      ...gates.map((key) => term(key, "Rows that ran behind the gate of " + key.slice(4).replace("_", "/"), "share")),
-      term("grad_norm", "Gradient norm", "before clipping")));
+    thirds(["balance", "distill", ...further, ...gates, "grad_norm"].map(term)));
 }
 
 function fluctuation() {
@@ -269,7 +269,7 @@ function fluctuation() {
       "fluctuation", "Routing fluctuation", lead, nothing("No log with two probes or more (log.probe_every)."));
   const paper = Object.entries(DATA.paper).map(([x, y]) => [Number(x), 100 - y]);
   const base = () => ({
-    name: "BASE, as published",
+    name: LABELS.published,
     colour: colours().soft,
     dash: "2 4",
     points: "diamond",
@@ -278,8 +278,8 @@ function fluctuation() {
     paper: true
   });
   const figure = lineChart({
-    title: "Tokens that change expert no more", key: "fluctuation", height: 360, x: {
-      label: "share of the training (%)",
+    title: LABELS.fluctuation, key: "fluctuation", height: 360, x: {
+      label: `${LABELS.training} (%)`,
       domain: [0, 100],
       tip: (v) => `after ${num(v, 3)} % of the training`,
       format: (v) => `${num(v)} %`
@@ -288,14 +288,14 @@ function fluctuation() {
       lines:
         () => [...layerLines(get), base()],
         legend: () => [...layerLegend(layerLines(get)), {
-          label: "BASE, as published",
+          label: LABELS.published,
           colour: colours().soft,
           dash: "2 4",
           symbol: "diamond",
           match: (line) => line.paper
         }],
         marks: () => RUNS.map((run, i) => [run, i]).filter(([run]) => run.switch).map(([run, i]) => ({
-          x: (100 * (run.switch - 1)) / run.updates, label: SEVERAL ? null : "stage 2",
+          x: run.switch_at.share, label: SEVERAL ? null : "stage 2",
             colour: SEVERAL ? runColour(i) : null
         })),
         note:
@@ -324,33 +324,28 @@ function fluctuation() {
       { key: "name", label: "Run", show: (v, row) => (row.kind ? v : [h("i", { class: "dot", style: `background:${SEVERAL ? runColour(row.index) : lineColour(row.layer)}` }), v]) }, { key: "method", label: "Method" },
       { key: "layer", label: "MoE layer", number: true, show: (v) => (known(v) ? String(v) : "") }, ...Object.keys(DATA.paper).map(share),
       { key: "tokens", label: "Tokens", number: true, show: (v) => (known(v) ? whole.format(v) : "") }, { key: "probes", label: "Probes", number: true, show: (v) => (known(v) ? whole.format(v) : "") }],
-    rows: [...rows, { kind: "paper", name: "BASE, as published", method: "base", ...DATA.paper }], note: "Per cent of the probe's tokens whose last fluctuation step exceeds that share of the training." }));
+    rows: [...rows, { kind: "paper", name: LABELS.published, method: "base", ...DATA.paper }], note: "Per cent of the probe's tokens whose last fluctuation step exceeds that share of the training." }));
 }
 
-const BALANCE = {
-  max_over_mean: ["max / mean", "Load of the fullest expert over the mean load", 1],
-  cv: ["variation", "Coefficient of variation of the loads", 0],
-  entropy: ["entropy", "Entropy of the loads over that of even loads", null],
-  dead: ["dead experts", "Experts without a token", 0]
-};
-
 function loads() {
-  const get = (layer) => layer[state.balance] && smoothed(layer[state.balance], state.balance === "dead" ? 0 : 0.02);
+  const get = (layer) =>
+    layer[state.balance] && smoothed(layer[state.balance], state.balance === "dead" ? 0 : LOOK.smoothing[0]);
+  const shown = () => LOOK.balance.find(({key}) => key === state.balance);
   const lead = "How evenly tokens spread over the experts, before anything is dropped.";
   if (!RUNS.some((run) => run.layers.some((layer) => layer.max_over_mean)))
     return section("loads", "Loads", lead, nothing("Neither the routing logs nor the metrics have loads."));
   const figure = lineChart({
-    title: () => BALANCE[state.balance][1],
+    title: () => shown().title,
     x: UPDATES,
     marks: stageMarks,
     y: {
-      get label() { return BALANCE[state.balance][0]; },
-      get floor() { return BALANCE[state.balance][2]; },
+      get label() { return shown().label; },
+      get floor() { return shown().even; },
       get ceiling() { return state.balance === "entropy" ? 1.002 : null; }
     },
     lines: () => layerLines(get),
     legend: () => layerLegend(layerLines((layer) => layer.max_over_mean)),
-    controls: [choices("Figure", Object.entries(BALANCE).map(([key, [label]]) => [key, label]), state.balance,
+    controls: [choices("Figure", LOOK.balance.map(({key, label}) => [key, label]), state.balance,
       (v) => {
         state.balance = v;
         figure.zoom = null;
@@ -366,9 +361,9 @@ function gates() {
   return section("gates", "Gates and drops",
     "The gate weighs what an expert adds to its token. An assignment is dropped where its expert's capacity is used up.",
     grid(
-      layerFigure((layer) => layer.gate_mean && smoothed(layer.gate_mean, 0.02),
+      layerFigure((layer) => layer.gate_mean && smoothed(layer.gate_mean, LOOK.smoothing[0]),
         {title: "Mean gate", key: "gate mean", y: {label: "gate"}, height: 230, without: "No gates were recorded."}),
-      drops ? layerFigure((layer) => layer.drop && smoothed(layer.drop, 0.02), {
+      drops ? layerFigure((layer) => layer.drop && smoothed(layer.drop, LOOK.smoothing[0]), {
         title: "Dropped assignments",
         key: "drops",
         y: {label: "dropped", floor: 0, format: (v) => `${num(v, 3)} %`},
@@ -380,7 +375,7 @@ function gates() {
 }
 
 function time() {
-  const order = Object.keys(PHASES);
+  const order = Object.keys(LOOK.phases);
   const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length - 1.5);
   const phases = [...new Set(RUNS.flatMap((run) => (run.time ? Object.keys(run.time.phases) : [])))].sort(
     (a, b) => place(a) - place(b));
@@ -390,7 +385,7 @@ function time() {
     colour: runColour(i),
     dash: dashOf(i, 0, MAX_LAYERS || 1),
     run: i,
-    ...smoothed(run.time.rate, 0.02),
+    ...smoothed(run.time.rate, LOOK.smoothing[0]),
     faint: RUNS.length <= 3 ? run.time.rate : null
   }]
                                                                         : []));

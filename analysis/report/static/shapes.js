@@ -51,13 +51,12 @@ function expertLabels(figure, n, area, horizontal) {
   }
 }
 
-// Load of every expert over updates. get(): {edges, rows, switch}.
+// Load of every expert over updates. get(): {edges, rows, highest, mark}.
 function loadMap(options) {
   return makeFigure({
     ...options,
     draw(figure) {
-      const {edges, rows, mark} = options.get(), c = colours(), n = rows.length;
-      const highest = Math.max(2, quantile(rows.flat().filter(known), 0.998));
+      const {edges, rows, highest, mark} = options.get(), c = colours(), n = rows.length;
       const large = figure.card.classList.contains("large");
       const height = large ? Math.max(240, innerHeight - 280) : Math.max(150, Math.min(460, n * 22));
       const area = {left: 46, top: 48, width: figure.width - 58, height};
@@ -65,7 +64,7 @@ function loadMap(options) {
       const place = (v) => area.left + ((v - domain[0]) / (domain[1] - domain[0])) * area.width;
       colourScale(figure, area.left, 6, Math.min(300, area.width * 0.5),
         (t) => loadColour(t < 0.5 ? t * 2 : 1 + (t - 0.5) * 2 * (highest - 1), highest),
-        [[0, "none"], [0.25, "0.5"], [0.5, "1: even"], [1, `${num(highest, 2)} or more`]], "load / mean load");
+        [[0, "none"], [0.25, "0.5"], [0.5, "1: even"], [1, `${num(highest, 2)} or more`]], LABELS.heat);
       figure.svg.append(
         s("clipPath", {id: "loads"}, s("rect", {x: area.left, y: area.top, width: area.width, height})),
         s("g", {"clip-path": "url(#loads)"}, s("image", {
@@ -128,11 +127,6 @@ function loadMap(options) {
       ];
     },
   });
-}
-
-function quantile(values, share) {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : 0;
 }
 
 // Tokens between the experts of consecutive MoE layers. get(): [counts [E][E], ...], one per pair of layers.
