@@ -53,15 +53,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _loss_lines(run: Run) -> list[str]:
-    import math
-
     from analysis import series
 
     lines, line, valid, best = [], series.loss(run), series.valid_loss(run), series.best(run)
     if line.known:
-        lines.append(f"training {line.end:.4f} nats per token (mean of the last 1/{line.tail} of the updates)")
+        lines.append(f"training {line.end:.4f} nats per {run.item} (mean of the last 1/{line.tail} of the updates)")
     if best:
-        lines.append(f"validation {valid.end:.4f} (perplexity {math.exp(valid.end):.2f}) at update "
+        lines.append(f"validation {valid.end:.4f} ({series.quality(run, 2)}) at update "
                      f"{int(valid.x[-1]):,}; best {best.value:.4f} at {best.update:,}")
     if run.metrics is not None and run.baselines is not None:
         lines.append(f"counting alone: unigram {run.baselines.unigram:.4f}, "
@@ -79,7 +77,8 @@ def _load_lines(run: Run) -> list[str]:
         even = series.balance(run, layer)
         if even:
             lines.append(f"moe{layer}  max/mean {even['max_over_mean'].end:.2f}  cv {even['cv'].end:.2f}  "
-                         f"entropy {even['entropy'].end:.3f}  experts without tokens {even['dead'].end:.1f}  "
+                         f"entropy {even['entropy'].end:.3f}  experts without "
+                         f"{'patches' if run.is_images else 'tokens'} {even['dead'].end:.1f}  "
                          f"dropped {100 * series.drop(run, layer).end:.2f} %")
     return lines
 

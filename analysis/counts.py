@@ -157,10 +157,11 @@ class LayerCounts:
 
 
 def count_layer(log: RoutingLog, layer: int, found: Records | None = None, vocabulary: int = 1,
-                tick: Tick | None = None) -> LayerCounts:
+                tick: Tick | None = None, period: int = 0) -> LayerCounts:
     """Count token ids, gates and drops by expert of one MoE layer over all tokens of some records.
 
     found: None: every record. vocabulary: rows of the table to begin with; it grows where an id is larger.
+    period: of images, their patches: an id counts by its place in the image, id modulo this; 0: as it is.
     """
     experts = log.n_experts
     counts = LayerCounts(np.zeros((max(1, vocabulary), experts), np.int64),
@@ -171,6 +172,7 @@ def count_layer(log: RoutingLog, layer: int, found: Records | None = None, vocab
         expert = chosen(expert)
         known = (expert >= 0) & (ids >= 0)[..., None]
         column = expert[known]
+        ids = ids % period if period else ids
         counts.token_expert = _add(counts.token_expert,
                                    np.broadcast_to(ids[..., None], expert.shape)[known], column)
         values = gate[known]

@@ -126,7 +126,7 @@ def _draw_task_loss(ax: Axes, run: Run, line: series.Line) -> list[tuple[float, 
     if valid.known:
         ax.plot(valid.x, valid.y, color=VERMILION, linewidth=1.2, marker="o", markersize=4,
                 markerfacecolor="white", markeredgewidth=1.3)
-        labels.append((valid.end, f"validation {valid.end:.3f}\n(perplexity {np.exp(valid.end):.1f})", VERMILION))
+        labels.append((valid.end, f"validation {valid.end:.3f}\n({series.quality(run, 1)})", VERMILION))
         shown.append(valid.y)
     for name in ("unigram", "bigram") if run.baselines is not None else ():
         value = getattr(run.baselines, name)
@@ -172,7 +172,7 @@ def losses(run: Run, path: Path) -> None:
     top, *lower = axes[:, 0]
     labels = _draw_task_loss(top, run, line)
     top.set_xlim(min(1, line.x[0]) - 0.5, line.x[-1] + 0.5)
-    top.set_ylabel(f"cross entropy ({LABELS['loss']})")
+    top.set_ylabel(f"cross entropy (nats per {run.item})")
     _title(top, "Loss", run)
     for ax, term in zip(lower, terms):
         _draw_term(ax, term)

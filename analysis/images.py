@@ -26,8 +26,15 @@ PUBLISHED = {"cnn": (78.6, 89.5, 92.7, 94.0, 94.5, 95.2), "pmoe-separate": (82.3
              "pmoe-joint": (89.1, 94.3, 94.7, 95.5, 95.2, 96.6)}
 """Test accuracy of pMoE's experiment A in per cent, read off the paper's figure by eye."""
 
-PATTERN_SAMPLES, PATTERN_L = (20, 40, 80, 160, 320), (1, 2, 4, 8, 16)
-DIGIT_SAMPLES = (200, 700, 2000, 7000)
+GRID_MACS = {"cnn": 16 * 784 * 40, "pmoe-separate": 16 * 784 * 2 + 2 * 2 * 784 * 20,
+             "pmoe-joint": 16 * 784 * 8 + 8 * 6 * 784 * 5}
+"""Multiply-accumulates of an image: the router's on all 16 patches, the filters' on those that experts take."""
+
+PATTERN_SAMPLES, PATTERN_L, PATTERN_PATCHES = (10, 20, 40, 80, 160, 320), (1, 2, 4, 8, 16), 16
+PATTERN_UPDATES, PATTERN_ROUTER_UPDATES, PATTERN_LEVEL = 3000, 200, 99
+"""Updates of the filters and of the router, for any number of samples; accuracy in per cent that counts as success."""
+
+DIGIT_SAMPLES, DIGIT_UPDATES = (200, 700, 2000, 7000), 750
 PASSES, BATCH = 150, 20
 
 
@@ -62,13 +69,15 @@ def grids(seed: int) -> list[Case]:
 
 def patterns(seed: int) -> list[Case]:
     cases = []
+    same = {"run.seed": seed, "model.width": 64, "train.updates": PATTERN_UPDATES}
     for samples in PATTERN_SAMPLES:
         for taken in PATTERN_L:
-            own = {**settings_of(samples, BATCH, PASSES, 100), "run.seed": seed, "model.width": 64,
-                   "router.pmoe.patches": taken, "model.cnn.pool": "chosen", "router.pmoe.deviation": 0.01}
+            own = {**settings_of(samples, BATCH, 1), **same, "router.pmoe.patches": taken, "model.cnn.pool": "chosen",
+                   "router.pmoe.deviation": 0.01, "router.stage1_updates": PATTERN_ROUTER_UPDATES,
+                   "train.updates": PATTERN_UPDATES + PATTERN_ROUTER_UPDATES}
             cases.append(Case(f"l{taken}-{samples}-{seed}", "pmoe-separate", f"patterns-{seed}.h5", own))
-        own = {**settings_of(samples, BATCH, PASSES), "run.seed": seed, "model.width": 64}
-        cases.append(Case(f"cnn-{samples}-{seed}", "cnn", f"patterns-{seed}.h5", own))
+        cases.append(Case(f"cnn-{samples}-{seed}", "cnn", f"patterns-{seed}.h5",
+                          {**settings_of(samples, BATCH, 1), **same}))
     return cases
 
 
@@ -76,7 +85,7 @@ def digits(seed: int) -> list[Case]:
     cases = []
     for samples in DIGIT_SAMPLES:
         for config in ("deep", "deep-dense"):
-            own = {**settings_of(samples, 64, 1), "run.seed": seed, "train.updates": 1500}
+            own = {**settings_of(samples, 64, 1), "run.seed": seed, "train.updates": DIGIT_UPDATES}
             cases.append(Case(f"{config}-{samples}-{seed}", config, f"digits-{seed}.h5", own))
     return cases
 
@@ -109,8 +118,8 @@ class Runner:
                 raise SystemExit("images of digits are needed: --images and --labels, or STABLEMOE_DIGITS; see --help")
             files = ["--images", self.images, self.labels]
         options = {"grids": ["--grid", "4x4", "--signal", "0,1", "--samples", "1000,100,1000"],
-                   "patterns": ["--synthetic", "patterns", "--patches", 16, "--dimension", 64, "--sets", 8,
-                                "--delta-d", 0.2, "--delta-r", 0.3, "--spread", 1.0, "--samples", "1000,100,1000"],
+                   "patterns": ["--synthetic", "patterns", "--patches", 16, "--dimension", 64, "--sets", 32,
+                                "--delta-d", 0.6, "--delta-r", 0.3, "--spread", 0.5, "--samples", "1000,100,1000"],
                    "digits": ["--patch", "7"]}[name.partition("-")[0]]
         self.call("prepare", *files, *options, "--seed", seed, "-o", path)
         return path
@@ -158,6 +167,37 @@ def table(head: list[str], rows: list[list[str]]) -> None:
     print()
 
 
+def needed(curve: list[tuple[int, float]], level: float) -> float | None:
+    """Samples at which an accuracy comes to `level`, between two sizes by the logarithm of samples; None: at none of
+    them, or at the least already. curve: (samples, accuracy), in order of samples."""
+    for (low, before), (high, after) in zip(curve, curve[1:]):
+        if before < level <= after:
+            return math.exp(math.log(low) + math.log(high / low) * (level - before) / (after - before))
+    return None
+
+
+def mean_curve(out: Path, experiment: str, name: str, sizes: tuple[int, ...],
+               seeds: list[int]) -> list[tuple[int, float]]:
+    """Mean accuracies over the seeds, of the sizes that have any."""
+    found = [(samples, accuracies(out, experiment, f"{name}-{samples}", seeds)) for samples in sizes]
+    return [(samples, statistics.mean(values)) for samples, values in found if values]
+
+
+def own_found(out: Path, experiment: str, name: str, seeds: list[int]) -> list[float]:
+    """Per cent of test images whose deciding patch the expert of their class takes, by seed."""
+    return [50 * sum(result["found"][0][c][c] for c in range(2)) for result in load(out, experiment, name, seeds)]
+
+
+def best_found(out: Path, name: str, seeds: list[int]) -> list[float]:
+    """Per cent of test images whose deciding patch the best expert of their class takes, by seed."""
+    results = load(out, "grids", name, seeds)
+    return [50 * sum(max(expert[c] for expert in result["found"][0][:-1]) for c in range(2)) for result in results]
+
+
+def number(value: float | None, form: str = ",.0f") -> str:
+    return "not reached" if value is None else format(value, form)
+
+
 def print_grids(out: Path, seeds: list[int]) -> None:
     print("Test accuracy in per cent; in brackets as published\n")
     rows = []
@@ -166,39 +206,84 @@ def print_grids(out: Path, seeds: list[int]) -> None:
         for config, published in PUBLISHED.items():
             row.append(f"{spread(accuracies(out, 'grids', f'{config}-{samples}', seeds))} ({published[k]})")
         rows.append(row)
+    rows.append(["multiply-accumulates per image", *(f"{GRID_MACS[config]:,}" for config in PUBLISHED)])
     table(["training images", "CNN", "pMoE, separate", "pMoE, joint"], rows)
+    print("Training images at which the mean accuracy comes to a level, and their ratio to the CNN's\n")
+    rows = []
+    for level in (90, 95):
+        at = {config: needed(mean_curve(out, "grids", config, GRID_SAMPLES, seeds), level) for config in PUBLISHED}
+        paper = {config: needed(list(zip(GRID_SAMPLES, PUBLISHED[config])), level) for config in PUBLISHED}
+        for who, each in (("here", at), ("as published", paper)):
+            rows.append([f"{level} %, {who}"])
+            for value in each.values():
+                ratio = f" ({value / each['cnn']:.2f})" if value and each["cnn"] else ""
+                rows[-1].append(number(value) + ratio)
+    table(["level", "CNN", "pMoE, separate", "pMoE, joint"], rows)
     print("Share of test images, in per cent, whose deciding patch is taken: by its class's expert (separate), by the "
           "best expert of its class (joint)\n")
-    rows = []
-    for samples in GRID_SAMPLES:
-        own, best = [], []
-        for result in load(out, "grids", f"pmoe-separate-{samples}", seeds):
-            own.append(50 * sum(result["found"][0][c][c] for c in range(2)))
-        for result in load(out, "grids", f"pmoe-joint-{samples}", seeds):
-            experts = result["found"][0][:-1]
-            best.append(50 * sum(max(expert[c] for expert in experts) for c in range(2)))
-        rows.append([f"{samples:,}", spread(own), spread(best)])
-    table(["training images", "separate, l = 2", "joint, l = 6"], rows)
+    table(["training images", "separate, l = 2", "joint, l = 6"],
+          [[f"{samples:,}", spread(own_found(out, "grids", f"pmoe-separate-{samples}", seeds)),
+            spread(best_found(out, f"pmoe-joint-{samples}", seeds))] for samples in GRID_SAMPLES])
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Exponent a of y = c x^a by least squares in logarithms."""
+    x, y = ([math.log(p[i]) for p in points] for i in range(2))
+    mx, my = statistics.mean(x), statistics.mean(y)
+    return sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
+
+
+def print_needed(out: Path, seeds: list[int]) -> None:
+    """Samples against n / l: the theory bounds the CNN's over those of pMoE (separate) by (n / l)^8."""
+    at = {name: needed(mean_curve(out, "patterns", name, PATTERN_SAMPLES, seeds), PATTERN_LEVEL)
+          for name in ["cnn", *(f"l{taken}" for taken in PATTERN_L)]}
+    cnn, rows, points = at["cnn"], [], []
+    for taken in PATTERN_L:
+        value = at[f"l{taken}"]
+        if value:
+            points.append((PATTERN_PATCHES / taken, value))
+        rows.append([str(taken), f"{PATTERN_PATCHES / taken:g}", number(value),
+                     f"{cnn / value:.2f}" if cnn and value else ""])
+    rows.append(["CNN", "", number(cnn), ""])
+    print(f"Samples at which the mean accuracy comes to {PATTERN_LEVEL} %\n")
+    table(["l", "n / l", "samples", "CNN's samples over these"], rows)
+    if len(points) > 1:
+        print(f"Least squares over all l that come there: samples ~ (n / l)^{slope(points):.2f}; the theory's bound: "
+              "(n / l)^-8\n")
 
 
 def print_patterns(out: Path, seeds: list[int]) -> None:
-    print("Runs with a test accuracy of at least 99 %, of those that ended; mean accuracy in per cent in brackets\n")
-    rows = []
     names = [(f"l{taken}", f"pMoE, separate, l = {taken}") for taken in PATTERN_L] + [("cnn", "CNN")]
+    head = ["model"] + [f"{samples:,} images" for samples in PATTERN_SAMPLES]
+    print(f"Runs with a test accuracy of at least {PATTERN_LEVEL} %, of those that ended; mean accuracy in per cent in "
+          "brackets\n")
+    rows = []
     for name, title in names:
         row = [title]
         for samples in PATTERN_SAMPLES:
             values = accuracies(out, "patterns", f"{name}-{samples}", seeds)
-            won = sum(value >= 99 for value in values)
+            won = sum(value >= PATTERN_LEVEL for value in values)
             row.append(f"{won}/{len(values)} ({statistics.mean(values):.1f})" if values else "")
         rows.append(row)
-    table(["model"] + [f"{samples:,} images" for samples in PATTERN_SAMPLES], rows)
+    table(head, rows)
+    print("Share of test images, in per cent, whose deciding patch the expert of their class takes\n")
+    table(head, [[f"l = {taken}"] + [spread(own_found(out, "patterns", f"l{taken}-{samples}", seeds))
+                                     for samples in PATTERN_SAMPLES] for taken in PATTERN_L])
+    print_needed(out, seeds)
+
+
+def digit_macs(experts: int) -> int:
+    """Multiply-accumulates of an image in configs/images/deep.yml: every patch has one feed-forward layer."""
+    patches, numbers, width, blocks, inner, classes = 16, 49, 64, 4, 128, 10
+    block = patches * (4 * width * width + 2 * width * inner + experts * width) + 2 * patches * patches * width
+    return patches * numbers * width + blocks * block + width * classes
 
 
 def print_digits(out: Path, seeds: list[int]) -> None:
     print("Test accuracy in per cent\n")
     rows = [[f"{samples:,}"] + [spread(accuracies(out, "digits", f"{config}-{samples}", seeds))
                                 for config in ("deep-dense", "deep")] for samples in DIGIT_SAMPLES]
+    rows.append(["multiply-accumulates per image", f"{digit_macs(0):,}", f"{digit_macs(4):,}"])
     table(["training images", "dense", "4 experts in each block"], rows)
 
 

@@ -48,6 +48,7 @@ class Images:
         self.height, self.width, self.channels = (int(size[k]) for k in ("height", "width", "channels"))
         self.patch_height, self.patch_width = int(size["patch_height"]), int(size["patch_width"])
         self.columns = self.width // self.patch_width
+        self.n_patches = self.columns * (self.height // self.patch_height)
         self.patches, self.label, self.place = (self.file[f"{split}/{k}"] for k in ("patches", "label", "place"))
         self.names = bytes(self.file["class_names"][()]).decode().splitlines()
 
@@ -79,32 +80,61 @@ def read_table(path: Path, layer: int) -> list[dict]:
     return lines
 
 
+LEGEND = 10
+"""Experts in a line of the legend."""
+
+FRAMES = 3
+"""Experts that frame their patches; more leave small marks, so that the image can be seen."""
+
+
+def rectangle(x: float, y: float, width: float, height: float, style: str, title: str = "") -> str:
+    text = f"<title>{escape(title)}</title>" if title else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 1):.1f}" height="{max(height, 1):.1f}" {style}>{text}</rect>'
+
+
+def draw_frames(experts: list[int], taken: list[int], box: tuple[float, float, float, float], patch: int) -> list[str]:
+    """Frames of the experts that take a patch, inside each other. box: left, top, width, height."""
+    x, y, width, height = box
+    parts = []
+    for inset, e in ((1 + 2.2 * k, e) for k, e in enumerate(e for e in experts if e in taken)):
+        parts.append(rectangle(x + inset, y + inset, width - 2 * inset, height - 2 * inset,
+                               f'fill="none" stroke="{COLORS[e % len(COLORS)]}" stroke-width="1.8"',
+                               f"expert {e}, patch {patch}"))
+    return parts
+
+
+def draw_marks(experts: list[int], taken: list[int], box: tuple[float, float, float, float], patch: int) -> list[str]:
+    """A small square for each expert that takes a patch, at a place of its own along the lower edge."""
+    x, y, width, height = box
+    size = min(6.0, (width - 4) / 4)
+    columns = max(1, int((width - 4) // (size + 1)))
+    rows = -(-len(experts) // columns)
+    parts = [rectangle(x + 2 + k % columns * (size + 1), y + height - 2 - (rows - k // columns) * (size + 1), size, size,
+                       f'fill="{COLORS[e % len(COLORS)]}" stroke="#000" stroke-width="0.6"', f"expert {e}, patch {patch}")
+             for k, e in enumerate(experts) if e in taken]
+    return parts or [rectangle(x, y, width, height, 'fill="#000" opacity="0.55"')]
+
+
 def draw_image(images: Images, line: dict, experts: list[int], x: float, y: float, scale: float) -> list[str]:
-    """One image with a frame for each patch and expert; frames of several experts lie inside each other."""
+    """One image with the patches that experts take: frames of a few, marks of more, which dim the patches of nobody."""
     i = int(line["image"])
     data = base64.b64encode(png(images.pixels(i))).decode()
     width, height = images.width * scale, images.height * scale
     right = line["class"] == line["predicted"]
     parts = [f'<image x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none" '
              f'style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>']
-    taken: dict[int, int] = {}
-    for e in experts:
-        for patch in line["patches"][e]:
-            left, top = images.corner(patch)
-            inset = 1 + 2.2 * taken.get(patch, 0)
-            taken[patch] = taken.get(patch, 0) + 1
-            parts.append(
-                f'<rect x="{x + left * scale + inset:.1f}" y="{y + top * scale + inset:.1f}" '
-                f'width="{max(images.patch_width * scale - 2 * inset, 1):.1f}" '
-                f'height="{max(images.patch_height * scale - 2 * inset, 1):.1f}" fill="none" '
-                f'stroke="{COLORS[e % len(COLORS)]}" stroke-width="1.8"><title>expert {e}, patch {patch}</title></rect>')
+    draw = draw_frames if len(experts) <= FRAMES else draw_marks
+    for patch in range(images.n_patches):
+        left, top = images.corner(patch)
+        box = (x + left * scale, y + top * scale, images.patch_width * scale, images.patch_height * scale)
+        parts += draw(experts, [e for e in experts if patch in line["patches"][e]], box, patch)
     place = int(line["place"])
     if place >= 0:
         left, top = images.corner(place)
         parts.append(f'<circle cx="{x + (left + images.patch_width) * scale - 5:.1f}" cy="{y + top * scale + 5:.1f}" '
                      'r="3.5" fill="#fff" stroke="#000"><title>the patch that decides the class</title></circle>')
     name, predicted = (escape(images.names[int(line[k])]) for k in ("class", "predicted"))
-    parts.append(f'<text x="{x}" y="{y + height + 13}">image {i}: {name}, predicted {predicted}'
+    parts.append(f'<text x="{x}" y="{y + height + 13}">image {i}: class {name}, predicted {predicted}'
                  f'{"" if right else " (wrong)"}</text>')
     return parts
 
@@ -113,14 +143,17 @@ def drawing(images: Images, lines: list[dict], experts: list[int], columns: int)
     scale = 160 / max(images.width, images.height)
     step_x, step_y = max(images.width * scale, 175) + 14, images.height * scale + 30
     rows = -(-len(lines) // columns)
-    width, height = 14 + columns * step_x, 34 + rows * step_y
+    width = max(14 + columns * step_x, 14 + 74 * min(len(experts), LEGEND))
+    below = 18 * (-(-len(experts) // LEGEND))
+    height = below + 16 + rows * step_y
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
              f'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="#fff"/>']
     for k, e in enumerate(experts):
-        parts.append(f'<rect x="{14 + 74 * k}" y="8" width="10" height="10" fill="none" stroke-width="2" '
-                     f'stroke="{COLORS[e % len(COLORS)]}"/><text x="{28 + 74 * k}" y="17">expert {e}</text>')
+        left, top = 14 + 74 * (k % LEGEND), 8 + 18 * (k // LEGEND)
+        parts.append(f'<rect x="{left}" y="{top}" width="10" height="10" fill="{COLORS[e % len(COLORS)]}"/>'
+                     f'<text x="{left + 14}" y="{top + 9}">expert {e}</text>')
     for k, line in enumerate(lines):
-        parts += draw_image(images, line, experts, 14 + k % columns * step_x, 28 + k // columns * step_y, scale)
+        parts += draw_image(images, line, experts, 14 + k % columns * step_x, below + 10 + k // columns * step_y, scale)
     return "\n".join(parts) + "\n</svg>\n"
 
 

@@ -45,7 +45,7 @@ class Metrics:
         last = max((i for i, name in enumerate(names) if re.match(r"moe\d+_", name) or name == "valid_perplexity"),
                    default=len(names))
         rest = names[last + 1:names.index("seconds")] if "seconds" in names[last + 1:] else []
-        return [name for name in rest if not name.endswith("_run")]
+        return [name for name in rest if not name.endswith(("_run", "accuracy"))]
 
     @property
     def gates(self) -> list[str]:
@@ -80,6 +80,16 @@ class Run:
     notes: list[str]
     corpus: Path | None = None
     """The corpus that used.yml names, where it was found."""
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the model is of images, whose rows are patches."""
+        return self.settings.get("model.family") in ("cnn", "vision")
+
+    @property
+    def item(self) -> str:
+        """What a loss is of: an image or a token."""
+        return "image" if self.is_images else "token"
 
     @property
     def n_layers(self) -> int:
@@ -237,9 +247,11 @@ def _baselines_of(run: Path, corpus: Path | None, settings: dict[str, Scalar], n
         notes.append(f"corpus {named or 'corpus.h5'} not found: no unigram and bigram lines")
         return None
     try:
-        baselines = read_baselines(corpus)
         with h5py.File(corpus, "r") as file:
             present = int(np.uint64(file.attrs.get("fingerprint", 0)))
+            if file.attrs.get("format") in ("stablemoe-images", b"stablemoe-images"):
+                return None  # images have no counts of tokens
+        baselines = read_baselines(corpus)
     except OSError as error:
         notes.append(f"{corpus}: cannot be read: {error}")
         return None

@@ -120,9 +120,9 @@ def loss_terms(run: Run) -> list[Term]:
     """Each loss term that is not zero throughout."""
     if run.metrics is None:
         return []
-    named = [("balance", "balance", "Balance loss", "per token", 2),
-             ("distill", "distill", "Distillation loss", "nats per token", 3)]
-    named += [(name, f"term:{name}", f"Loss term {name}", "per token", colour)
+    named = [("balance", "balance", "Balance loss", f"per {run.item}", 2),
+             ("distill", "distill", "Distillation loss", f"nats per {run.item}", 3)]
+    named += [(name, f"term:{name}", f"Loss term {name}", f"per {run.item}", colour)
               for name, colour in zip(run.metrics.further_terms, cycle(range(6)))]
     stage, terms = run.metrics.column("stage"), []
     for column, key, title, unit, colour in named:
@@ -159,8 +159,27 @@ def best(run: Run) -> Best | None:
     return Best(int(line.x[row]), float(line.y[row]))
 
 
+def accuracy(run: Run) -> Line:
+    """Of images: share of each update's batch that is predicted."""
+    return _of_metrics(run, "accuracy", 50)
+
+
+def valid_accuracy(run: Run) -> Line:
+    """Of images: share of the validation split that is predicted; of the updates that have one, its end the last."""
+    line = _of_metrics(run, "valid_accuracy")
+    rows = np.isfinite(line.y)
+    return Line(line.x[rows], line.y[rows], None, max(1, int(rows.sum())))
+
+
+def quality(run: Run, digits: int) -> str:
+    """The last evaluation in words: perplexity, of images accuracy."""
+    if run.is_images:
+        return f"accuracy {100 * valid_accuracy(run).end:.{digits}f} %"
+    return f"perplexity {np.exp(valid_loss(run).end):.{digits}f}"
+
+
 def rate(run: Run) -> Line:
-    """Tokens per second."""
+    """Tokens per second, of images images."""
     return _of_metrics(run, "tokens_per_s")
 
 

@@ -80,6 +80,8 @@ def _end(line: series.Line, scale: float = 1, digits: int = 5) -> float | int | 
 
 def _losses(run: Run) -> Data:
     out: Data = {"loss": line_of(series.loss(run), 6, series.SMOOTHING), "valid": line_of(series.valid_loss(run), 8, ())}
+    out["accuracy"] = line_of(series.accuracy(run), 6, series.SMOOTHING, 100)
+    out["valid_accuracy"] = line_of(series.valid_accuracy(run), 6, (), 100)
     for term in [*series.loss_terms(run), *series.further(run)]:
         line = line_of(term.line, 6, series.SMOOTHING)
         out[term.key] = line and {**line, "title": term.title, "unit": term.unit, "place": term.colour}
@@ -151,6 +153,8 @@ def _ends(run: Run) -> Data:
         out["train"] = _end(loss, 1, 6)
     if best is not None:
         out |= {"valid": valid.end, "best": best.value}
+    if series.valid_accuracy(run).known:
+        out["accuracy"] = 100 * series.valid_accuracy(run).end
     tokens = run.metrics.column("tokens")
     if np.isfinite(tokens[-1:]).any():
         out["tokens"] = int(tokens[-1])
@@ -164,15 +168,15 @@ def _switch(run: Run) -> Data | None:
 
 
 def _evaluations(run: Run) -> Data:
-    """Perplexities of the splits by `stablemoe evaluate --json`, kept as RUN/<split>.json."""
-    out = {}
+    """Perplexities, of images accuracies, of the splits by `stablemoe evaluate --json`, kept as RUN/<split>.json."""
+    out, what = {}, "accuracy" if run.is_images else "perplexity"
     for split in ("valid", "test"):
         try:
-            value = json.loads((run.path / f"{split}.json").read_text(encoding="utf-8"))["perplexity"]
+            value = json.loads((run.path / f"{split}.json").read_text(encoding="utf-8"))[what]
             out[split] = float(f"{float(value):.8g}")
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return {f"perplexity_{split}": value for split, value in out.items() if math.isfinite(value)}
+    return {f"{what}_{split}": value for split, value in out.items() if math.isfinite(value)}
 
 
 def state_notes(run: Run) -> list[str]:
@@ -198,6 +202,7 @@ def collect(run: Run, name: str, quiet: bool = False) -> Data:
     method = run.settings.get("router.method") or (run.log.method if run.log is not None else "")
     data: Data = {
         "name": name, "method": "dense" if series.is_dense(run) else str(method), "settings": run.settings,
+        "images": run.is_images,
         "updates": run.updates_done, "planned": run.updates_planned, "switch": run.switch, "switch_at": _switch(run),
         "n_layers": run.n_layers, "n_experts": series.n_experts(run),
         "ends": _ends(run) | _evaluations(run), "losses": _losses(run), "time": _time(run), "layers": layers,

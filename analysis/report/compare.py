@@ -64,7 +64,8 @@ def warnings(runs: list[Run], data: list[Data]) -> list[str]:
     names = [entry["name"] for entry in data]
     prints = [fingerprint(run) for run in runs]
     if len({p for p in prints if p}) > 1:
-        found.append("these runs are over different corpora: their losses and what they say of tokens cannot be "
+        rows = "patches" if all(entry.get("images") for entry in data) else "tokens"
+        found.append(f"these runs are over different corpora: their losses and what they say of {rows} cannot be "
                      f"compared ({_groups(names, prints)})")
     probes = [run.log.probe_token.tobytes() if run.log is not None and run.log.n_probe else b"" for run in runs]
     if len({p for p in probes if p}) > 1 and not found:
@@ -72,7 +73,7 @@ def warnings(runs: list[Run], data: list[Data]) -> list[str]:
                      f"({_groups(names, probes)})")
     batches = [(run.settings.get("train.batch_sequences"), run.settings.get("model.context")) for run in runs]
     if len(set(batches)) > 1:
-        found.append("these runs have updates of different numbers of tokens: the same update is not the same "
+        found.append("these runs have updates of different sizes: the same update is not the same "
                      f"amount of training ({_groups(names, batches)})")
     done = [entry["updates"] for entry in data]
     if len(set(done)) > 1:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis import counts, routing
+from analysis.report import images
 from analysis.report.progress import Progress
 from analysis.run import Run, trained_on
 from analysis.text import Vocabulary, read_vocabulary
@@ -151,8 +152,9 @@ def collect(plan: Plan, layers: list[Data], notes: list[str], progress: Progress
     run, log = plan.run, plan.log
     if log is None or log.n_experts < 2:  # one expert takes all: nothing is routed
         return {"flow": [], "passage": None, "counted": None}
-    vocabulary = vocabulary_of(run, notes)
-    rows = len(vocabulary.pieces) if vocabulary else 1
+    patches = images.patches(run)
+    vocabulary = vocabulary_of(run, notes) if not patches else None
+    rows = len(vocabulary.pieces) if vocabulary else max(1, patches)
     recorded = bool(len(plan.settled.step))
     counted = None
     if recorded:
@@ -166,7 +168,7 @@ def collect(plan: Plan, layers: list[Data], notes: list[str], progress: Progress
     flow = []
     for m, layer in enumerate(layers):
         if recorded:
-            found = counts.count_layer(log, m, plan.settled, rows, progress.tick)
+            found = counts.count_layer(log, m, plan.settled, rows, progress.tick, patches)
             table, gate_mean = found.token_expert, found.gate_mean
             layer["gates"] = {"bins": found.gate.sum(0).tolist(), "mean": [_round(float(g)) for g in gate_mean],
                               "dropped": found.n_dropped}
@@ -174,6 +176,7 @@ def collect(plan: Plan, layers: list[Data], notes: list[str], progress: Progress
             table, gate_mean = routing.probe_counts(log, m, -1, rows), None
         if counted and table.sum():
             layer["special"] = _special(table, gate_mean, vocabulary)
+            layer["places"] = images.places(table) if patches else None
             found = counts.mutual_information(table)
             layer["information_end"] = {"mutual": _round(found.mutual), "expert": _round(found.expert),
                                         "token": _round(found.token), "share": _round(100 * found.share)}
@@ -183,4 +186,5 @@ def collect(plan: Plan, layers: list[Data], notes: list[str], progress: Progress
         if counted and m + 1 < len(layers):
             flow.append(_flow_data(counts.count_flow(log, m, plan.settled, progress.tick) if recorded
                                    else routing.probe_flow(log, m)))
-    return {"flow": flow, "passage": _passage(run, vocabulary), "counted": counted}
+    return {"flow": flow, "passage": None if patches else _passage(run, vocabulary), "counted": counted,
+            "pictures": images.pictures(run, plan.settled, notes) if patches else None}

@@ -11,7 +11,7 @@ from analysis import look, routing, series
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("base.js", "save.js", "chart.js", "shapes.js", "table.js", "passage.js", "parts.js", "sections.js",
-           "detail.js", "skips.js", "page.js")
+           "images.js", "detail.js", "skips.js", "page.js")
 """In the order in which they are read; each defines what the later ones use."""
 
 PAGE = """<!doctype html>

@@ -56,7 +56,8 @@ typedef struct smoe_bench {
   int n_updates, n_moe, n_experts, n_slots;  /**< sizes of the arrays in stage[]; K */
   int n_ranks, expert_ranks, n_nodes, cores; /**< R; G; machines; cores of rank 0's machine */
   smoe_precision precision;                  /**< of training */
-  double exchange_row_bytes;                 /**< of a row that travels; 0 without MoE layers */
+  bool images;               /**< what is trained on: images, which tokens_per_s counts then */
+  double exchange_row_bytes; /**< of a row that travels; 0 without MoE layers */
   int64_t vocabulary, shared_parameters, expert_parameters, frozen_parameters;
 } smoe_bench;
 

@@ -227,7 +227,8 @@ struct smoe_router {
   bool compiled;        /**< the table is filled, and stays as it is */
   double
       typical_slots; /**< slots that a token has in training, where that is not K: for plans of memory and FLOP */
-  bool draws_alike; /**< whole updates go to few experts by design, which is no collapse */
+  bool draws_alike;    /**< whole updates go to few experts by design, which is no collapse */
+  bool shut_in_stage1; /**< gates are 0 in stage 1 by design: the router learns alone */
 };
 
 /** All methods, NULL-terminated. */

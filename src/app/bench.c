@@ -1,8 +1,10 @@
 #include "stablemoe/bench.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "app.h"
+#include "stablemoe/family.h"
 #include "stablemoe/log.h"
 #include "stablemoe/products.h"
 
@@ -46,7 +48,12 @@ static void warn(void) {
 
 static smoe_status bench(const smoe_group *group, const options *o, const smoe_config *config) {
   const smoe_settings *settings = smoe_config_settings(config);
+  const smoe_family *family = smoe_family_of(config);
   smoe_task task;
+  SMOE_CHECK(settings->data.corpus[0] || strcmp(family->task, "language") == 0, SMOE_ERR_CONFIG,
+             "bench: a model of model.family %s (task: %s) is measured on a corpus, made-up tokens are of "
+             "language models alone: set data.corpus",
+             family->name, family->task);
   if (settings->data.corpus[0])
     SMOE_TRY(smoe_task_open(&task, config, group, settings->data.corpus));
   else
@@ -79,7 +86,7 @@ const smoe_command smoe_command_bench = {
     .title = "speed, beside what the machine's GEMM allows",
     .text = "Time updates of a configuration, in both stages where the routing method has two, and compare "
             "them with the machine's matrix product on the same shapes. Nothing is saved. Where data.corpus "
-            "is not set, tokens are random with the frequencies of Zipf's law.",
+            "is not set, tokens of language models are random with the frequencies of Zipf's law.",
     .example = "mpirun -n 2 stablemoe bench configs/stable.yml",
     .usage = "one CONFIG",
     .min_args = 1,

@@ -174,6 +174,25 @@ static smoe_status evaluate(const smoe_group *group, const options *o, smoe_app_
   return smoe_group_agree(group, group->rank == 0 ? finish(o, m, v, &e) : SMOE_OK);
 }
 
+/* Options of one kind of model alone. */
+static smoe_status check_options(const options *o, const smoe_app_model *m, const char *path) {
+  const bool language = smoe_task_is_language(&m->task), images = smoe_task_is_images(&m->task);
+  const char *const of_tokens = o->tokens      ? "tokens"
+                                : o->documents ? "documents"
+                                : o->experts   ? "experts"
+                                               : NULL;
+  SMOE_CHECK(
+      !images || (!of_tokens && !o->translations), SMOE_ERR_CONFIG,
+      "--%s: '%s' is a model of images; --images FILE writes what it predicts, and the patches that each "
+      "expert takes",
+      of_tokens ? of_tokens : "translations", path);
+  SMOE_CHECK(images || !o->images, SMOE_ERR_CONFIG, "--images: '%s' is a %s model, which reads none", path,
+             language ? "language" : "translation");
+  SMOE_CHECK(!language || !o->translations, SMOE_ERR_CONFIG,
+             "--translations: '%s' is a language model, which does not translate", path);
+  return SMOE_OK;
+}
+
 static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
   const options *o = values;
   smoe_app_model m;
@@ -182,6 +201,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   char path[4096];
   SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
   smoe_status status = smoe_app_task_open(&m, group, path, &opening);
+  if (status == SMOE_OK) status = check_options(o, &m, arguments->word[0]);
   if (status == SMOE_OK && smoe_task_is_images(&m.task)) {
     status =
         smoe_evaluate_images(&m, (smoe_split)o->split, SPLITS[o->split], o->sequences, o->json, o->images);
@@ -195,12 +215,6 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
     return status;
   }
   smoe_app_model_close(&m);
-  if (status == SMOE_OK && o->translations)
-    status = SMOE_FAIL(SMOE_ERR_CONFIG, "--translations: '%s' is a language model, which does not translate",
-                       arguments->word[0]);
-  if (status == SMOE_OK && o->images)
-    status = SMOE_FAIL(SMOE_ERR_CONFIG, "--images: '%s' is a language model, which reads none",
-                       arguments->word[0]);
   if (status != SMOE_OK) return status;
   status = smoe_app_model_open(&m, group, path, &opening);
   if (status == SMOE_OK) status = evaluate(group, o, &m, &v);

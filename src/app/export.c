@@ -117,7 +117,11 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   if (status == SMOE_OK && o->layout != SMOE_LAYOUT_OWN) {
     status = smoe_export_layout((smoe_layout)o->layout, path, config, o->output);
   } else {
-    if (status == SMOE_OK) status = find_tokenizer(&corpus, o, &meta, path);
+    const bool images = status == SMOE_OK && strcmp(smoe_family_of(config)->task, "images") == 0;
+    if (images && o->corpus)
+      status =
+          SMOE_FAIL(SMOE_ERR_CONFIG, "--corpus: '%s' is a model of images, which has no tokenizer", path);
+    if (status == SMOE_OK && !images) status = find_tokenizer(&corpus, o, &meta, path);
     if (status == SMOE_OK) status = write_export(o, path, config, &meta, &corpus);
   }
   smoe_corpus_close(&corpus);

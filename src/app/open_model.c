@@ -72,6 +72,11 @@ smoe_status smoe_app_task_open(smoe_app_model *m, const smoe_group *group, const
   SMOE_TRY_ALL(group, configure(m, m->file, opening));
   SMOE_TRY(smoe_task_open(&m->task, m->config, group,
                           opening->corpus ? opening->corpus : smoe_app_corpus_path(&m->meta)));
+  if (smoe_task_is_images(&m->task)) {
+    if (m->task.fingerprint != m->meta.fingerprint)
+      smoe_note("'%s' is not the corpus that '%s' was trained on", m->task.images.path, m->file);
+    return SMOE_OK;
+  }
   return smoe_group_agree(
       group, smoe_corpus_check_tokenizer(&m->task.corpus, m->meta.tokenizer, m->meta.fingerprint, m->file));
 }
@@ -85,12 +90,17 @@ smoe_status smoe_app_model_build(smoe_app_model *m, const smoe_model_shape *shap
   return SMOE_OK;
 }
 
-smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, const char *path,
-                                const smoe_app_opening *opening) {
-  SMOE_TRY(smoe_app_task_open(m, group, path, opening));
+smoe_status smoe_app_refuse_images(const smoe_app_model *m) {
   SMOE_CHECK(!smoe_task_is_images(&m->task), SMOE_ERR_CONFIG,
              "'%s' is a model of images: `stablemoe evaluate` gives its accuracy, and there is no text",
              m->file);
+  return SMOE_OK;
+}
+
+smoe_status smoe_app_model_open(smoe_app_model *m, const smoe_group *group, const char *path,
+                                const smoe_app_opening *opening) {
+  SMOE_TRY(smoe_app_task_open(m, group, path, opening));
+  SMOE_TRY(smoe_app_refuse_images(m));
   SMOE_CHECK(smoe_task_is_language(&m->task), SMOE_ERR_CONFIG,
              "'%s' is a translation model; use `stablemoe translate`, or `stablemoe evaluate` for its BLEU",
              m->file);

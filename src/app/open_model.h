@@ -62,6 +62,9 @@ smoe_status smoe_app_model_open(smoe_app_model *out, const smoe_group *group, co
 smoe_status smoe_app_task_open(smoe_app_model *out, const smoe_group *group, const char *path,
                                const smoe_app_opening *opening);
 
+/** Refuse a model of images, for commands that read or write text. Local. Errors: SMOE_ERR_CONFIG. */
+smoe_status smoe_app_refuse_images(const smoe_app_model *model);
+
 /** The second: the model in a shape, in place of one that is there. Collective. Errors: agreed. */
 smoe_status smoe_app_model_build(smoe_app_model *model, const smoe_model_shape *shape);
 

@@ -207,6 +207,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   char path[4096];
   SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
   smoe_status status = smoe_app_task_open(&m, group, path, &opening);
+  if (status == SMOE_OK) status = smoe_app_refuse_images(&m);
   if (status == SMOE_OK && smoe_task_is_language(&m.task))
     status = SMOE_FAIL(SMOE_ERR_CONFIG,
                        "'%s' is a language model: it continues texts by `stablemoe generate`, and "

@@ -93,6 +93,7 @@ static void declare_pmoe(smoe_router *router, smoe_params *params) {
 static void declare_separate(smoe_router *router, smoe_params *params) {
   declare_pmoe(router, params);
   smoe_terms_add(&router->terms, "router");
+  router->shut_in_stage1 = true;
 }
 
 /* Tape: scores, then gates [N, E]. */

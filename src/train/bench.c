@@ -258,6 +258,7 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
   const smoe_group *group = &model->params.group;
   smoe_step step;
   describe(bench, model, options);
+  bench->images = smoe_task_is_images(task);
   SMOE_TRY(smoe_step_create(&step, model, task));
   smoe_params_initialise(&model->params, (uint64_t)settings->run.seed);
   bench->n_stages = model->n_moe && model->moe[0]->router.ops->two_stages ? 2 : 1;

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "stablemoe/bench.h"
 #include "stablemoe/json.h"
@@ -26,16 +27,20 @@ static void print_phases(const smoe_bench *bench, FILE *out) {
 }
 
 static void print_table(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, FILE *out) {
-  fprintf(out, "%d rank%s; width %lld, %lld blocks, context %lld, %lld MoE layer%s of %lld experts\n",
-          n_ranks, n_ranks == 1 ? "" : "s", (long long)settings->model.width,
-          (long long)settings->model.blocks, (long long)settings->model.context,
-          (long long)settings->moe.layers, settings->moe.layers == 1 ? "" : "s",
-          (long long)settings->moe.experts);
+  fprintf(out, "%d rank%s; width %lld, ", n_ranks, n_ranks == 1 ? "" : "s", (long long)settings->model.width);
+  if (strcmp(settings->model.family, "cnn") != 0)
+    fprintf(out, "%lld blocks, ", (long long)settings->model.blocks);
+  fprintf(out, "context %lld, ", (long long)settings->model.context);
+  if (bench->n_moe == 0)
+    fputs("no MoE layer\n", out);
+  else
+    fprintf(out, "%d MoE layer%s of %d experts\n", bench->n_moe, bench->n_moe == 1 ? "" : "s",
+            bench->n_experts);
   for (int s = 0; s < bench->n_stages; s++) {
     const smoe_bench_stage *stage = &bench->stage[s];
-    fprintf(out, "  stage %d      %10.1f ms per update  %10.0f tokens/s  %8.2f GFLOP/s  loss %.9g\n",
-            stage->stage, 1e3 * stage->seconds, stage->tokens_per_s, 1e-9 * bench->flops / stage->seconds,
-            stage->loss);
+    fprintf(out, "  stage %d      %10.1f ms per update  %10.0f %s/s  %8.2f GFLOP/s  loss %.9g\n",
+            stage->stage, 1e3 * stage->seconds, stage->tokens_per_s, bench->images ? "images" : "tokens",
+            1e-9 * bench->flops / stage->seconds, stage->loss);
     if (n_ranks > 1 && isfinite(stage->load_max_over_mean))
       fprintf(out, "               busiest rank's rows over the mean: %.3f\n", stage->load_max_over_mean);
   }

@@ -3,11 +3,11 @@
 #include <math.h>
 #include <string.h>
 
+#include "announce.h"
 #include "open_log.h"
 #include "patience.h"
 #include "replay.h"
 #include "resume.h"
-#include "stablemoe/bench.h"
 #include "stablemoe/checkpoint.h"
 #include "stablemoe/initial.h"
 #include "stablemoe/io_probe.h"
@@ -58,35 +58,6 @@ static smoe_status check_ranks(const smoe_config *config, const smoe_group *grou
   return SMOE_OK;
 }
 
-/* What a batch script wants to know before it asks for time, or starts ranks. */
-static void print_work(const run *r) {
-  const smoe_settings *settings = r->settings;
-  smoe_note("run directory: %s", settings->run.directory);
-  smoe_note("work: %lld updates of %lld tokens in %lld lanes, %.4g GFLOP each",
-            (long long)settings->train.updates, (long long)smoe_family_batch_tokens(r->config),
-            (long long)settings->train.lanes, smoe_bench_flops(r->model) / 1e9);
-}
-
-/* Text repeated up to four times trains almost like new text, more often less and less (arXiv 2305.16264). */
-static void print_passes(run *r) {
-  enum { MANY = 4 };
-  const double passes = r->task.ops->passes(&r->task, r->settings->train.updates);
-  if (smoe_task_is_language(&r->task)) {
-    smoe_note("data: %.3g passes over the training split", passes);
-  } else {
-    const smoe_pair_padding padding = smoe_pair_sampler_padding(&r->task.train, 0);
-    smoe_note(
-        "data: %.3g passes over the training split; %.1f %% of the source rows and %.1f %% of the target "
-        "rows are padding",
-        passes, 100 * padding.source, 100 * padding.target);
-  }
-  if (passes > MANY && smoe_task_is_language(&r->task))
-    smoe_warn(
-        "%.3g passes over the training split are many: from about %d on, repeated text teaches less and "
-        "less; use more text, or fewer updates, and watch the validation loss",
-        passes, MANY);
-}
-
 static smoe_status build(run *r, bool plan_only) {
   const smoe_settings *settings = r->settings;
   SMOE_TRY(check_ranks(r->config, r->group));
@@ -95,10 +66,10 @@ static smoe_status build(run *r, bool plan_only) {
   smoe_model_shape shape = {.training = true};
   SMOE_TRY_ALL(r->group, r->task.ops->shape(&r->task, &shape, true));
   SMOE_TRY(smoe_model_create(&r->model, r->config, r->group, &shape, plan_only));
-  if (plan_only) print_work(r);
+  if (plan_only) smoe_announce_work(&r->task, r->model);
   SMOE_TRY_ALL(r->group, smoe_model_print_plan(r->model));
   SMOE_TRY(smoe_step_create(&r->step, r->model, &r->task));
-  print_passes(r);
+  smoe_announce_passes(&r->task);
   return smoe_replay_open(&r->replay, &r->step);
 }
 

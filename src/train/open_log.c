@@ -74,7 +74,7 @@ smoe_routing_log *smoe_open_log(const smoe_model *model, const smoe_task *task) 
   char languages[SMOE_LANGUAGES_MAX * SMOE_LANGUAGE_BYTES] = "";
   char *sides = smoe_alloc(8 * (size_t)model->n_moe + 1); /* "source " each */
   char *gates = gate_names(model);
-  if (!smoe_task_is_language(task)) {
+  if (!smoe_task_is_language(task) && !smoe_task_is_images(task)) {
     describe_sides(model, task, languages, sides);
     shape.languages = languages;
     shape.layer_sides = sides;

@@ -42,7 +42,9 @@ static void watch_routing(smoe_progress *progress, int64_t done, const smoe_step
   for (int m = 0; m < progress->model->n_moe; m++) {
     for (int kind = 0; kind < SMOE_COLLAPSES; kind++) {
       int *lasting = &progress->lasting[m * SMOE_COLLAPSES + kind];
-      const bool designed = kind == SMOE_COLLAPSE_LOAD && progress->model->moe[m]->router.draws_alike;
+      const smoe_router *router = &progress->model->moe[m]->router;
+      const bool designed = (kind == SMOE_COLLAPSE_LOAD && router->draws_alike) ||
+                            (kind == SMOE_COLLAPSE_GATE && router->shut_in_stage1 && result->stage == 1);
       if (designed ||
           !smoe_collapsed((smoe_collapse)kind, &result->layer[m], progress->model->params.n_experts)) {
         *lasting = 0;

@@ -165,8 +165,8 @@ def write_metrics(run: Path, shape: Shape, terms: tuple[str, ...] = ()) -> None:
         x = u / shape.updates
         loss = 3.1 + 5.2 * np.exp(-x * 18) + 1.4 * np.exp(-x * 3.2) + rng.normal() * 0.07
         valid = loss + 0.12 if u % max(1, shape.updates // 20) == 0 else None
-        distill = np.log(shape.experts) * np.exp(-u / (0.5 * shape.stage1)) + 0.3 + 0.03 * rng.normal()
-        balance = 0.002 + 0.06 * np.exp(-u / (0.2 * shape.stage1)) + 0.001 * rng.random()
+        distill = np.log(shape.experts) * np.exp(-u / (0.5 * max(1, shape.stage1))) + 0.3 + 0.03 * rng.normal()
+        balance = 0.002 + 0.06 * np.exp(-u / (0.2 * max(1, shape.stage1))) + 0.001 * rng.random()
         row = [u, 1 if first else 2, u * shape.tokens, loss, balance if first else 0, distill if first else 0]
         row += [6e-4, 0.4, 0.3, 0.2, 0.25, valid, None if valid is None else np.exp(valid)]
         for m in range(shape.layers):
@@ -224,3 +224,42 @@ router:
 train:
   updates: {shape.updates}
 """, encoding="utf-8")
+
+
+def write_images_run(run: Path, experts: int = 3, layers: int = 2, records: int = 4, images: int = 20) -> None:
+    """A run of a model of images of 4 x 4 pixels in 4 patches. Expert e takes patch e of every image; layer 1: patch
+    e + 1; the last patch of layer 0 is nobody's."""
+    shape = Shape(updates=40, stage1=0, layers=layers, experts=experts, tokens=4 * images, probes=1, files=2)
+    write_metrics(run, shape)
+    lines = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    more = ["accuracy,valid_accuracy"] + [f"{u / 80:g},{u / 100 if u % 10 == 0 else ''}" for u in range(1, 41)]
+    write_at = lines[0].split(",").index("seconds")
+    rows = [line.split(",") for line in lines]
+    text = "\n".join(",".join([*row[:write_at], new, *row[write_at:]]) for row, new in zip(rows, more))
+    (run / "metrics.csv").write_text(text + "\n", encoding="utf-8")
+    write_routing(run, shape)
+    for path in (run / "routing").glob("*.h5"):
+        with h5py.File(path, "a") as file:
+            if "probe" in file:
+                del file["probe"]  # there is no probe of images
+    rng = np.random.default_rng(5)
+    with h5py.File(run / "images.h5", "w") as file:
+        file.attrs["format"], file.attrs["fingerprint"] = np.bytes_(b"stablemoe-images"), np.uint64(9)
+        for name, value in (("height", 4), ("width", 4), ("channels", 1), ("patch_height", 2), ("patch_width", 2)):
+            file.attrs[name] = np.int64(value)
+        file["class_names"] = np.void(b"cat\ndog\n")
+        file["train/patches"] = rng.integers(256, size=(images, 4, 4), dtype=np.uint8)
+        file["train/label"], file["train/place"] = np.arange(images) % 2, np.arange(images) % 4
+    with h5py.File(run / "routing" / "step-000000041.h5", "w") as file:
+        file.attrs["format"], file.attrs["version"] = np.bytes_(b"stablemoe-routing"), np.int64(1)
+        file.attrs["method"] = np.bytes_(b"stable")
+        file.attrs["n_layers"], file.attrs["n_experts"] = np.int64(layers), np.int64(experts)
+        file["tokens/step"], file["tokens/place"] = np.arange(1, records + 1), np.arange(4 * images)
+        order = np.stack([rng.permutation(images) for _ in range(records)])
+        file["tokens/id"] = (4 * order[..., None] + np.arange(4)).reshape(records, -1).astype(np.int32)
+        expert = np.stack([np.where((np.arange(4) - m) % 4 < experts, (np.arange(4) - m) % 4, -1) for m in range(layers)])
+        file["tokens/expert"] = np.broadcast_to(np.tile(expert, images)[None, :, :, None],
+                                                (records, layers, 4 * images, 1)).astype(np.int32)
+        file["tokens/gate"] = np.full((records, layers, 4 * images, 1), 0.5, np.float32)
+    (run / "used.yml").write_text(f"data:\n  corpus: images.h5\nmodel:\n  family: vision\n  context: 4\nmoe:\n  experts: "
+                                  f"{experts}\nrouter:\n  method: stable\ntrain:\n  updates: 40\n", encoding="utf-8")

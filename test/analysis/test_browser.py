@@ -226,6 +226,29 @@ class Browser(unittest.TestCase):
         self.assertEqual(len(pictures), 2)
         self.show("light")
 
+    def test_images(self) -> None:
+        """A run of images has sections of its own, and says nothing of tokens."""
+        root = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, root)
+        synthetic.write_images_run(root / "run")
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            assert main(["report", str(root / "run"), "-q", "-o", str(root / "r.html")]) == 0
+        back = self.driver.current_url
+        self.driver.get(f"file://{root / 'r.html'}")
+        self.addCleanup(self.driver.get, back)
+        self.wait("document.querySelectorAll('.pictures svg').length === 12")
+        names = self.js("return [...document.querySelectorAll('#nav a')].map(a => a.getAttribute('href').slice(1))")
+        self.assertEqual(names, ["overview", "losses", "loads", "gates", "time", "map", "experts", "passage", "flow",
+                                 "gate-detail", "settings"])
+        text = self.js("return document.getElementById('main').innerText")
+        self.assertNotRegex(text, r"NaN|undefined|\bnull\b|Infinity")
+        self.assertNotRegex(text.replace("log.tokens_every", "").replace("moe.experts", ""), r"(?i)\btoken|perplexity|text")
+        self.assertIn("accuracy", text.lower())
+        frames = "return document.querySelectorAll('.pictures rect').length"
+        self.assertEqual(self.js(frames), 12 * 3)
+        self.js("document.querySelector('.chip').click()")
+        self.assertEqual(self.js(frames), 12 * 2)
+
 
 
 class Gates(unittest.TestCase):

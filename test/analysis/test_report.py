@@ -87,6 +87,43 @@ class Report(unittest.TestCase):
         self.assertEqual(run["baselines"], {"unigram": 6.42, "bigram": 4.87})
         self.assertEqual(len(run["passage"]["steps"]), 20)
 
+    def test_images(self) -> None:
+        """Accuracies, the places that experts take, and pictures; nothing of tokens."""
+        run = self.root / "images"
+        synthetic.write_images_run(run)
+        (run / "test.json").write_text('{"accuracy": 0.625}', encoding="utf-8")
+        status, _, err = self.call(run)
+        self.assertEqual(status, 0)
+        self.assertNotIn("warning", err)
+        (run,) = self.data()["runs"]
+        self.assertTrue(run["images"])
+        self.assertAlmostEqual(run["ends"]["accuracy"], 40)
+        self.assertEqual((run["ends"]["accuracy_test"], run["losses"]["valid_accuracy"]["y"]), (0.625, [10, 20, 30, 40]))
+        self.assertNotIn("term:accuracy", run["losses"])
+        self.assertEqual((run["passage"], run["baselines"]), (None, None))
+        layer = run["layers"][0]
+        self.assertEqual(layer["places"], [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+        self.assertEqual(run["layers"][1]["places"], [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        self.assertEqual(layer["information_end"]["share"], 100)  # the place decides
+        self.assertEqual([expert["ids"] for expert in layer["special"]], [1, 1, 1])
+        pictures = run["pictures"]
+        self.assertEqual((pictures["update"], len(pictures["items"])), (4, 12))
+        for item in pictures["items"]:
+            self.assertEqual(item["experts"], [[[0], [1], [2], []], [[], [0], [1], [2]]])
+            self.assertEqual((item["label"], item["place"]), (("cat", "dog")[item["image"] % 2], item["image"] % 4))
+            self.assertTrue(item["src"].startswith("data:image/png;base64,"))
+
+    def test_images_without_their_corpus(self) -> None:
+        run = self.root / "images"
+        synthetic.write_images_run(run)
+        (run / "images.h5").unlink()
+        status, _, err = self.call(run)
+        self.assertEqual(status, 0)
+        self.assertIn("images.h5 not found: no images are shown", err)
+        (run,) = self.data()["runs"]
+        self.assertIsNone(run["pictures"])
+        self.assertEqual(run["layers"][0]["places"][0], [1, 0, 0, 0])
+
     def test_page_is_one_file_that_needs_no_network(self) -> None:
         self.call(self.run_a)
         text = self.page.read_text(encoding="utf-8")

@@ -24,6 +24,15 @@ schedule: {kind: constant, warmup: 0}
 log: {load_every: 1, tokens_every: 20}
 """
 
+KINDS = {
+    "joint": [],
+    "cnn": ["moe.layers=0", "model.inner=7"],
+    "separate": ["router.method=pmoe_separate", "moe.experts=2", "model.cnn.output=class", "router.stage1_updates=30"],
+    "deep": ["model.family=vision", "model.heads=2", "model.blocks=2", "router.method=expert_choice",
+             "router.expert_choice.within_sequence=true", "router.expert_choice.evaluation=experts",
+             "train.micro_batches=2", "optimizer.method=adam", "optimizer.lr=0.01"],
+}
+
 
 def png(pixels):
     height, width = pixels.shape
@@ -104,10 +113,49 @@ class Images(p.ProgramTest):
         self.assertEqual((svg.count("<image"), svg.count("<title>expert")), (12, 12 * 6))
 
     def test_resume(self):
-        half = self.command("half", "train.updates=20")
-        self.assertFine(self.program.run(*half, ranks=3))
-        self.assertFine(self.program.run(*self.command("half"), "--resume", ranks=2))
-        self.assertSameRun(self.path("half"), self.whole(), (20, 40, 60))
+        for kind, settings in KINDS.items():
+            with self.subTest(kind):
+                whole, half = f"whole-{kind}", f"half-{kind}"
+                self.assertFine(self.program.run(*self.command(whole, *settings)))
+                self.assertFine(self.program.run(*self.command(half, *settings, "train.updates=20"), ranks=3))
+                self.assertFine(self.program.run(*self.command(half, *settings), "--resume", ranks=2))
+                self.assertSameRun(self.path(half), self.path(whole), (20, 40, 60))
+
+    def test_words_are_of_images(self):
+        done = self.program.run(*self.command("dry"), "--dry-run")
+        self.assertFine(done)
+        self.assertRegex(done.err, r"60 updates of 8 images in 4 lanes")
+        self.assertRegex(done.err, r"data: 4\.29 passes over 112 training images")
+        self.assertNotRegex(done.err, r"padding|nan")
+        done = self.program.run("bench", self.config, "-P", f"data.corpus={self.corpus}", "-n", "2", "-w", "1", ranks=2)
+        self.assertFine(done)
+        self.assertRegex(done.out, r"width 16, context 4, 1 MoE layer of 3 experts\n.* images/s")
+        with p.h5py.File(os.path.join(self.whole(), "routing", "step-000000060.h5")) as log:
+            self.assertNotIn("layer_sides", log.attrs)
+        done = self.program.run("export", self.whole(), "-o", self.path("images.safetensors"))
+        self.assertFine(done)
+
+    def test_refused_of_a_run(self):
+        whole, text = self.whole(), self.path("text")
+        self.assertFine(self.program.run(*self.command("text", "train.updates=10", config=self.program.config,
+                                                       corpus=self.text)))
+        cases = {
+            "generate": (["generate", whole], "model of images"),
+            "route": (["route", whole, self.config], "model of images"),
+            "translate": (["translate", whole, self.config], "model of images"),
+            "tokens": (["evaluate", whole, "--tokens", self.path("bad.tsv")], "--tokens"),
+            "documents": (["evaluate", whole, "--documents", "3"], "--documents"),
+            "experts": (["evaluate", whole, "--experts"], "--experts"),
+            "images": (["evaluate", text, "--images", self.path("bad.tsv")], "language model, which reads none"),
+            "another corpus": (["evaluate", whole, "-c", self.text], "corpus of text"),
+            "bench": (["bench", self.config], "set data.corpus"),
+        }
+        for ranks in (1, 2):
+            jobs = {name: lambda c=case: self.program.run(*c[0], ranks=ranks) for name, case in cases.items()}
+            for name, result in p.several(jobs, 2):
+                with self.subTest(name, ranks=ranks):
+                    self.assertRefused(result, "format" if name == "another corpus" else "config", cases[name][1])
+                    self.assertFalse(os.path.exists(self.path("bad.tsv")))
 
     def test_refused(self):
         cases = {
@@ -122,7 +170,6 @@ class Images(p.ProgramTest):
             "samples": (self.command("bad", "data.train_images=113"), "config", "112 training images"),
             "capacity": (self.command("bad", "moe.capacity_factor=1"), "config", "set it to 0"),
             "ids": (self.command("bad", "model.family=vision", "router.method=hash"), "config", "token ids"),
-            "generate": (["generate", self.whole()], "config", "model of images"),
             "sizes": (["prepare", "--images", self.path("files"), "--patch", "3", "-o", self.path("bad.h5")], "config",
                       "divide"),
         }
@@ -130,8 +177,9 @@ class Images(p.ProgramTest):
         for name, result in p.several(jobs, 3):
             with self.subTest(name):
                 self.assertRefused(result, *cases[name][1:])
-        result = self.program.run(*self.command("bad", "model.context=5"), ranks=2)
-        self.assertRefused(result, "config", "model.context=4")
+            if name != "sizes":
+                with self.subTest(name, ranks=2):
+                    self.assertRefused(self.program.run(*cases[name][0], ranks=2), *cases[name][1:])
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ VARIANTS = {
 # Images of four classes (IMAGES: their corpus): filters on patches, whose results are narrow rows, and a Transformer.
 CNN = ["data.corpus=IMAGES", "model.family=cnn", "model.heads=1", "model.width=6", "model.context=4",
        "optimizer.method=sgd", "moe.identical_experts=false"]
+VARIANTS["images-cnn"] = ([*CNN, "moe.layers=0", "train.micro_batches=2"], None)
 VARIANTS["images-joint"] = ([*CNN, "router.method=pmoe", "router.pmoe.patches=3", "router.pmoe.deviation=0.5",
                              "comm.exchange=two_level", "comm.node_ranks=1"], None)
 VARIANTS["images-separate"] = ([*CNN, "router.method=pmoe_separate", "model.cnn.output=class", "comm.overlap=2",

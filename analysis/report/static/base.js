@@ -6,6 +6,11 @@ const RUNS = DATA.runs;
 const LOOK = DATA.look, LABELS = LOOK.labels;
 const SEVERAL = RUNS.length > 1;
 
+// What is routed and what is counted: patches of images, else tokens.
+const IMAGES = RUNS.every((run) => run.images);
+const ROW = IMAGES ? "patch" : "token", ROWS = IMAGES ? "patches" : "tokens";
+const ITEM = IMAGES ? "image" : "token", LOSS = IMAGES ? "nats per image" : LABELS.loss;
+
 // What the reader has chosen; parts that depend on it draw themselves again.
 const state = {
   run: 0,

@@ -74,16 +74,18 @@ function counted(run) {
   return c.source === "probe"
     ? `Counted over the ${whole.format(c.tokens)} probe tokens at update ${
         whole.format(c.last)}; log.tokens_every gives more.`
-    : `Counted over ${whole.format(c.tokens)} assignments of training tokens at ${count(c.records, "update")} from ${
+    : `Counted over ${whole.format(c.tokens)} assignments of training ${ROWS} at ${count(c.records, "update")} from ${
         whole.format(c.first)} to ${whole.format(c.last)}.`;
 }
 
 function specialDetail() {
+  if (IMAGES) return placesDetail();
   const lead =
     "The tokens that are most characteristic of each expert: by their share among the expert's tokens over their share among all tokens (lift). The deeper the colour, the larger the share of the token's occurrences that go to this expert.";
   return section("experts", ["What experts specialise in", "Specialisation"], lead, detail((run, layer) => {
     if (!layer || !layer.special)
       return nothing(lacking(run, "neither records of tokens (log.tokens_every) nor probes (log.probe_every)"));
+    if (run.images) return placesParts(run, layer);
     const n = layer.special.length, space = h("div", {});
     const redraw = () =>
       space.replaceChildren(state.view === "cards" ? specialCards(layer, n) : specialTable(run, layer));
@@ -194,21 +196,23 @@ function informationFigure(run, layer) {
 }
 
 function passageDetail() {
+  if (IMAGES) return picturesDetail();
   return section("passage", "A text and its experts", null,
-    detail((run) => (run.passage ? makePassage(run)
-                                 : nothing(lacking(run, "no probes (log.probe_every, log.probe_sequences)")))));
+    detail((run) => (run.images ? nothing(`${run.name} is a model of images.`)
+                         : run.passage ? makePassage(run)
+                                       : nothing(lacking(run, "no probes (log.probe_every, log.probe_sequences)")))));
 }
 
 function flowDetail() {
   if (!RUNS.some((run) => run.flow.some(Boolean))) return null;
-  return section("flow", "From layer to layer", "Which experts of the next MoE layer the tokens of an expert go to.",
+  return section("flow", "From layer to layer", `Which experts of the next MoE layer the ${ROWS} of an expert go to.`,
     detail((run) => {
       const parts = run.flow.filter(Boolean);
       if (!parts.length) return nothing(lacking(run, "one MoE layer only, or no records"));
       const n = run.n_experts;
       if (n > 32) state.flow = "matrix";
       const figure = flowFigure({
-        title: `Flow of tokens between MoE layers${SEVERAL ? ` · ${run.name}` : ""}`,
+        title: `Flow of ${ROWS} between MoE layers${SEVERAL ? ` · ${run.name}` : ""}`,
         key: keyOf(run, "flow"),
         get: () => parts.map((part) => part.counts),
         controls: [choices("Shown as", [["ribbons", "ribbons"], ["matrix", "matrices"]], state.flow,
@@ -216,9 +220,9 @@ function flowDetail() {
             state.flow = v;
             figure.draw();
           })],
-        note: `${counted(run)} Of a token with several experts the first one. The expert in a layer tells ${
+        note: `${counted(run)} Of a ${ROW} with several experts the first one. The expert in a layer tells ${
           parts.map((part, m) => `${percent(part.information)} of the expert's entropy in layer ${m + 1}`)
-            .join(", ")}. Ribbons below a thousandth of the tokens are not drawn.`
+            .join(", ")}. Ribbons below a thousandth of the ${ROWS} are not drawn.`
       });
       return figure.card;
     }));
@@ -227,7 +231,7 @@ function flowDetail() {
 function gateDetail() {
   if (!RUNS.some((run) => run.layers.some((layer) => layer.gates))) return null;
   return section("gate-detail", "Gates", null, detail((run, layer) => {
-    if (!layer || !layer.gates) return nothing(lacking(run, "no records of tokens (log.tokens_every)"));
+    if (!layer || !layer.gates) return nothing(lacking(run, `no records of ${ROWS} (log.tokens_every)`));
     const n = layer.gates.bins.length, rows = layer.gates.mean.map((gate, e) => ({
       expert: e,
       gate,
@@ -254,7 +258,7 @@ function gateDetail() {
           {key: "expert", label: "Expert", number: true, show: (v) => String(v)},
           {key: "gate", label: "Mean gate", number: true, show: (v) => num(v, 4)},
           {key: "share", label: "Of all assignments", number: true, show: (v) => percent(v)},
-          {key: "ids", label: "Distinct token ids", number: true, show: (v) => (known(v) ? whole.format(v) : "–")}
+          {key: "ids", label: IMAGES ? "Distinct places" : "Distinct token ids", number: true, show: (v) => (known(v) ? whole.format(v) : "–")}
         ]
       })
     ];

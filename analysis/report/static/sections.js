@@ -18,9 +18,9 @@ function overview() {
     },
     {
       key: "tokens",
-      label: "Tokens",
+      label: IMAGES ? "Images" : "Tokens",
       number: true,
-      title: "Training tokens so far",
+      title: `Training ${ITEM}s so far`,
       show: (v) => (known(v) ? compact.format(v) : "–")
     },
     {key: "stage2", label: "Stage 2 from", number: true, show: (v) => (known(v) ? whole.format(v) : "–")},
@@ -29,7 +29,7 @@ function overview() {
       label: "Training loss",
       number: true,
       best: "low",
-      title: "Nats per token, mean of the last fiftieth of the updates",
+      title: `Nats per ${ITEM}, mean of the last fiftieth of the updates`,
       show: (v) => fixed(v, 4)
     },
     {
@@ -37,8 +37,24 @@ function overview() {
       label: "Validation loss",
       number: true,
       best: "low",
-      title: "Nats per token, the last evaluation",
+      title: `Nats per ${ITEM}, the last evaluation`,
       show: (v) => fixed(v, 4)
+    },
+    {
+      key: "accuracy",
+      label: "Validation accuracy",
+      number: true,
+      best: "high",
+      title: "Of the last evaluation",
+      show: (v) => percent(v, 2)
+    },
+    {
+      key: "accuracy_test",
+      label: "Test accuracy",
+      number: true,
+      best: "high",
+      title: "Over the whole test split, by stablemoe evaluate --json (test.json in the run's directory)",
+      show: (v) => percent(v, 2)
     },
     {
       key: "perplexity",
@@ -90,7 +106,7 @@ function overview() {
       key: "dead",
       label: "Dead",
       number: true,
-      title: "Experts without a token at the end, mean over the MoE layers",
+      title: `Experts without a ${ROW} at the end, mean over the MoE layers`,
       show: (v) => num(v, 2)
     },
     {
@@ -102,7 +118,7 @@ function overview() {
     },
     {
       key: "rate",
-      label: "Tokens / s",
+      label: `${IMAGES ? "Images" : "Tokens"} / s`,
       number: true,
       best: "high",
       title: "Median over the updates",
@@ -112,8 +128,9 @@ function overview() {
   const rows = RUNS.map((run, index) => ({
     index, name: run.name, method: run.method, experts: run.n_experts, updates: run.updates, planned: run.planned,
       tokens: run.ends.tokens, stage2: run.switch, train: run.ends.train, valid: run.ends.valid,
-      perplexity: known(run.ends.valid) ? Math.exp(run.ends.valid) : null,
-      best: known(run.ends.best) ? Math.exp(run.ends.best) : null, test: run.ends.perplexity_test,
+      perplexity: known(run.ends.valid) && !run.images ? Math.exp(run.ends.valid) : null,
+      best: known(run.ends.best) && !run.images ? Math.exp(run.ends.best) : null, test: run.ends.perplexity_test,
+      accuracy: run.ends.accuracy, accuracy_test: known(run.ends.accuracy_test) ? 100 * run.ends.accuracy_test : null,
       agree: layerMean(run, (layer) => layer.agreement && layer.agreement.end),
       late: layerMean(run, (layer) => layer.fluctuation && layer.fluctuation.shares["20"]),
       even: layerMean(run, (layer) => layer.end_max_over_mean), dead: layerMean(run, (layer) => layer.end_dead),
@@ -151,18 +168,19 @@ function tiles(row) {
       ? null
       : h("div", {class: "tile"}, h("span", {}, label), h("b", {}, value), more ? h("small", {}, more) : null));
   return h("div", {class: "tiles"},
+    tile("Validation accuracy", percent(row.accuracy, 2), `loss ${fixed(row.valid, 4)}`),
     tile("Validation perplexity", fixed(row.perplexity, 2), `loss ${fixed(row.valid, 4)}`),
-    tile("Training loss", fixed(row.train, 4), LABELS.loss),
+    tile("Training loss", fixed(row.train, 4), LOSS),
     tile("Change after 20 %", percent(row.late), `published BASE ${DATA.paper["20"]} %`),
     tile("Max / mean load", fixed(row.even, 2), "1 is even"),
-    tile("Tokens per second", known(row.rate) ? whole.format(row.rate) : "–", "median"));
+    tile(`${IMAGES ? "Images" : "Tokens"} per second`, known(row.rate) ? whole.format(row.rate) : "–", "median"));
 }
 
 function losses() {
   if (!RUNS.some((run) => run.losses.loss || run.losses.valid))
     return section("losses", "Losses", null, nothing("No metrics were found."));
   const shown = (line) => (state.unit === "perplexity" ? {...line, y: line.y.map(Math.exp)} : line);
-  const unit = () => (state.unit === "perplexity" ? "perplexity" : LABELS.loss);
+  const unit = () => (state.unit === "perplexity" ? "perplexity" : LOSS);
   const lines = (key, faint, more) => RUNS.flatMap((run, i) => {
     const line = run.losses[key];
     if (!line) return [];
@@ -213,7 +231,7 @@ function losses() {
     }
   };
   const controls = h("div", {class: "bar"},
-    choices("Shown as", [["loss", "loss"], ["perplexity", "perplexity"]], state.unit,
+    IMAGES ? null : choices("Shown as", [["loss", "loss"], ["perplexity", "perplexity"]], state.unit,
       (v) => {
         state.unit = v;
         redraw();
@@ -228,7 +246,7 @@ function losses() {
   const parts = SEVERAL
     ? [RUNS.some((run) => run.losses.valid) ? chart("Validation", () => lines("valid", false, valid), { levels }) : null, chart("Training", () => lines("loss", true, train), { levels })]
     : [chart("Training and validation", () => [...lines("loss", true, train), ...lines("valid", false, valid)], { levels, height: 340,
-      note: "Dotted: what counting tokens, or pairs of tokens, alone reaches on the validation text." })];
+      note: IMAGES ? null : "Dotted: what counting tokens, or pairs of tokens, alone reaches on the validation text." })];
   const term = (key) => {
     const told = RUNS.map((run) => run.losses[key]).find(Boolean);
     if (!told) return null;
@@ -256,11 +274,43 @@ function losses() {
   };
   const further = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("term:"))))];
   const gates = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("run:"))))];
-  return section("losses", "Losses", null, controls, parts,
+  return section("losses", "Losses", null, controls, parts, accuracies(),
     thirds(["balance", "distill", ...further, ...gates, "grad_norm"].map(term)));
 }
 
+// Of images: the share of each update's batch, and of the validation split, that is predicted.
+function accuracies() {
+  const lines = (key, name, more) => RUNS.flatMap((run, i) => (run.losses[key] ? [{
+    name: SEVERAL ? `${run.name}, ${name}` : name,
+    colour: SEVERAL ? runColour(i) : lineColour(more.points ? 1 : 0),
+    run: i,
+    kind: key,
+    ...(more.points ? run.losses[key] : smoothed(run.losses[key], state.smooth)),
+    ...more
+  }]
+                                                                               : []));
+  const get = () => [...(SEVERAL ? [] : lines("accuracy", "training", {})),
+    ...lines("valid_accuracy", "validation", {points: true, width: 1.5})];
+  if (!get().length) return null;
+  return lineChart({
+    title: SEVERAL ? "Accuracy on the validation split" : "Accuracy",
+    key: "accuracy",
+    x: UPDATES,
+    y: {label: "accuracy", ceiling: 100, format: (v) => `${num(v, 3)} %`, tip: (v) => percent(v, 2)},
+    marks: stageMarks,
+    lines: get,
+    height: 260,
+    legend: () => (SEVERAL ? runLegend(get()) : get().map((line) => ({
+      label: line.name,
+      colour: line.colour,
+      symbol: line.points ? "point" : null,
+      match: (l) => l.kind === line.kind
+    })))
+  }).card;
+}
+
 function fluctuation() {
+  if (IMAGES) return null;  // there is no probe of images
   const get = (layer) => layer.fluctuation && {...layer.fluctuation, step: true};
   const lead =
     "A token fluctuates as long as its expert differs from its expert at the end of the training. The last probe at which it does is its last fluctuation step; the curves show how many tokens have come to rest by then.";
@@ -331,11 +381,11 @@ function loads() {
   const get = (layer) =>
     layer[state.balance] && smoothed(layer[state.balance], state.balance === "dead" ? 0 : LOOK.smoothing[0]);
   const shown = () => LOOK.balance.find(({key}) => key === state.balance);
-  const lead = "How evenly tokens spread over the experts, before anything is dropped.";
+  const lead = `How evenly ${ROWS} spread over the experts, before anything is dropped.`;
   if (!RUNS.some((run) => run.layers.some((layer) => layer.max_over_mean)))
     return section("loads", "Loads", lead, nothing("Neither the routing logs nor the metrics have loads."));
   const figure = lineChart({
-    title: () => shown().title,
+    title: () => shown().title.replace("a token", `a ${ROW}`),
     x: UPDATES,
     marks: stageMarks,
     y: {
@@ -359,7 +409,7 @@ function loads() {
 function gates() {
   const drops = RUNS.some((run) => run.layers.some((layer) => layer.drop && layer.drop.y.some((v) => v > 0)));
   return section("gates", "Gates and drops",
-    "The gate weighs what an expert adds to its token. An assignment is dropped where its expert's capacity is used up.",
+    `The gate weighs what an expert adds to its ${ROW}. An assignment is dropped where its expert's capacity is used up.`,
     grid(
       layerFigure((layer) => layer.gate_mean && smoothed(layer.gate_mean, LOOK.smoothing[0]),
         {title: "Mean gate", key: "gate mean", y: {label: "gate"}, height: 230, without: "No gates were recorded."}),
@@ -381,7 +431,7 @@ function time() {
     (a, b) => place(a) - place(b));
   const timed = RUNS.map((run, i) => [run, i]).filter(([run]) => run.time && Object.keys(run.time.phases).length);
   const get = () => RUNS.flatMap((run, i) => (run.time && run.time.rate ? [{
-    name: SEVERAL ? run.name : "tokens per second",
+    name: SEVERAL ? run.name : `${ITEM}s per second`,
     colour: runColour(i),
     dash: dashOf(i, 0, MAX_LAYERS || 1),
     run: i,
@@ -410,10 +460,10 @@ function time() {
         }).card
       : nothing("These metrics have no columns time_…: the runs were made before phases were recorded."),
     get().length ? lineChart({
-      title: "Tokens per second",
+      title: `${IMAGES ? "Images" : "Tokens"} per second`,
       key: "rate",
       x: UPDATES,
-      y: {label: "tokens / s", floor: 0, format: (v) => num(v, 6)},
+      y: {label: `${ITEM}s / s`, floor: 0, format: (v) => num(v, 6)},
       lines: get,
       height: 220,
       marks: stageMarks,

@@ -114,7 +114,7 @@ function loadMap(options) {
             ? `update ${num(Math.ceil(edges[k]), 6)}`
             : `updates ${num(Math.ceil(edges[k]), 6)} to ${num(Math.floor(edges[k + 1]), 6)}`,
           `${num(load, 3)} times the mean load`,
-          known(load) ? `${percent((100 * load) / n)} of the tokens` : "no token"
+          known(load) ? `${percent((100 * load) / n)} of the ${ROWS}` : `no ${ROW}`
         ]);
       });
       return area.top + height + 44;
@@ -138,7 +138,7 @@ function flowFigure(options) {
       return state.flow === "ribbons" ? drawRibbons(figure, parts) : drawMatrices(figure, parts);
     },
     csv() {
-      const rows = [["from layer", "to layer", "from expert", "to expert", "tokens"]];
+      const rows = [["from layer", "to layer", "from expert", "to expert", ROWS]];
       options.get().forEach(
         (part, m) => part.forEach((row, a) => row.forEach((n, b) => rows.push([m, m + 1, a, b, n]))));
       return rows;
@@ -193,7 +193,7 @@ function drawRibbons(figure, parts) {
           const box = figure.svg.getBoundingClientRect();
           ribbon.setAttribute("fill-opacity", 0.75);
           showTip(figure, event.clientX - box.left, event.clientY - box.top, [
-            h("b", {}, `Expert ${a} → expert ${b}`), `MoE layer ${m} → ${m + 1}`, count(part[a][b], "token"),
+            h("b", {}, `Expert ${a} → expert ${b}`), `MoE layer ${m} → ${m + 1}`, count(part[a][b], ROW, ROWS),
             `${percent((100 * part[a][b]) / sums[m][a])} of those of expert ${a}`
           ]);
         };
@@ -250,7 +250,7 @@ function drawMatrices(figure, parts) {
         across = Math.max(1, Math.min(parts.length, Math.floor(figure.width / 380)));
   const cell = figure.width / across, size = Math.min(cell - 90, 460);
   const paint = (t) => along(c.ramp, t);
-  colourScale(figure, 46, 6, 200, paint, [[0, "0 %"], [1, "100 %"]], "of an expert's tokens go there");
+  colourScale(figure, 46, 6, 200, paint, [[0, "0 %"], [1, "100 %"]], `of an expert's ${ROWS} go there`);
   parts.forEach((part, m) => {
     const left = 46 + (m % across) * cell, top = 74 + Math.floor(m / across) * (size + 84);
     const shares = part.map((row) => {
@@ -277,7 +277,7 @@ function drawMatrices(figure, parts) {
       const a = Math.max(0, Math.min(n - 1, Math.floor(((y - top) / size) * n))),
             b = Math.max(0, Math.min(n - 1, Math.floor(((x - left) / size) * n)));
       showTip(figure, x, y, [
-        h("b", {}, `Expert ${a} → expert ${b}`), count(part[a][b], "token"),
+        h("b", {}, `Expert ${a} → expert ${b}`), count(part[a][b], ROW, ROWS),
         `${percent(100 * shares[a][b])} of those of expert ${a}`
       ]);
     });
@@ -351,7 +351,7 @@ function histogram(options) {
       };
       const y = {
         domain: [0, 100 * highest * 1.06 || 1],
-        label: "tokens",
+        label: ROWS,
         format: (v) => `${num(v, 3)} %`,
         place: (v) => area.top + (1 - v / (100 * highest * 1.06 || 1)) * area.height
       };
@@ -366,7 +366,7 @@ function histogram(options) {
           fill: colour
         });
         piece.addEventListener("pointerenter", () => showTip(figure, x.place(edges[i]), at, [
-          h("b", {}, `${num(edges[i])} to ${num(edges[i + 1])}`), count(value, "token"),
+          h("b", {}, `${num(edges[i])} to ${num(edges[i + 1])}`), count(value, ROW, ROWS),
           percent((100 * value) / total, 2)
         ]));
         piece.addEventListener("pointerleave", () => {
@@ -378,7 +378,7 @@ function histogram(options) {
     },
     csv: () => {
       const {edges, values} = options.get();
-      return [["from", "to", "tokens"], ...values.map((v, i) => [edges[i], edges[i + 1], v])];
+      return [["from", "to", ROWS], ...values.map((v, i) => [edges[i], edges[i + 1], v])];
     },
   });
 }
