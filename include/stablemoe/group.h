@@ -11,6 +11,8 @@ typedef struct smoe_group {
   MPI_Comm comm;
   int rank;
   int n_ranks;
+  int planned_per_node; /**< > 0: these ranks are not there, so many of them to a node; one process plans for them
+                             (rank_plan.h), and comm is its own. 0: they are */
 } smoe_group;
 
 /** Start MPI (once per process), take all its ranks, set up panic and log.

@@ -62,6 +62,9 @@ size_t smoe_slice_first(size_t count, int rank, int n_ranks);
 void smoe_reduce_lanes(const smoe_group *group, const smoe_lanes *lanes, smoe_real *slice, smoe_real *slabs,
                        smoe_real *scratch, size_t count);
 
+/** Nodes of the tree that are sums of a rank's lanes and are in no larger one: what it sends in the reduction. Local. */
+int smoe_reduce_nodes(int n_lanes, int rank, int n_ranks);
+
 /** Reals of scratch that smoe_reduce_lanes needs on this rank. Local. */
 size_t smoe_reduce_scratch(const smoe_group *group, const smoe_lanes *lanes, size_t count);
 

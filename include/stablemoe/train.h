@@ -19,6 +19,11 @@ typedef struct smoe_train_options {
  */
 void smoe_train_hold_signals(void);
 
+/** Whether a configuration can be trained on so many ranks. Local.
+ *  Errors:  SMOE_ERR_CONFIG: more ranks than lanes, a capacity below one token per expert.
+ */
+smoe_status smoe_train_check_ranks(const smoe_config *config, int n_ranks);
+
 /** Train as the configuration says.
  *
  *  Collective over group.

@@ -7,13 +7,17 @@
 #include "stablemoe/arena.h"
 #include "stablemoe/bf16.h"
 #include "stablemoe/checkpoint.h"
+#include "stablemoe/family.h"
 #include "stablemoe/log.h"
 #include "stablemoe/products.h"
+#include "stablemoe/rank_plan.h"
 #include "stablemoe/router.h"
 
 typedef struct options {
   smoe_train_options train;
   smoe_words set;
+  int64_t ranks, per_node, node_gib, vocabulary; /* of a plan; 0: not given */
+  bool json;
 } options;
 
 static const smoe_option OPTIONS[] = {
@@ -27,6 +31,21 @@ static const smoe_option OPTIONS[] = {
      "replace an existing run in run.directory"},
     {0, "dry-run", SMOE_OPTION_FLAG, offsetof(options, train.dry_run), NULL,
      "check configuration, corpus and memory, print the plan, and stop"},
+    {0, "ranks", SMOE_OPTION_INT, offsetof(options, ranks), "N",
+     "with --dry-run, in one process: plan for N ranks that are not there, and print memory per rank and "
+     "node, "
+     "and what an update sends within and between nodes",
+     1, 1 << 20},
+    {0, "per-node", SMOE_OPTION_INT, offsetof(options, per_node), "N",
+     "with --ranks: ranks on a node (default: all on one)", 1, 1 << 20},
+    {0, "node-gib", SMOE_OPTION_INT, offsetof(options, node_gib), "N",
+     "with --ranks: memory of a node in GiB; where the plan does not fit, name what would, and end with an "
+     "error",
+     1, 1 << 20},
+    {'v', "vocab", SMOE_OPTION_INT, offsetof(options, vocabulary), "N",
+     "with --ranks: vocabulary of a language model whose data.corpus is not there yet", 2, 1 << 24},
+    {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL,
+     "with --ranks: one JSON object instead of a table"},
     {0, "trace", SMOE_OPTION_OUTPUT, offsetof(options, train.trace), "FILE",
      "also write FILE.<rank>, for Perfetto or Chrome's trace viewer"},
 };
@@ -45,6 +64,12 @@ static smoe_status check(const void *values, const smoe_arguments *arguments) {
   const options *o = values;
   SMOE_CHECK(!(o->train.resume || o->train.start) || !o->train.overwrite, SMOE_ERR_CONFIG,
              "train: --%s and --overwrite exclude each other", o->train.start ? "start-or-resume" : "resume");
+  SMOE_CHECK(!o->ranks || o->train.dry_run, SMOE_ERR_CONFIG,
+             "train: --ranks plans for ranks that are not there: give --dry-run with it (mpirun -n N starts "
+             "N ranks)");
+  SMOE_CHECK(
+      o->ranks || !(o->per_node || o->node_gib || o->vocabulary || o->json), SMOE_ERR_CONFIG,
+      "train: --per-node, --node-gib, --vocab and --json are for a plan: give --dry-run --ranks N with them");
   return SMOE_OK;
 }
 
@@ -80,11 +105,12 @@ static smoe_status keep_directory(smoe_config *config, const char *path, const s
   return status;
 }
 
-static smoe_status configure(smoe_config *config, const char *path, const smoe_words *set) {
+static smoe_status configure(smoe_config *config, const char *path, const options *o) {
+  const smoe_words *set = &o->set;
   SMOE_TRY(smoe_config_load(config, path));
   SMOE_TRY(keep_directory(config, path, set));
   SMOE_TRY(smoe_app_config_override(config, set));
-  SMOE_CHECK(smoe_config_settings(config)->data.corpus[0], SMOE_ERR_CONFIG,
+  SMOE_CHECK(o->vocabulary || smoe_config_settings(config)->data.corpus[0], SMOE_ERR_CONFIG,
              "data.corpus is not set: make one with `stablemoe prepare TEXT... -o corpus.h5`, and give it by "
              "-P data.corpus=corpus.h5 or in '%s'",
              path);
@@ -122,12 +148,45 @@ static char *products_of(const smoe_config *config) {
   return smoe_sprintf("%s; products of bf16 by %s", smoe_products_facts(), smoe_bf16_name());
 }
 
+/* What a run on ranks that are not there would take. */
+static smoe_status plan(const smoe_group *group, const smoe_config *config, const options *o) {
+  const int n_ranks = (int)o->ranks,
+            per_node = o->per_node && o->per_node < o->ranks ? (int)o->per_node : n_ranks;
+  const double node_bytes = (double)o->node_gib * (1 << 30);
+  smoe_task task;
+  smoe_plan made;
+  SMOE_CHECK(group->n_ranks == 1, SMOE_ERR_CONFIG,
+             "train: --ranks plans in one process: start it without mpirun");
+  SMOE_CHECK(!o->vocabulary || strcmp(smoe_family_of(config)->task, "language") == 0, SMOE_ERR_CONFIG,
+             "train: --vocab is for language models; model.family %s needs its corpus for a plan",
+             smoe_config_settings(config)->model.family);
+  if (o->vocabulary)
+    smoe_task_synthetic(&task, config, group, (int)o->vocabulary);
+  else
+    SMOE_TRY(smoe_task_open(&task, config, group, smoe_config_settings(config)->data.corpus));
+  smoe_status status = smoe_plan_make(&made, config, &task, n_ranks, per_node);
+  if (status == SMOE_OK) smoe_plan_print(&made, node_bytes, o->json, stdout);
+  if (status == SMOE_OK && node_bytes > 0 && made.node_expected > node_bytes) {
+    char *advice = smoe_plan_advice(config, &task, &made, node_bytes);
+    status = SMOE_FAIL(SMOE_ERR_MEMORY, "a node needs %.2f GiB and has %.2f: %s%s",
+                       made.node_expected / (1 << 30), node_bytes / (1 << 30),
+                       advice[0] ? "it would fit with "
+                                 : "no one key helps: take a smaller "
+                                   "train.batch_sequences, fewer lanes or a smaller model",
+                       advice);
+    smoe_free(advice);
+  }
+  smoe_task_close(&task);
+  return status;
+}
+
 static smoe_status run(const smoe_group *group, const void *values, const smoe_arguments *arguments) {
   const options *o = values;
   smoe_config *config = smoe_app_config();
-  smoe_status status = smoe_group_agree(group, configure(config, arguments->word[0], &o->set));
+  smoe_status status = smoe_group_agree(group, configure(config, arguments->word[0], o));
   if (status == SMOE_OK) status = smoe_app_config_compare(group, config);
-  if (status == SMOE_OK) {
+  if (status == SMOE_OK && o->ranks) status = plan(group, config, o);
+  if (status == SMOE_OK && !o->ranks) {
     char *facts = products_of(config);
     smoe_note("%d rank%s, " SMOE_REAL_NAME ", GEMM by %s", group->n_ranks, group->n_ranks == 1 ? "" : "s",
               facts);

@@ -48,6 +48,7 @@ void smoe_group_start(smoe_group *group, int *argc, char ***argv) {
   /* Asked before MPI_Init, which may set the variable itself. */
   const bool by_mpirun = environment_number("OMPI_COMM_WORLD_SIZE") > 0;
   int level = MPI_THREAD_SINGLE;
+  *group = (smoe_group){0};
   smoe_panic_setup(end_run, 0, 1);
   smoe_mpi_prepare_environment();
   SMOE_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &level));

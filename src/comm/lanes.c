@@ -33,8 +33,7 @@ static int node_end(int n_lanes, int lane, int end) {
   return min_int(lane + step, n_lanes);
 }
 
-/* Nodes that are sums of a rank's lanes and are in no larger one. */
-static int n_nodes(int n_lanes, int rank, int n_ranks) {
+int smoe_reduce_nodes(int n_lanes, int rank, int n_ranks) {
   const smoe_lanes own = smoe_lanes_of_rank(n_lanes, rank, n_ranks);
   const int end = own.first + own.count;
   int n = 0;
@@ -83,7 +82,7 @@ void smoe_lanes_sum(const smoe_group *group, const smoe_lanes *lanes, double *to
 size_t smoe_reduce_scratch(const smoe_group *group, const smoe_lanes *lanes, size_t count) {
   int others = 0;
   for (int r = 0; r < group->n_ranks; r++)
-    if (r != group->rank) others += n_nodes(lanes->n_lanes, r, group->n_ranks);
+    if (r != group->rank) others += smoe_reduce_nodes(lanes->n_lanes, r, group->n_ranks);
   return (size_t)others * slice_count(count, group->rank, group->n_ranks);
 }
 
@@ -148,7 +147,7 @@ static void exchange_nodes(const smoe_group *group, const smoe_lanes *lanes, smo
   MPI_Datatype unit = unit_create();
   int n_rounds = 0;
   for (int r = 0; r < group->n_ranks; r++) {
-    const int n = n_nodes(lanes->n_lanes, r, group->n_ranks);
+    const int n = smoe_reduce_nodes(lanes->n_lanes, r, group->n_ranks);
     if (n > n_rounds) n_rounds = n;
   }
   round_create(&round, group, lanes->n_lanes);

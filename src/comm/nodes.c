@@ -15,6 +15,7 @@ static void find_leaders(int *leader, const smoe_group *group) {
 void smoe_nodes_find(smoe_nodes *nodes, const smoe_group *group, int64_t node_ranks) {
   const int n = group->n_ranks;
   int *leader = smoe_alloc((size_t)n * sizeof *leader);
+  if (node_ranks == 0) node_ranks = group->planned_per_node;
   if (node_ranks > 0)
     for (int r = 0; r < n; r++) leader[r] = (int)(r / node_ranks * node_ranks);
   else

@@ -18,12 +18,13 @@ static int automatic(int n_ranks, int n_experts) {
   return best;
 }
 
-static smoe_group split(const smoe_group *world, int color, int key) {
-  smoe_group part;
-  SMOE_MPI(MPI_Comm_split(world->comm, color, key, &part.comm));
+/* Ranks of one colour; this one is the rank-th of n_ranks. */
+static smoe_group split(const smoe_group *world, int color, int rank, int n_ranks) {
+  smoe_group part = {
+      .comm = world->comm, .rank = rank, .n_ranks = n_ranks, .planned_per_node = world->planned_per_node};
+  if (part.planned_per_node > 0) return part;
+  SMOE_MPI(MPI_Comm_split(world->comm, color, world->rank, &part.comm));
   SMOE_MPI(MPI_Comm_set_errhandler(part.comm, MPI_ERRORS_RETURN));
-  SMOE_MPI(MPI_Comm_rank(part.comm, &part.rank));
-  SMOE_MPI(MPI_Comm_size(part.comm, &part.n_ranks));
   return part;
 }
 
@@ -45,19 +46,20 @@ smoe_status smoe_topology_create(smoe_topology *topology, const smoe_group *worl
              "comm.expert_ranks = %lld does not divide the %d ranks: start a multiple of it, or set it to 0",
              (long long)g, n_ranks);
   if (g == n_ranks) return SMOE_OK;
-  topology->experts = split(world, world->rank / (int)g, world->rank);
-  topology->replicas = split(world, world->rank % (int)g, world->rank);
+  const int replica = world->rank / (int)g, place = world->rank % (int)g;
+  topology->experts = split(world, replica, place, (int)g);
+  topology->replicas = split(world, place, replica, n_ranks / (int)g);
   return SMOE_OK;
 }
 
-static void free_comm(MPI_Comm *comm) {
-  if (*comm != MPI_COMM_NULL) SMOE_MPI(MPI_Comm_free(comm));
+static void free_comm(smoe_group *group) {
+  if (group->planned_per_node == 0 && group->comm != MPI_COMM_NULL) SMOE_MPI(MPI_Comm_free(&group->comm));
 }
 
 void smoe_topology_release(smoe_topology *topology) {
   if (topology->world.n_ranks > 0 && topology->experts.n_ranks != topology->world.n_ranks) {
-    free_comm(&topology->experts.comm);
-    free_comm(&topology->replicas.comm);
+    free_comm(&topology->experts);
+    free_comm(&topology->replicas);
   }
   smoe_nodes_release(&topology->nodes);
   *topology = (smoe_topology){0};

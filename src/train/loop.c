@@ -43,12 +43,12 @@ typedef struct run {
 
 /* ---- setting up ---- */
 
-static smoe_status check_ranks(const smoe_config *config, const smoe_group *group) {
+smoe_status smoe_train_check_ranks(const smoe_config *config, int n_ranks) {
   const smoe_settings *settings = smoe_config_settings(config);
-  SMOE_CHECK(group->n_ranks <= settings->train.lanes, SMOE_ERR_CONFIG,
+  SMOE_CHECK(n_ranks <= settings->train.lanes, SMOE_ERR_CONFIG,
              "%d ranks for train.lanes = %lld: every rank needs a lane; set train.lanes to a multiple of the "
              "ranks (which changes the order of sums, so do it for a new run)",
-             group->n_ranks, (long long)settings->train.lanes);
+             n_ranks, (long long)settings->train.lanes);
   const double tokens = (double)(smoe_family_batch_tokens(config) / settings->train.micro_batches);
   const double factor = settings->moe.capacity_factor;
   SMOE_CHECK(factor == 0 || factor * tokens >= (double)settings->moe.experts, SMOE_ERR_CONFIG,
@@ -60,7 +60,7 @@ static smoe_status check_ranks(const smoe_config *config, const smoe_group *grou
 
 static smoe_status build(run *r, bool plan_only) {
   const smoe_settings *settings = r->settings;
-  SMOE_TRY(check_ranks(r->config, r->group));
+  SMOE_TRY(smoe_train_check_ranks(r->config, r->group->n_ranks));
   SMOE_TRY(smoe_task_open(&r->task, r->config, r->group, settings->data.corpus));
   SMOE_TRY(r->task.ops->check(&r->task));
   smoe_model_shape shape = {.training = true};

@@ -222,6 +222,30 @@ class Commands(p.ProgramTest):
         for key in ("checkpoint_every", "balance_weight", "stable"):
             self.assertIn(key, listed)
 
+    def test_plan_for_ranks(self):
+        """One process says what the ranks themselves would, and what would make a plan fit."""
+        words = [*self.train_args("plan", ["train.lanes=4", "train.batch_sequences=8"]), "--dry-run"]
+        real = self.program.run(*words, ranks=4)
+        self.assertFine(real)
+        plan = self.program.run(*words, "--ranks", "4", "--per-node", "2", "--json")
+        self.assertFine(plan)
+        figures = json.loads(plan.out)
+        self.assertEqual((figures["ranks"], figures["nodes"]), (4, 2))
+        memory = figures["memory"]
+        of_rank = [(memory[name] - memory["library_bytes"]) / 2**20 for name in ("rank_expected_bytes", "rank_most_bytes")]
+        self.assertIn("{:.1f} MiB expected with balanced routing; at most {:.1f} MiB".format(*of_rank), real.err)
+        self.assertGreater(figures["traffic"]["exchange"]["messages_between"], 0)
+        tight = self.program.run(*words, "-P", "train.batch_sequences=65536", "-P", "model.context=64", "--ranks", "4",
+                                 "--per-node", "2", "--node-gib", "1")
+        self.assertIn("does not fit", tight.out)
+        self.assertRefused(tight, "memory", r"1\.00: it would fit with train\.micro_batches=\d+")
+        wrong = ((["--ranks", "5"], "5 ranks for train.lanes = 4"), (["--json"], "give --dry-run --ranks N"),
+                 (["--ranks", "4", "--vocab", "1"], "--vocab"))
+        for options, pattern in wrong:
+            self.assertRefused(self.program.run(*words, *options), "config", pattern)
+        self.assertRefused(self.program.run(*words[:-1], "--ranks", "4"), "config", "give --dry-run")
+        self.assertRefused(self.program.run(*words, "--ranks", "4", ranks=2), "config", "without mpirun")
+
     def test_dry_run(self):
         for ranks in (1, 2):
             result = self.program.run(*self.train_args("dry"), "--dry-run", ranks=ranks)
