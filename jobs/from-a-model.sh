@@ -10,7 +10,7 @@
 #              random, as much, and with the attention of the deepest layers but the last left out
 #
 # Writes DIR/results.tsv, a line for each model and seed, and DIR/speed.tsv: evaluation and generation of the first seed's
-# models with skipping, and the same with nothing skipped. Prints both, the losses as means and standard deviations over
+# models with skipping, and the same with nothing skipped, by the processor's clock. Prints both, the losses as means and standard deviations over
 # the seeds, with the differences to the dense model seed by seed. A run that is there and done is not made again.
 #
 #   --run DIR      directory for the runs (default runs/from-a-model)
@@ -99,27 +99,29 @@ of_all() { awk -v s="$(skipped "$1")" -v gated="$2" -v blocks="$blocks" 'BEGIN {
 
 record() { printf '%s\t%s\t%s\t%s\t%s\n' "$@" >>"$run/results.tsv"; }
 
-# rate NAME [OPTION]...: tokens per second of generation.
+# rate NAME [OPTION]...: tokens of generation per second of the processor's clock.
 rate() {
-  "$program" generate "$run/$1" --corpus "$corpus" -n 100 -s 4 -p The "${@:2}" 2>&1 >/dev/null |
-    sed -n 's/.*: \([0-9.]*\) tokens\/s$/\1/p'
+  local TIMEFORMAT=%U used
+  used=$({ time "$program" generate "$run/$1" --corpus "$corpus" -n 100 -s 32 -p The "${@:2}" >"$run/$1.text" 2>&1; } 2>&1)
+  sed -n 's/^\([0-9]*\) tokens in .*/\1/p' "$run/$1.text" | awk -v s="$used" '{ print $1 / s }'
 }
+
+# number FILE NAME: a number of a JSON object.
+number() { grep -o "\"$2\": *[0-9.e+-]*" "$1" | sed 's/.*: *//'; }
 
 # speed NAME SHARE SEED [KEY=VALUE]...: a line of speed.tsv.
 speed() {
-  local name=$1 share=$2
+  local name=$1 share=$2 made=$run/$1/bench.json rates
   shift
   arguments "$name" "${@:2}" "train.initial=$run/$name"
-  [ -f "$run/$name/bench.json" ] || {
-    mpirun -n "$ranks" "$program" bench "${arguments[@]}" -n 5 -w 1 --json >"$run/$name/bench.json" 2>"$run/$name.bench.log" ||
+  [ -f "$run/$name/rate" ] || {
+    mpirun -n "$ranks" "$program" bench "${arguments[@]}" -n 7 -w 1 --json >"$made" 2>"$run/$name.bench.log" ||
       fail "bench failed; see $run/$name.bench.log"
     echo "$(rate "$name") $(rate "$name" --no-skip)" >"$run/$name/rate"
   }
-  local seconds all rates
-  seconds=$(sed -n 's/.*"evaluation_seconds": \([^,]*\),.*/\1/p' "$run/$name/bench.json")
-  all=$(sed -n 's/.*"evaluation_seconds_without_skipping": \([^,]*\),.*/\1/p' "$run/$name/bench.json")
   read -r -a rates <"$run/$name/rate"
-  awk -v name="$name" -v share="$share" -v s="$seconds" -v a="$all" -v r="${rates[0]}" -v n="${rates[1]}" 'BEGIN {
+  awk -v name="$name" -v share="$share" -v s="$(number "$made" evaluation_processor_seconds)" \
+    -v a="$(number "$made" evaluation_processor_seconds_without_skipping)" -v r="${rates[0]}" -v n="${rates[1]}" 'BEGIN {
     printf "%s\t%s\t%.2f\t%.2f\t%.3f\t%.1f\t%.1f\t%.3f\n", name, share, 1000 * s, 1000 * a, a / s, r, n, r / n }' >>"$run/speed.tsv"
 }
 

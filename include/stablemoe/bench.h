@@ -50,12 +50,13 @@ typedef struct smoe_bench {
   smoe_bench_link link[SMOE_BENCH_LINKS]; /**< from one row per pair of ranks to the model's own size */
   double flops_all;                       /**< of an update if all parameters learned */
   double evaluation_s,
-      evaluation_all_s;             /**< forward pass with sublayers skipped, and without; NaN: no gates */
-  double skip_share;                /**< share of rows behind gates that ran */
-  double planned_bytes, peak_bytes; /**< per rank, the largest */
-  int n_updates, n_moe, n_experts, n_slots;  /**< sizes of the arrays in stage[]; K */
-  int n_ranks, expert_ranks, n_nodes, cores; /**< R; G; machines; cores of rank 0's machine */
-  smoe_precision precision;                  /**< of training */
+      evaluation_all_s; /**< forward pass with sublayers skipped, and without; NaN: no gates */
+  double evaluation_processor_s, evaluation_all_processor_s; /**< of the busiest rank's processor seconds */
+  double skip_share;                                         /**< share of rows behind gates that ran */
+  double planned_bytes, peak_bytes;                          /**< per rank, the largest */
+  int n_updates, n_moe, n_experts, n_slots;                  /**< sizes of the arrays in stage[]; K */
+  int n_ranks, expert_ranks, n_nodes, cores;                 /**< R; G; machines; cores of rank 0's machine */
+  smoe_precision precision;                                  /**< of training */
   bool images;               /**< what is trained on: images, which tokens_per_s counts then */
   double exchange_row_bytes; /**< of a row that travels; 0 without MoE layers */
   int64_t vocabulary, shared_parameters, expert_parameters, frozen_parameters;

@@ -255,6 +255,30 @@ static void put_active(const attention *a, const smoe_attention_values *w, smoe_
   }
 }
 
+/* The m queries at q to their places among n rows, with zeros between. */
+static void spread_queries(smoe_real *q, const bool *active, size_t n, size_t m, size_t wide) {
+  for (size_t i = n; i-- > 0;) {
+    if (!active[i])
+      memset(q + i * wide, 0, wide * sizeof *q);
+    else if (--m != i)
+      memcpy(q + i * wide, q + m * wide, wide * sizeof *q);
+  }
+}
+
+/* Results of the m queries at q, those of the active ones of n rows, one after another. Runs of active rows are mostly
+ * short, and a call for each costs more than one over all rows from the first active one on. */
+static void attend_active(const attention *a, smoe_real *q, const smoe_real *keys, size_t kv,
+                          const bool *active, size_t n, size_t m) {
+  const size_t wide = a->shape.heads * a->shape.head;
+  smoe_real *out = attended_of(a);
+  size_t first = 0;
+  while (first < n && !active[first]) first++;
+  if (m < n - first) spread_queries(q, active + first, n - first, m, wide);
+  if (m > 0) attend_run(a, out, q, keys, kv, first, n - first);
+  for (size_t i = first, row = 0; m < n - first && i < n; i++)
+    if (active[i]) memmove(out + row++ * wide, out + (i - first) * wide, wide * sizeof *out);
+}
+
 /* Rows of each sequence that an active row sees. */
 static size_t seen_rows(const bool *active, size_t t) {
   while (t > 0 && !active[t - 1]) t--;
@@ -281,14 +305,7 @@ void smoe_layer_attention_some(smoe_layer *layer, const smoe_layer_call *call, c
       if (a->rope) smoe_rope_forward(keys, kv, a->position, a->rope, n, shape->kv_heads, shape->head);
     }
     const size_t m = active_queries(a, &w, q, a->buffer.normed, a->position, own, n, a->position);
-    for (size_t first = 0, row = 0; first < n;) {
-      size_t end = first;
-      while (end < n && own[end]) end++;
-      if (end > first)
-        attend_run(a, attended_of(a) + row * wide, q + row * wide, keys, kv, first, end - first);
-      row += end - first;
-      first = end + (end == first);
-    }
+    attend_active(a, q, keys, kv, own, n, m);
     put_active(a, &w, call->y + s * t * c, x, own, t, m);
   }
 }
