@@ -291,7 +291,7 @@ node_number() {
   echo "$number"
 }
 
-positive() { case "$2" in '' | *[!0-9]* | 0*) misuse "$1 wants a number, not '$2'" ;; esac; }
+positive() { case "$2" in '' | *[!0-9]* | 0*) misuse "$1 must be a number, got '$2'" ;; esac; }
 
 export PATH=$PATH:/usr/sbin:/sbin
 fence=${SLURM_PMIX_FENCE:-}

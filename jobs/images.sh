@@ -10,7 +10,7 @@
 # grids and digits need images of digits as MNIST has them (28 x 28, IDX files, also .gz): --images and --labels, or
 # STABLEMOE_DIGITS=DIRECTORY with files *images-idx3-ubyte* and *labels-idx1-ubyte*.
 set -euo pipefail
-export LC_ALL=C
+export LC_ALL=C # decimal points, whatever the language is
 cd "$(dirname "$0")/.."
 python=${STABLEMOE_PYTHON:-/usr/bin/python3}
 [ -x "$python" ] || python=python3

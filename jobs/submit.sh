@@ -24,8 +24,8 @@ while [ $# -gt 0 ]; do
     --ranks | --threads | --ranks-per-node | --gflops | --max-time | -P)
       [ $# -ge 2 ] || fail "$1 needs a value; see --help"
       if [ "$1" != -P ]; then
-        [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ && $2 =~ [1-9] ]] || fail "$1 wants a number above 0, not '$2'"
-        [[ $1 = --gflops || $2 =~ ^[1-9][0-9]{0,5}$ ]] || fail "$1 wants a whole number up to 999999, not '$2'"
+        [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ && $2 =~ [1-9] ]] || fail "$1 must be a number above 0, got '$2'"
+        [[ $1 = --gflops || $2 =~ ^[1-9][0-9]{0,5}$ ]] || fail "$1 must be an integer up to 999999, got '$2'"
       fi
       case "$1" in
         --ranks) ranks=$2 ;;

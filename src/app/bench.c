@@ -83,7 +83,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
 const smoe_command smoe_command_bench = {
     .name = "bench",
     .arguments = "CONFIG",
-    .title = "speed, beside what the machine's GEMM allows",
+    .title = "throughput, relative to the core's peak and the GEMM rate",
     .text = "Time updates of a configuration, in both stages where the routing method has two, and compare "
             "them with the machine's matrix product on the same shapes. Nothing is saved. Where data.corpus "
             "is not set, tokens of language models are random with the frequencies of Zipf's law.",

@@ -101,7 +101,7 @@ static bool check_directory(smoe_doctor *d, const char *directory) {
         SMOE_FAIL(SMOE_ERR_IO, "'%s' cannot be reached: %s; make it, on a file system that all nodes share",
                   directory, strerror(errno));
   else if (!S_ISDIR(there.st_mode))
-    mine = SMOE_FAIL(SMOE_ERR_IO, "'%s' is no directory: give the one that is to hold runs", directory);
+    mine = SMOE_FAIL(SMOE_ERR_IO, "'%s' is not a directory: give the one that is to hold runs", directory);
   const smoe_status status = smoe_group_agree(d->group, mine);
   if (status != SMOE_OK) smoe_doctor_error(d, status, "directory: %s", report_text());
   return status == SMOE_OK;

@@ -91,8 +91,8 @@ void smoe_evaluation_print_text(FILE *out, const smoe_evaluation_report *r) {
     fprintf(out, "  bits per byte   %.4f, perplexity %.3f per byte\n", r->bits_per_byte,
             exp2(r->bits_per_byte));
   if (b->n_documents > 0)
-    fprintf(out, "  documents       %lld, %.4f nats per token in their mean\n", (long long)b->n_documents,
-            b->document_loss / (double)b->n_documents);
+    fprintf(out, "  documents       %lld, mean document loss %.4f nats per token\n",
+            (long long)b->n_documents, b->document_loss / (double)b->n_documents);
   if (e->drop_rate > 0) fprintf(out, "  dropped         %.2f %% of rows, by capacity\n", 100 * e->drop_rate);
   if (!r->experts) print_extremes(out, r);
   print_frequencies(out, r);

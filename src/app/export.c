@@ -15,10 +15,11 @@ typedef struct options {
 
 static const smoe_option OPTIONS[] = {
     {'o', "output", SMOE_OPTION_OUTPUT, offsetof(options, output), "FILE",
-     "file to write, NAME.safetensors; NAME.json and NAME.tokenizer stand beside it (default "
+     "file to write, NAME.safetensors; NAME.json and NAME.tokenizer are next to it (default "
      "model.safetensors)"},
     {0, "split-experts", SMOE_OPTION_FLAG, offsetof(options, split_experts), NULL,
-     "write each expert to a file of its own, and NAME.safetensors.index.json, which says what is where"},
+     "write each expert to a file of its own, and NAME.safetensors.index.json, which lists what is in which "
+     "file"},
     SMOE_BEST_OPTION(options),
     {0, "layout", SMOE_OPTION_CHOICE, offsetof(options, layout), NULL,
      "names and shapes of the tensors: this program's, or those of a GPT-2 or Llama model, with a "

@@ -83,7 +83,7 @@ static void read_text(session *s) {
   s->window = window;
   if (window > 0 && !s->moved) {
     smoe_note("the text is longer than the model's context of %zu tokens: whenever that is full, the older "
-              "half is forgotten and the rest read again",
+              "half is dropped and the rest recomputed",
               context);
     s->moved = true;
   }

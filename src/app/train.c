@@ -22,7 +22,7 @@ typedef struct options {
 
 static const smoe_option OPTIONS[] = {
     {'P', "set", SMOE_OPTION_KEYS, offsetof(options, set), "KEY=VALUE",
-     "set one configuration key, over what CONFIG says; may be repeated"},
+     "set one configuration key, over its value in CONFIG; may be repeated"},
     {0, "resume", SMOE_OPTION_FLAG, offsetof(options, train.resume), NULL,
      "continue from the newest valid checkpoint of run.directory; it is an error if there is none"},
     {0, "start-or-resume", SMOE_OPTION_FLAG, offsetof(options, train.start), NULL,

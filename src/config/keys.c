@@ -41,7 +41,8 @@ static const smoe_key keys[] = {
     INT(run.seed, "1", 0, INFINITY, "",
         "Seed of every random number (initial values, order of the data, noise): the same seed repeats the "
         "run."),
-    INT(run.threads, "0", 0, 1024, "threads", "Threads of each rank; 0: as OMP_NUM_THREADS says, else 1."),
+    INT(run.threads, "0", 0, 1024, "threads",
+        "Threads of each rank; 0: OMP_NUM_THREADS, or 1 if it is not set."),
     CHOICE(run.products, "auto", products,
            "Library of single-precision GEMM; auto: oneDNN if the build has it and the CPU has AVX-512, else "
            "OpenBLAS. The two differ in rounding."),
@@ -144,7 +145,7 @@ static const smoe_key keys[] = {
     INT(train.evaluate_sequences, "0", 0, MANY, "sequences",
         "Validation sequences of each evaluation; 0: all of them."),
     INT(train.checkpoint_every, "200", 0, MANY, "updates",
-        "Updates between two checkpoints, from which a run can go on; 0: only at the end."),
+        "Updates between two checkpoints, from which a run can resume; 0: only at the end."),
     INT(train.keep_last, "3", 0, MANY, "checkpoints", "Newest checkpoints to keep; 0: keep all."),
     INT(train.keep_every, "0", 0, MANY, "updates",
         "Keep checkpoints at multiples of this many updates for good; 0: none."),

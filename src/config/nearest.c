@@ -52,9 +52,9 @@ smoe_status smoe_config_unknown(const smoe_config *config, const char *name, boo
   const char *what = section ? "section" : "key";
   /* What shares less than half of its letters is no slip of the fingers, and a guess would mislead. */
   if (!best_same && 2 * best_distance > strlen(name))
-    return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: there is no %s '%.128s'; `stablemoe train --help` lists all",
-                     where, what, name);
+    return SMOE_FAIL(SMOE_ERR_CONFIG, "%s: unknown %s '%.128s'; `stablemoe train --help` lists all", where,
+                     what, name);
   return SMOE_FAIL(SMOE_ERR_CONFIG,
-                   "%s: there is no %s '%.128s'; the nearest is '%.*s' (`stablemoe train --help` lists all)",
+                   "%s: unknown %s '%.128s', did you mean '%.*s'? (`stablemoe train --help` lists all)",
                    where, what, name, (int)best_length, best);
 }

@@ -50,8 +50,8 @@ static smoe_status expand_home(builder *path, const char *where) {
       where, path->text);
   const char *home = getenv("HOME");
   SMOE_CHECK(home && home[0] == '/', SMOE_ERR_CONFIG,
-             "%s: '%.64s': the environment variable $HOME is no absolute path: write the full path", where,
-             path->text);
+             "%s: '%.64s': the environment variable $HOME is not an absolute path: write the full path",
+             where, path->text);
   char rest[SMOE_TEXT_MAX];
   memcpy(rest, path->text + 1, path->bytes);
   const size_t bytes = path->bytes - 1;

@@ -252,8 +252,8 @@ smoe_status smoe_config_set(const smoe_config_entry *entry, const smoe_config_sc
   if (key->kind == SMOE_KEY_LIST) return set_list(key, entry->value, scalar, where);
   SMOE_CHECK(scalar->bytes > 0, SMOE_ERR_CONFIG, "%s: %s: no value; %s expected", where, key->name,
              smoe_config_kind_name(key->kind));
-  SMOE_CHECK(strlen(text) == scalar->bytes, SMOE_ERR_CONFIG, "%s: %s: '%.64s' goes on after a NUL character",
-             where, key->name, text);
+  SMOE_CHECK(strlen(text) == scalar->bytes, SMOE_ERR_CONFIG,
+             "%s: %s: '%.64s' continues after a NUL character", where, key->name, text);
   if (key->kind == SMOE_KEY_CHOICE) return set_choice(key, entry->value, text, where);
   SMOE_CHECK(!scalar->quoted, SMOE_ERR_CONFIG, "%s: %s: \"%.64s\" is a text; write %s without quotes", where,
              key->name, text, smoe_config_kind_name(key->kind));

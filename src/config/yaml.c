@@ -226,7 +226,7 @@ smoe_status smoe_config_load(smoe_config *config, const char *path) {
   if (error)
     status = SMOE_FAIL(SMOE_ERR_IO, "cannot read the configuration '%s': %s", path, strerror(error));
   else if (bytes > FILE_BYTES)
-    status = SMOE_FAIL(SMOE_ERR_CONFIG, "%s: larger than 1 MiB, so it is no configuration", path);
+    status = SMOE_FAIL(SMOE_ERR_CONFIG, "%s: larger than 1 MiB, so it is not a configuration", path);
   else
     status = parse_bytes(config, text, bytes, path);
   smoe_free(text);

@@ -30,7 +30,7 @@ static smoe_status verify(const smoe_corpus *corpus, XXH64_state_t *hash, int32_
   XXH64_reset(hash, 0);
   for (int s = 0; s < SMOE_SPLITS; s++) SMOE_TRY(hash_split(corpus, s, hash, block));
   SMOE_CHECK(XXH64_digest(hash) == corpus->fingerprint, SMOE_ERR_FORMAT,
-             "the corpus '%s' is damaged: its tokens are not those of its fingerprint; take a sound copy, or "
+             "the corpus '%s' is damaged: its tokens are not those of its fingerprint; take a valid copy, or "
              "prepare it again",
              corpus->path);
   return SMOE_OK;

@@ -114,7 +114,7 @@ static smoe_status write_part(writing *w, const char *path) {
 /** A sequence takes one token and the one after it; a split may also be empty. */
 static smoe_status check_spool(const smoe_spool *spool) {
   for (int s = 0; s < SMOE_SPLITS; s++) {
-    SMOE_CHECK(fflush(spool->stream[s]) == 0, SMOE_ERR_IO, "cannot write tokens beside '%s': %s",
+    SMOE_CHECK(fflush(spool->stream[s]) == 0, SMOE_ERR_IO, "cannot write tokens next to '%s': %s",
                spool->output, strerror(errno));
     SMOE_CHECK(
         spool->n_tokens[s] != 1, SMOE_ERR_CONFIG,

@@ -58,7 +58,7 @@ static smoe_status count_lengths(smoe_pair_writer *writer) {
                smoe_split_name(s), s == SMOE_TRAIN ? "smaller shares" : "a larger share or files of its own");
     for (int side = 0; side < SMOE_SIDES; side++) {
       smoe_spool *spool = &writer->spool[side];
-      SMOE_CHECK(fflush(spool->stream[s]) == 0, SMOE_ERR_IO, "cannot write tokens beside '%s': %s",
+      SMOE_CHECK(fflush(spool->stream[s]) == 0, SMOE_ERR_IO, "cannot write tokens next to '%s': %s",
                  spool->output, strerror(errno));
       split->length[side] = smoe_alloc((size_t)split->n_pairs * sizeof *split->length[side]);
       for (int64_t i = 0; i < split->n_pairs; i++)

@@ -31,7 +31,7 @@ smoe_status smoe_spool_open(smoe_spool *spool, const char *output, int vocabular
   for (int s = 0; s < SMOE_SPLITS; s++) {
     spool->document[s] = smoe_alloc(2 * sizeof(int64_t));
     spool->stream[s] = open_unnamed(output);
-    SMOE_CHECK(spool->stream[s], SMOE_ERR_IO, "cannot write beside '%s': %s", output, strerror(errno));
+    SMOE_CHECK(spool->stream[s], SMOE_ERR_IO, "cannot write next to '%s': %s", output, strerror(errno));
   }
   return SMOE_OK;
 }
@@ -50,7 +50,7 @@ smoe_status smoe_spool_add(smoe_spool *spool, smoe_split split, const int32_t *t
                "token %d is outside the vocabulary of %d", tokens[i], spool->vocabulary);
   }
   SMOE_CHECK(fwrite(tokens, sizeof *tokens, n, spool->stream[split]) == n, SMOE_ERR_IO,
-             "cannot write tokens beside '%s': %s", spool->output, strerror(errno));
+             "cannot write tokens next to '%s': %s", spool->output, strerror(errno));
   spool->n_tokens[split] += (int64_t)n;
   return SMOE_OK;
 }
@@ -71,7 +71,7 @@ smoe_status smoe_spool_drop(smoe_spool *spool, smoe_split split) {
   const int64_t n = spool->document[split][spool->n_documents[split]];
   spool->n_tokens[split] = n;
   const bool done = fseeko(spool->stream[split], (off_t)n * (off_t)sizeof(int32_t), SEEK_SET) == 0;
-  SMOE_CHECK(done, SMOE_ERR_IO, "cannot write tokens beside '%s': %s", spool->output, strerror(errno));
+  SMOE_CHECK(done, SMOE_ERR_IO, "cannot write tokens next to '%s': %s", spool->output, strerror(errno));
   return SMOE_OK;
 }
 
@@ -80,7 +80,7 @@ smoe_status smoe_spool_read(smoe_spool *spool, smoe_split split, int64_t first, 
   errno = 0;
   const bool done = fseeko(stream, (off_t)first * (off_t)sizeof *tokens, SEEK_SET) == 0 &&
                     fread(tokens, sizeof *tokens, n, stream) == n;
-  SMOE_CHECK(done, SMOE_ERR_IO, "cannot read tokens back from beside '%s': %s", spool->output,
+  SMOE_CHECK(done, SMOE_ERR_IO, "cannot read tokens back from next to '%s': %s", spool->output,
              errno ? strerror(errno) : "they are not there");
   return SMOE_OK;
 }

@@ -205,7 +205,7 @@ static smoe_status read_stream(const smoe_token_file *file, smoe_stream *stream,
                "'%s' does not hold whole ids of %zu bytes: its size is not a multiple of that", file->path,
                width);
     SMOE_CHECK(convert(raw, file->token_bytes, n, tokens, &bad), SMOE_ERR_FORMAT,
-               "token %lld of '%s' is no id: it is negative or beyond 2^31",
+               "token %lld of '%s' is not a token id: it is negative or beyond 2^31",
                (long long)(first + (int64_t)bad), file->path);
     if (n > 0) SMOE_TRY(sink(context, file, tokens, n, first));
     first += (int64_t)n;

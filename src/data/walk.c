@@ -81,7 +81,7 @@ static smoe_status walk_entry(walking *w, const char *directory, const char *nam
   if (stat(path, &about)) {
     /* A link to nowhere is common and no text. */
     if (errno != ENOENT && errno != ELOOP)
-      status = SMOE_FAIL(SMOE_ERR_IO, "cannot look at '%s': %s", path, strerror(errno));
+      status = SMOE_FAIL(SMOE_ERR_IO, "cannot read '%s': %s", path, strerror(errno));
   } else if (S_ISDIR(about.st_mode)) {
     if (is_new(&w->dirs, &about)) status = walk(w, path);
   } else if (S_ISREG(about.st_mode) && (has_extension(name, strlen(name), w->extensions) ||

@@ -14,7 +14,7 @@ static smoe_status read_matrix(hid_t file, const char *name, int64_t *shape, smo
   SMOE_CHECK(smoe_h5_exists(file, path) && smoe_h5_exists(file, sum), SMOE_ERR_FORMAT, "'%s' lacks '%s'",
              smoe_h5_path(file), path);
   SMOE_TRY(smoe_h5_shape(file, path, &n_dims, dims));
-  SMOE_CHECK(n_dims == 2, SMOE_ERR_FORMAT, "'%s' of '%s' is no matrix: it has %d dimensions", path,
+  SMOE_CHECK(n_dims == 2, SMOE_ERR_FORMAT, "'%s' of '%s' is not a matrix: it has %d dimensions", path,
              smoe_h5_path(file), n_dims);
   SMOE_TRY(smoe_h5_expect(file, path, SMOE_H5_REAL_FILE, 2, dims));
   SMOE_TRY(smoe_h5_expect(file, sum, H5T_STD_U64LE, 0, dims));

@@ -124,7 +124,7 @@ static smoe_status verify_file(hid_t file, const char *path) {
   }
   smoe_free(buffer);
   SMOE_TRY(status);
-  printf("%s: %lld of %lld datasets are sound\n", path, (long long)(n_datasets - n_damaged),
+  printf("%s: %lld of %lld datasets are valid\n", path, (long long)(n_datasets - n_damaged),
          (long long)n_datasets);
   SMOE_CHECK(n_damaged == 0 && n_datasets > 0, SMOE_ERR_FORMAT, "'%s' is damaged: %lld of %lld datasets",
              path, (long long)n_damaged, (long long)n_datasets);

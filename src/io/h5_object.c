@@ -70,7 +70,7 @@ smoe_status smoe_h5_expect(hid_t file, const char *name, hid_t type, int n_dims,
     char has[96], wants[96];
     shape_text(has, sizeof has, n, found);
     shape_text(wants, sizeof wants, n_dims, shape);
-    return SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' of '%s' has the shape %s, this run wants %s", name,
+    return SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' of '%s' has the shape %s, this run needs %s", name,
                      smoe_h5_path(file), has, wants);
   }
   const hid_t set = H5Dopen2(file, name, H5P_DEFAULT);
@@ -79,7 +79,7 @@ smoe_status smoe_h5_expect(hid_t file, const char *name, hid_t type, int n_dims,
   if (has < 0 || H5Tget_class(has) != H5Tget_class(type) || H5Tget_size(has) != H5Tget_size(type) ||
       strcmp(class_name(has), class_name(type)) != 0)
     status = SMOE_FAIL(SMOE_ERR_FORMAT,
-                       "'%s' of '%s' has the type %s of %zu bytes, this run wants %s of %zu bytes", name,
+                       "'%s' of '%s' has the type %s of %zu bytes, this run needs %s of %zu bytes", name,
                        smoe_h5_path(file), has < 0 ? "nothing" : class_name(has),
                        has < 0 ? 0 : H5Tget_size(has), class_name(type), H5Tget_size(type));
   else if (H5Dget_storage_size(set) == 0 && !is_empty(n, found))

@@ -250,8 +250,8 @@ static smoe_status check_open(int descriptor, const char *path) {
   seal s;
   uint64_t hash, found = 0;
   char front[SMOE_H5_SEAL_BYTES + sizeof SIGNATURE] = {0};
-  SMOE_CHECK(fstat(descriptor, &about) == 0 && S_ISREG(about.st_mode), SMOE_ERR_IO, "'%s' is no regular file",
-             path);
+  SMOE_CHECK(fstat(descriptor, &about) == 0 && S_ISREG(about.st_mode), SMOE_ERR_IO,
+             "'%s' is not a regular file", path);
   const int64_t bytes = about.st_size;
   errno = 0;
   SMOE_CHECK(read_at(descriptor, front, bytes < (int64_t)sizeof front ? (size_t)bytes : sizeof front, 0),

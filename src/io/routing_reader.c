@@ -82,7 +82,7 @@ static smoe_status check_about(const smoe_routing_reader *r) {
   char format[64] = "";
   if (smoe_h5_get_text(r->open, "/", "format", format, sizeof format) != SMOE_OK ||
       strcmp(format, "stablemoe-routing") != 0)
-    return SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' is no routing log", r->files[r->open_file]);
+    return SMOE_FAIL(SMOE_ERR_FORMAT, "'%s' is not a routing log", r->files[r->open_file]);
   SMOE_TRY(check_number(r, "version", SMOE_ROUTING_FORMAT, "format version"));
   SMOE_TRY(check_number(r, "n_layers", r->shape.n_layers, "moe.layers"));
   SMOE_TRY(check_number(r, "n_experts", r->shape.n_experts, "moe.experts"));

@@ -104,7 +104,7 @@ static smoe_status check_hash(const smoe_config *config) {
   const int64_t experts = smoe_config_settings(config)->moe.experts;
   SMOE_CHECK(
       experts % options->segments == 0, SMOE_ERR_CONFIG,
-      "moe.experts = %lld is no multiple of router.hash.segments = %lld: each segment has as many experts "
+      "moe.experts = %lld is not a multiple of router.hash.segments = %lld: each segment has as many experts "
       "to choose from",
       (long long)experts, (long long)options->segments);
   return SMOE_OK;

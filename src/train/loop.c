@@ -226,7 +226,7 @@ static smoe_status save(run *r, int64_t done) {
 static smoe_status save_as_asked(run *r, int64_t done, bool needed) {
   const smoe_status status = save(r, done);
   if (status != SMOE_ERR_IO || needed || r->settings->train.on_save_error == SMOE_SAVE_STOP) return status;
-  smoe_warn("update %lld: %s; training goes on (train.on_save_error: continue)", (long long)done,
+  smoe_warn("update %lld: %s; training continues (train.on_save_error: continue)", (long long)done,
             smoe_last_error());
   return SMOE_OK;
 }

@@ -71,7 +71,7 @@ static smoe_status open_on_root(const smoe_config *config, bool resume, bool ove
   const bool exists = access(used, F_OK) == 0;
   smoe_free(used);
   SMOE_CHECK(!exists || resume || overwrite, SMOE_ERR_CONFIG,
-             "run.directory '%s' holds a run already: add --resume to go on with it, --overwrite to start "
+             "run.directory '%s' holds a run already: add --resume to continue it, --overwrite to start "
              "anew, or choose another directory with -P run.directory=...",
              directory);
   SMOE_CHECK(!smoe_fault("run.directory"), SMOE_ERR_IO, "injected fault at run.directory");

@@ -166,7 +166,7 @@ smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *
   result->norm = smoe_gradient_norms(params);
   SMOE_CHECK(isfinite(result->loss) && isfinite(result->norm.all), SMOE_ERR_NUMERIC,
              "update %lld: the %s is not finite (loss %g, gradient norm %g); a smaller optimizer.lr or a "
-             "longer schedule.warmup may help; the last checkpoint is sound",
+             "longer schedule.warmup may help; the last checkpoint is valid",
              (long long)update + 1, isfinite(result->loss) ? "gradient" : "loss", result->loss,
              result->norm.all);
   const double clip = settings->optimizer.clip;

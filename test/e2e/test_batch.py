@@ -153,7 +153,7 @@ class Batch(p.ProgramTest):
                       ["--ranks", "2", "--max-time", "0"], ["--ranks", "08"]):
             done = subprocess.run([*submit, *words], env=p.environment(), capture_output=True, text=True, timeout=p.TIME_LIMIT)
             self.assertEqual((done.returncode, done.stdout), (2, ""), done)
-            self.assertRegex(done.stderr, f"^submit.sh: {words[-2]} wants a (whole )?number.*, not '{words[-1]}'\\n$")
+            self.assertRegex(done.stderr, f"^submit.sh: {words[-2]} must be (a number|an integer).*, got '{words[-1]}'\\n$")
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ class Commands(p.ProgramTest):
                                  ("routing", self.path("run", "routing", "step-000000040.h5"), "method stable")):
             with self.subTest(name):
                 self.assertRegex(self.on_ranks("info", path, ranks=(1, 2)), said)
-        self.assertRegex(self.on_ranks("info", self.early, "--verify", ranks=(1, 2)), "datasets are sound")
+        self.assertRegex(self.on_ranks("info", self.early, "--verify", ranks=(1, 2)), "datasets are valid")
 
     def test_help_and_version(self):
         self.assertRegex(self.on_ranks("--version", ranks=(1, 2)), r"^stablemoe \d+\.\d+\.\d+ \(commit .+\)\n(  \w+ +.+\n)+$")

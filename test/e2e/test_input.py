@@ -128,10 +128,10 @@ class Input(p.ProgramTest):
             "list": refused("list.yml:1: sections with keys expected", config="list.yml"),
             "twice": refused("twice.yml:3: model is there twice; the first one is in line 1", config="twice.yml"),
             "indent": refused("indent.yml:2: model.width: '16 heads", config="indent.yml"),
-            "unknown": refused("unknown.yml:2: there is no key 'model.widht'; the nearest is 'model.width'",
+            "unknown": refused("unknown.yml:2: unknown key 'model.widht', did you mean 'model.width'",
                                config="unknown.yml"),
             "type": refused("type.yml:2: model.width: 'wide' is not an integer", config="type.yml"),
-            "unknown-P": refused("there is no key 'train.lr'; the nearest is 'optimizer.lr'", "train.lr=1"),
+            "unknown-P": refused("unknown key 'train.lr', did you mean 'optimizer.lr'", "train.lr=1"),
             "range": refused("train.updates: '0' is out of range: 1 to", "train.updates=0"),
             "real": refused("optimizer.lr: '1e999' is out of range: 0 to 1", "optimizer.lr=1e999"),
             "nan": refused("optimizer.lr: 'nan' is not a number", "optimizer.lr=nan"),
@@ -209,7 +209,7 @@ class Input(p.ProgramTest):
     def test_run_directory(self):
         self.check({
             "taken": (self.train_with(run="done"), "config",
-                      "holds a run already: add --resume to go on with it, --overwrite to start anew"),
+                      "holds a run already: add --resume to continue it, --overwrite to start anew"),
             "below-file": (self.train_with(run="text.txt/run"), "io", "cannot make the directory.*Not a directory"),
             "file": (self.train_with(run="text.txt"), "io", "text.txt.*Not a directory"),
         })

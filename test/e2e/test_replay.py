@@ -86,7 +86,7 @@ class Replay(p.ProgramTest):
         cases = {
             "no-log": (replay(""), "config", "set router.replay.log to the run directory"),
             "missing": (replay(self.path("nowhere")), "io", "cannot read the routing logs in '.*nowhere': No such file"),
-            "no-logs": (replay(self.path("record", "checkpoints")), "format", "is no routing log"),
+            "no-logs": (replay(self.path("record", "checkpoints")), "format", "is not a routing log"),
             "empty": (replay(self.directory), "io", "no routing log .* in"),
             "no-tokens": (replay(silent), "config", "records no tokens: make that run with log.tokens_every=1"),
             "update": (replay(sparse), "config", "has no record of update 1, .*log.tokens_every=1"),

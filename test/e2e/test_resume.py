@@ -261,7 +261,7 @@ class FileSystem(p.ProgramTest):
         self.mount("patient", "size=3m")
         result = self.train("patient/run", ["train.updates=60", "train.on_save_error=continue"], ranks=2)
         self.assertRefused(result, "io", "not enough space|No space left|cannot write")
-        self.assertIn("training goes on", result.err)
+        self.assertIn("training continues", result.err)
         self.assertEqual(p.last_update(self.path("patient/run")), 60)
         self.check_left("patient/run")
 

@@ -159,10 +159,10 @@ static void test_lists(void) {
 
 static void test_refusals(void) {
   /* Keys. */
-  refuse("model:\n  widht: 4\n", "a.yml:2: there is no key 'model.widht'; the nearest is 'model.width'");
-  refuse("train:\n  lr: 1\n", "the nearest is 'optimizer.lr'");
-  refuse("optimiser:\n  lr: 1\n", "no section 'optimiser'; the nearest is 'optimizer'");
-  refuse("router:\n  fake:\n    dep: {noisy: true}\n", "a.yml:3: there is no section 'router.fake.dep'");
+  refuse("model:\n  widht: 4\n", "a.yml:2: unknown key 'model.widht', did you mean 'model.width'");
+  refuse("train:\n  lr: 1\n", "did you mean 'optimizer.lr'");
+  refuse("optimiser:\n  lr: 1\n", "unknown section 'optimiser', did you mean 'optimizer'");
+  refuse("router:\n  fake:\n    dep: {noisy: true}\n", "a.yml:3: unknown section 'router.fake.dep'");
   refuse("run:\n  seed: 1\n  seed: 2\n", "a.yml:3: run.seed is there twice; the first one is in line 2");
   refuse("run:\n  seed: 1\nmodel:\nrun:\n", "a.yml:4: run is there twice; the first one is in line 1");
   refuse("run.seed: 1\nrun:\n  seed: 2\n", "a.yml:3: run.seed is there twice");
@@ -250,8 +250,8 @@ static void test_override(void) {
   refuse_override("run.seed", "section.key=value expected");
   refuse_override("=1", "section.key=value expected");
   refuse_override("run=1", "run is a section");
-  refuse_override("run.sed=1", "the nearest is 'run.seed'");
-  refuse_override("foo=1", "no key 'foo'; `stablemoe train --help` lists all");
+  refuse_override("run.sed=1", "did you mean 'run.seed'");
+  refuse_override("foo=1", "unknown key 'foo'; `stablemoe train --help` lists all");
   refuse_override("run.seed=", "option -P: run.seed: no value");
   refuse_override("run.seed=a", "option -P: run.seed: 'a' is not an integer");
   refuse_override("run.directory=\xc3(", "UTF-8");
@@ -342,7 +342,7 @@ static void test_paths(void) {
   setenv("SMOE_LONG", longest, 1);
   refuse_override("run.directory=$SMOE_LONG/$SMOE_LONG", "the text has 2047 bytes; at most 1023 fit");
   setenv("HOME", longest, 1);
-  refuse_override("run.directory=~/a", "the environment variable $HOME is no absolute path");
+  refuse_override("run.directory=~/a", "the environment variable $HOME is not an absolute path");
   longest[0] = '/';
   setenv("HOME", longest, 1);
   refuse_override("run.directory=~/a", "the text has 1025 bytes; at most 1023 fit");
@@ -467,7 +467,7 @@ static void test_files(void) {
   fputs("run:\n  seed: 5\n  sed: 6\n", file);
   fclose(file);
   CHECK(smoe_config_load(config, path) == SMOE_ERR_CONFIG);
-  char *start = smoe_sprintf("%s:3: there is no key", path);
+  char *start = smoe_sprintf("%s:3: unknown key", path);
   CHECK(strncmp(smoe_last_error(), start, strlen(start)) == 0, "%s", smoe_last_error());
   smoe_free(start);
   file = fopen(path, "w");

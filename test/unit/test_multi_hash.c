@@ -83,7 +83,7 @@ int main(void) {
   test_segments("bigram", false);
   test_segments("previous", false);
   test_segments("position", false);
-  check_refused(LIST("router.hash.segments=3", "moe.experts=8"), "no multiple of router.hash.segments");
+  check_refused(LIST("router.hash.segments=3", "moe.experts=8"), "not a multiple of router.hash.segments");
   check_refused(LIST("router.hash.segments=2", "router.hash.variant=balanced"), "tables that differ");
   return test_verdict("multi_hash");
 }
