@@ -74,7 +74,9 @@ smoe_status smoe_app_task_open(smoe_app_model *m, const smoe_group *group, const
                           opening->corpus ? opening->corpus : smoe_app_corpus_path(&m->meta)));
   if (smoe_task_is_images(&m->task)) {
     if (m->task.fingerprint != m->meta.fingerprint)
-      smoe_note("'%s' is not the corpus that '%s' was trained on", m->task.images.path, m->file);
+      smoe_note(
+          "'%s' is not the corpus that '%s' was trained on: both must have the same patches and classes",
+          m->task.images.path, m->file);
     return SMOE_OK;
   }
   return smoe_group_agree(

@@ -24,10 +24,19 @@ static smoe_status check_images(const smoe_task *task) {
   return smoe_images_check(&task->images, task->group);
 }
 
-/* What the model's sizes must be for this corpus. */
-static smoe_status check_sizes(const smoe_task *task) {
+/* What the model's sizes must be for this corpus; a trained model has those that it has. */
+static smoe_status check_sizes(const smoe_task *task, bool for_training) {
   const smoe_settings *settings = task->settings;
   const smoe_images *images = &task->images;
+  SMOE_CHECK(
+      for_training || (settings->model.context == images->n_patches &&
+                       (settings->model.width == (int64_t)images->patch_reals ||
+                        strcmp(smoe_family_of(task->config)->name, "cnn") != 0)),
+      SMOE_ERR_CONFIG,
+      "the images of '%s' have %d patches of %zu numbers, and the model was trained with model.context "
+      "%lld and model.width %lld: take a corpus that was prepared as that of the training",
+      images->path, images->n_patches, images->patch_reals, (long long)settings->model.context,
+      (long long)settings->model.width);
   SMOE_CHECK(
       settings->model.context == images->n_patches, SMOE_ERR_CONFIG,
       "model.context is %lld, and the images of '%s' have %d patches: set model.context=%d, or prepare "
@@ -56,7 +65,7 @@ static smoe_status shape_images(smoe_task *task, smoe_model_shape *shape, bool f
   const smoe_settings *settings = task->settings;
   const int64_t parts = settings->train.lanes * settings->train.micro_batches;
   const int64_t wanted = settings->data.train_images, n = task->images.split[SMOE_TRAIN].n;
-  SMOE_TRY(check_sizes(task));
+  SMOE_TRY(check_sizes(task, for_training));
   SMOE_CHECK(wanted <= n, SMOE_ERR_CONFIG, "data.train_images is %lld, and '%s' has %lld training images",
              (long long)wanted, task->images.path, (long long)n);
   shape->vocabulary = task->vocabulary;

@@ -139,6 +139,8 @@ class Images(p.ProgramTest):
         whole, text = self.whole(), self.path("text")
         self.assertFine(self.program.run(*self.command("text", "train.updates=10", config=self.program.config,
                                                        corpus=self.text)))
+        self.assertFine(self.program.run("prepare", "--images", self.path("files"), "--patch", "2", "-o",
+                                         self.path("other.h5")))
         cases = {
             "generate": (["generate", whole], "model of images"),
             "route": (["route", whole, self.config], "model of images"),
@@ -148,6 +150,7 @@ class Images(p.ProgramTest):
             "experts": (["evaluate", whole, "--experts"], "--experts"),
             "images": (["evaluate", text, "--images", self.path("bad.tsv")], "language model, which reads none"),
             "another corpus": (["evaluate", whole, "-c", self.text], "corpus of text"),
+            "other patches": (["evaluate", whole, "-c", self.path("other.h5")], "prepared as that of the training"),
             "bench": (["bench", self.config], "set data.corpus"),
         }
         for ranks in (1, 2):
