@@ -26,31 +26,45 @@ KEYS = {"model.width": 16, "model.blocks": 2, "model.heads": 2, "model.context":
         "moe.sublayers": 1, "train.batch_sequences": 8, "train.lanes": 4, "train.checkpoint_every": 5,
         "train.evaluate_every": 7, "train.evaluate_sequences": 8, "log.load_every": 1, "log.probe_every": 3,
         "log.probe_sequences": 2, "schedule.warmup": 5, "optimizer.lr": 1e-3}
+PAIR_KEYS = {"model.family": "translation", "model.context": 40, "train.batch_tokens": 256, "schedule.warmup": 5}
+"""Over KEYS, for a model that translates; a batch is so many tokens, not sequences."""
 ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1",
                "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}
 TIMED = ("seconds", "tokens_per_s")
 
 
 class Torture:
-    def __init__(self, program: str, directory: str, kills: int, seed: int):
+    def __init__(self, program: str, directory: str, kills: int, seed: int, pairs: bool, keys: list):
         self.program = program
+        self.pairs = pairs
+        self.keys = keys
         self.directory = directory
         self.kills = kills
         self.random = random.Random(seed)
         self.updates = UPDATES_PER_LIFE * (kills + 1)
         self.fallbacks = 0
 
-    def make_corpus(self) -> None:
-        text = os.path.join(self.directory, "text.txt")
-        with open(text, "w", encoding="utf-8") as file:
+    def make_text(self) -> list:
+        """Files of random words, as arguments of prepare; the target of a pair is its source, turned round."""
+        names = [os.path.join(self.directory, name) for name in ("text.txt", "target.txt")]
+        with open(names[0], "w", encoding="utf-8") as file, open(names[1], "w", encoding="utf-8") as target:
             for i in range(6000):
-                words = [WORDS[self.random.randrange(len(WORDS))] for _ in range(8)]
-                file.write(" ".join(words) + ("\n\n" if i % 10 == 9 else "\n"))
-        subprocess.run([self.program, "prepare", text, "-o", self.corpus(), "--vocab", "300"], check=True,
+                words = [WORDS[self.random.randrange(len(WORDS))] for _ in range(self.random.randint(3, 9) if self.pairs else 8)]
+                file.write(" ".join(words) + ("\n\n" if i % 10 == 9 and not self.pairs else "\n"))
+                target.write(" ".join(reversed(words)) + "\n")
+        return ["--pair", "xx-yy", *names, "--valid", "0.02"] if self.pairs else names[:1]
+
+    def make_corpus(self) -> None:
+        subprocess.run([self.program, "prepare", *self.make_text(), "-o", self.corpus(), "--vocab", "300"], check=True,
                        env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        keys = {**KEYS, **PAIR_KEYS} if self.pairs else dict(KEYS)
+        if self.pairs:
+            del keys["train.batch_sequences"]
         with open(os.path.join(self.directory, "run.yml"), "w", encoding="utf-8") as file:
-            for key, value in KEYS.items():
+            for key, value in keys.items():
                 file.write(f"{key}: {value}\n")
+            for assignment in self.keys:
+                file.write(assignment.replace("=", ": ", 1) + "\n")
 
     def corpus(self) -> str:
         return os.path.join(self.directory, "corpus.h5")
@@ -198,6 +212,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="lives of the run (default 20)")
     parser.add_argument("--build", default="build", help="build directory (default build)")
     parser.add_argument("--seed", type=int, default=1, help="another seed, other kills (default 1)")
+    parser.add_argument("--pairs", action="store_true", help="a translation model on sentence pairs")
+    parser.add_argument("-P", dest="keys", metavar="KEY=VALUE", action="append", default=[],
+                        help="configuration key of both runs; may be repeated")
     parser.add_argument("--keep", action="store_true", help="keep the directory with both runs")
     arguments = parser.parse_args()
     program = os.path.join(os.path.abspath(arguments.build), "src", "app", "stablemoe")
@@ -207,7 +224,7 @@ def main() -> int:
     directory = tempfile.mkdtemp(prefix="stablemoe-torture-")
     result = 1
     try:
-        result = Torture(program, directory, arguments.kills, arguments.seed).run()
+        result = Torture(program, directory, arguments.kills, arguments.seed, arguments.pairs, arguments.keys).run()
     finally:
         if result == 0 and not arguments.keep:
             shutil.rmtree(directory, ignore_errors=True)
