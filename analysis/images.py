@@ -34,7 +34,7 @@ PATTERN_SAMPLES, PATTERN_L, PATTERN_PATCHES = (10, 20, 40, 80, 160, 320), (1, 2,
 PATTERN_UPDATES, PATTERN_ROUTER_UPDATES, PATTERN_LEVEL = 3000, 200, 99
 """Updates of the filters and of the router, for any number of samples; accuracy in per cent that counts as success."""
 
-DIGIT_SAMPLES, DIGIT_UPDATES = (200, 700, 2000, 7000), 750
+DIGIT_SAMPLES, DIGIT_UPDATES = (200, 2000, 7000), 750
 PASSES, BATCH = 150, 20
 
 
@@ -169,7 +169,9 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 def needed(curve: list[tuple[int, float]], level: float) -> float | None:
     """Samples at which an accuracy comes to `level`, between two sizes by the logarithm of samples; None: at none of
-    them, or at the least already. curve: (samples, accuracy), in order of samples."""
+    them; below 0: at the least already, which is minus this. curve: (samples, accuracy), in order of samples."""
+    if curve and curve[0][1] >= level:
+        return -float(curve[0][0])
     for (low, before), (high, after) in zip(curve, curve[1:]):
         if before < level <= after:
             return math.exp(math.log(low) + math.log(high / low) * (level - before) / (after - before))
@@ -194,8 +196,17 @@ def best_found(out: Path, name: str, seeds: list[int]) -> list[float]:
     return [50 * sum(max(expert[c] for expert in result["found"][0][:-1]) for c in range(2)) for result in results]
 
 
-def number(value: float | None, form: str = ",.0f") -> str:
-    return "not reached" if value is None else format(value, form)
+def number(value: float | None) -> str:
+    """Of `needed`."""
+    return "not reached" if value is None else f"below {-value:,.0f}" if value < 0 else f"{value:,.0f}"
+
+
+def ahead(out: Path, samples: int, one: str, other: str, seeds: list[int]) -> str:
+    """Seeds in which a configuration is ahead of another one, of those that both have."""
+    pairs = [(load(out, "grids", f"{one}-{samples}", [seed]), load(out, "grids", f"{other}-{samples}", [seed]))
+             for seed in seeds]
+    known = [a[0]["accuracy"] > b[0]["accuracy"] for a, b in pairs if a and b]
+    return f"{sum(known)}/{len(known)}"
 
 
 def print_grids(out: Path, seeds: list[int]) -> None:
@@ -208,6 +219,10 @@ def print_grids(out: Path, seeds: list[int]) -> None:
         rows.append(row)
     rows.append(["multiply-accumulates per image", *(f"{GRID_MACS[config]:,}" for config in PUBLISHED)])
     table(["training images", "CNN", "pMoE, separate", "pMoE, joint"], rows)
+    print("Seeds in which one is ahead of the other\n")
+    pairs = (("pmoe-separate", "cnn"), ("pmoe-joint", "pmoe-separate"), ("pmoe-joint", "cnn"))
+    table(["training images", "separate of CNN", "joint of separate", "joint of CNN"],
+          [[f"{samples:,}", *(ahead(out, samples, *pair, seeds) for pair in pairs)] for samples in GRID_SAMPLES])
     print("Training images at which the mean accuracy comes to a level, and their ratio to the CNN's\n")
     rows = []
     for level in (90, 95):
@@ -216,7 +231,7 @@ def print_grids(out: Path, seeds: list[int]) -> None:
         for who, each in (("here", at), ("as published", paper)):
             rows.append([f"{level} %, {who}"])
             for value in each.values():
-                ratio = f" ({value / each['cnn']:.2f})" if value and each["cnn"] else ""
+                ratio = f" ({value / each['cnn']:.2f})" if value and value > 0 and each["cnn"] else ""
                 rows[-1].append(number(value) + ratio)
     table(["level", "CNN", "pMoE, separate", "pMoE, joint"], rows)
     print("Share of test images, in per cent, whose deciding patch is taken: by its class's expert (separate), by the "
@@ -240,16 +255,16 @@ def print_needed(out: Path, seeds: list[int]) -> None:
     cnn, rows, points = at["cnn"], [], []
     for taken in PATTERN_L:
         value = at[f"l{taken}"]
-        if value:
+        if value and value > 0:
             points.append((PATTERN_PATCHES / taken, value))
         rows.append([str(taken), f"{PATTERN_PATCHES / taken:g}", number(value),
-                     f"{cnn / value:.2f}" if cnn and value else ""])
+                     f"{cnn / value:.2f}" if cnn and value and value > 0 else ""])
     rows.append(["CNN", "", number(cnn), ""])
     print(f"Samples at which the mean accuracy comes to {PATTERN_LEVEL} %\n")
     table(["l", "n / l", "samples", "CNN's samples over these"], rows)
-    if len(points) > 1:
-        print(f"Least squares over all l that come there: samples ~ (n / l)^{slope(points):.2f}; the theory's bound: "
-              "(n / l)^-8\n")
+    if len(points) > 2:
+        print(f"Least squares: samples ~ (n / l)^{slope(points):.2f} over all l, (n / l)^{slope(points[1:]):.2f} "
+              "without the smallest; the theory's bound: (n / l)^-8\n")
 
 
 def print_patterns(out: Path, seeds: list[int]) -> None:

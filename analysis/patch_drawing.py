@@ -134,8 +134,8 @@ def draw_image(images: Images, line: dict, experts: list[int], x: float, y: floa
         parts.append(f'<circle cx="{x + (left + images.patch_width) * scale - 5:.1f}" cy="{y + top * scale + 5:.1f}" '
                      'r="3.5" fill="#fff" stroke="#000"><title>the patch that decides the class</title></circle>')
     name, predicted = (escape(images.names[int(line[k])]) for k in ("class", "predicted"))
-    parts.append(f'<text x="{x}" y="{y + height + 13}">image {i}: class {name}, predicted {predicted}'
-                 f'{"" if right else " (wrong)"}</text>')
+    colour, sign = ("", "") if right else (' fill="#c00"', " \u2717")
+    parts.append(f'<text x="{x}" y="{y + height + 13}"{colour}>image {i}: class {name}, predicted {predicted}{sign}</text>')
     return parts
 
 

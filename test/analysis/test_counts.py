@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 import synthetic
-from analysis import counts, frames, routing, series
+from analysis import counts, frames, images, routing, series
 from analysis.report import collect
 from analysis.text import Vocabulary
 
@@ -76,6 +76,33 @@ class Numbers(unittest.TestCase):
     def test_text_of_tokens(self) -> None:
         vocabulary = Vocabulary(Path("x"), 1, ("\u2581the", "<0x0A>", "<0xC3>", "ing"), np.zeros(0))
         self.assertEqual([vocabulary.text(i) for i in (0, 1, 2, 3, 4, -1)], [" the", "\n", "\\xc3", "ing", "#4", ""])
+
+
+class Experiments(unittest.TestCase):
+    """Numbers of the experiments on images (analysis.images)."""
+
+    def test_needed(self) -> None:
+        curve = [(10, 50.0), (100, 90.0), (1000, 94.0), (2000, 93.0)]
+        self.assertAlmostEqual(images.needed(curve, 70), 10 ** 1.5)
+        self.assertAlmostEqual(images.needed(curve, 92), 10 ** 2.5)
+        self.assertEqual((images.needed(curve, 95), images.needed(curve, 40), images.needed([], 1)), (None, -10, None))
+        self.assertEqual([images.number(v) for v in (None, -10, 1234.4)], ["not reached", "below 10", "1,234"])
+
+    def test_slope(self) -> None:
+        self.assertAlmostEqual(images.slope([(n, 3 * n ** -1.7) for n in (1, 2, 4, 16)]), -1.7)
+
+    def test_tables_of_results(self) -> None:
+        with tempfile.TemporaryDirectory() as root:
+            for name, seed, accuracy in (("cnn", 1, 0.5), ("cnn", 2, 0.7), ("pmoe-separate", 1, 0.8), ("pmoe-joint", 1, 0.9)):
+                path = Path(root, "grids", f"{name}-300-{seed}.json")
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(f'{{"accuracy": {accuracy}, "found": [[[1, 0.2], [0.4, 0.5], [1, 1]]]}}', encoding="utf-8")
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                images.main(["grids", "patterns", "digits", "--table-only", "--out", root, "--seeds", "1,2"])
+        self.assertIn("| 300 | 60.0 ± 14.1 (89.5) | 80.0 (92.3) | 90.0 (94.3) |", out.getvalue())
+        self.assertIn("| 300 | 1/1 | 1/1 | 1/1 |", out.getvalue())
+        self.assertIn("| 300 | 75.0 | 75.0 |", out.getvalue())  # expert 0 for class 0, expert 1 for class 1; the best of each
 
 
 class Streams(unittest.TestCase):
