@@ -45,7 +45,7 @@ class Metrics:
         last = max((i for i, name in enumerate(names) if re.match(r"moe\d+_", name) or name == "valid_perplexity"),
                    default=len(names))
         rest = names[last + 1:names.index("seconds")] if "seconds" in names[last + 1:] else []
-        return [name for name in rest if not name.endswith(("_run", "accuracy"))]
+        return [name for name in rest if not name.endswith(("_run", "accuracy", "bleu"))]
 
     @property
     def gates(self) -> list[str]:

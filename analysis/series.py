@@ -134,11 +134,12 @@ def loss_terms(run: Run) -> list[Term]:
 
 
 def further(run: Run) -> list[Term]:
-    """Shares of rows that ran behind gates, and the norm of the gradient."""
+    """Shares of rows that ran behind gates, BLEU, and the norm of the gradient."""
     if run.metrics is None:
         return []
     terms = [Term(f"run:{name}", f"Rows that ran behind the gate of {name.replace('_', '/', 1)}", "share", 2,
                   _of_metrics(run, f"{name}_run")) for name in run.metrics.gates]
+    terms.append(Term("valid_bleu", "Validation BLEU", "0 to 100", 1, _of_metrics(run, "valid_bleu")))
     terms.append(Term("grad_norm", "Gradient norm", "before clipping", 2, _of_metrics(run, "grad_norm")))
     return [term for term in terms if term.line.known]
 

@@ -19,7 +19,7 @@
 enum { SMOE_CHECKPOINT_FORMAT = 1 };
 
 /** What the best evaluation of a run is judged by. */
-typedef enum smoe_best_metric { SMOE_BEST_NONE, SMOE_BEST_LOSS } smoe_best_metric;
+typedef enum smoe_best_metric { SMOE_BEST_NONE, SMOE_BEST_LOSS, SMOE_BEST_BLEU } smoe_best_metric;
 
 /** The best evaluation of a run so far. */
 typedef struct smoe_best {

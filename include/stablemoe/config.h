@@ -50,6 +50,7 @@ typedef struct smoe_keyset {
 typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED } smoe_position;
 /** Where experts come from, beside their initial distribution. */
 typedef enum smoe_moe_from { SMOE_FROM_NOTHING, SMOE_FROM_FFN } smoe_moe_from;
+typedef enum smoe_patience_metric { SMOE_PATIENCE_LOSS, SMOE_PATIENCE_BLEU } smoe_patience_metric;
 typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_save_error;
 typedef enum smoe_placement_kind { SMOE_PLACE_BY_LOAD, SMOE_PLACE_IN_ORDER } smoe_placement_kind;
 typedef enum smoe_optimizer_kind { SMOE_ADAM, SMOE_SGD } smoe_optimizer_kind;
@@ -121,6 +122,8 @@ typedef struct smoe_settings {
     int64_t keep_last;          /**< checkpoints; 0: all */
     int64_t keep_every;         /**< updates between checkpoints kept for good; 0: none */
     int64_t patience;           /**< evaluations; 0: none ends the training */
+    int patience_metric;        /**< smoe_patience_metric */
+    int64_t patience_pairs;     /**< validation pairs that BLEU is of; 0: all */
     bool best;                  /**< keep the best checkpoint; train.patience does so too */
     int on_save_error;          /**< smoe_on_save_error */
   } train;

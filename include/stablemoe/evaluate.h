@@ -9,6 +9,7 @@ typedef struct smoe_evaluation {
   double perplexity; /**< exp(loss) */
   double n_targets;
   double accuracy;  /**< as in smoe_step_result */
+  double bleu;      /**< of some of the split's pairs (train.patience_metric); NAN: not asked for */
   double drop_rate; /**< rows beyond capacity, of all MoE layers */
 } smoe_evaluation;
 

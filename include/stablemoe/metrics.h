@@ -11,6 +11,7 @@ typedef struct smoe_metrics {
   int n_layers;
   int n_experts;
   bool accuracy; /**< there are columns of it */
+  bool bleu;     /**< there is a column of it */
   smoe_terms terms;
   bool nodes; /**< the share of rows that stay on their node has columns */
   const smoe_model *model;

@@ -152,6 +152,11 @@ void smoe_params_end(smoe_params *params);
  */
 void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *expert_at);
 
+/** Take the values and places of experts of another table of the same model over the same ranks, whether or not either
+ *  is laid out for training. Local.
+ */
+void smoe_params_copy(smoe_params *params, const smoe_params *from);
+
 /** Set every parameter to its initial values and the moments to zero.
  *
  *  Local. Values are functions of (seed, name, global index).

@@ -61,6 +61,28 @@ size_t smoe_translator_batch(const smoe_translator *translator);
 void smoe_translator_run(smoe_translator *translator, const int32_t *const *source, const int32_t *length,
                          size_t n, const smoe_pass *pass, smoe_translations *out);
 
+/** Takes the hypotheses of source i, best first: n of them, maybe none. Their memory is not kept. */
+typedef smoe_status smoe_translation_taker(void *context, size_t i, const smoe_hypothesis *best, size_t n);
+
+/** Translate any number of sources, those of like length together.
+ *
+ *  Collective over group, that of the model; the same arguments on all ranks.
+ *  source  in  [n] as for smoe_translator_run; length [n], 0: there is nothing to translate, and nothing to take
+ *  take    in  called on every rank, in the same order
+ *  Errors:  agreed; those of take.
+ */
+smoe_status smoe_translator_run_all(smoe_translator *translator, const smoe_group *group,
+                                    const int32_t *const *source, const int32_t *length, size_t n,
+                                    const smoe_pass *pass, smoe_translation_taker *take, void *context);
+
+/** Tokens that translations of sources of up to `longest` tokens may have by default, end counted: twice as many and
+ *  10, within model.context. Local.
+ */
+size_t smoe_translation_length(const smoe_config *config, size_t longest);
+
+/** Bytes that a translator takes on this rank beside its model. Local. */
+double smoe_translator_bytes(const smoe_translator *translator);
+
 /** Free the result. Local. */
 void smoe_translations_release(smoe_translations *translations);
 

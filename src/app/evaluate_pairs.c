@@ -8,6 +8,7 @@
 #include "stablemoe/evaluate.h"
 #include "stablemoe/json.h"
 #include "stablemoe/log.h"
+#include "stablemoe/pair_texts.h"
 #include "stablemoe/plain_file.h"
 #include "text_stream.h"
 #include "translate_lines.h"
@@ -19,41 +20,6 @@ typedef struct scores {
   smoe_chrf chrf;
 } scores;
 
-/* The sources of a split, as the corpus has them. */
-typedef struct sources {
-  int64_t n;
-  int32_t **ids, *length;
-} sources;
-
-static void read_sources(sources *s, const smoe_pairs *pairs, smoe_split split, int64_t sequences) {
-  const int64_t all = pairs->split[split].n_pairs;
-  s->n = sequences > 0 && sequences < all ? sequences : all;
-  s->ids = smoe_alloc((size_t)(s->n + 1) * sizeof *s->ids);
-  s->length = smoe_alloc((size_t)(s->n + 1) * sizeof *s->length);
-  for (int64_t i = 0; i < s->n; i++) {
-    s->length[i] = smoe_pairs_length(pairs, split, SMOE_SIDE_SOURCE, i);
-    s->ids[i] = smoe_alloc((size_t)s->length[i] * sizeof **s->ids);
-    smoe_pairs_read(pairs, split, SMOE_SIDE_SOURCE, i, s->ids[i]);
-  }
-}
-
-static void release_sources(sources *s) {
-  for (int64_t i = 0; s->ids && i < s->n; i++) smoe_free(s->ids[i]);
-  smoe_free(s->ids);
-  smoe_free(s->length);
-}
-
-/* The reference of pair i as text. */
-static smoe_status reference_of(const smoe_pairs *pairs, const smoe_tokenizer *tokenizer, smoe_split split,
-                                int64_t i, char **text) {
-  const size_t n = (size_t)smoe_pairs_target_length(pairs, split, i);
-  int32_t *ids = smoe_alloc((n + 1) * sizeof *ids);
-  smoe_pairs_read(pairs, split, SMOE_SIDE_TARGET, i, ids);
-  const smoe_status status = smoe_tokenizer_decode(tokenizer, ids, n - 1, text); /* without end */
-  smoe_free(ids);
-  return status;
-}
-
 static smoe_status score(scores *s, const smoe_pairs *pairs, const smoe_tokenizer *tokenizer,
                          smoe_split split, int64_t n, const smoe_line_translation *out) {
   for (int d = 0; d < pairs->n_directions; d++) {
@@ -64,7 +30,7 @@ static smoe_status score(scores *s, const smoe_pairs *pairs, const smoe_tokenize
     scores *own = &s[pairs->split[split].direction[i]];
     const char *hypothesis = out[i].n_best ? out[i].text[0] : "";
     char *reference = NULL;
-    SMOE_TRY(reference_of(pairs, tokenizer, split, i, &reference));
+    SMOE_TRY(smoe_pair_reference(pairs, tokenizer, split, i, &reference));
     smoe_bleu_add(&own->bleu, reference, strlen(reference), hypothesis, strlen(hypothesis));
     smoe_bleu_add(&own->lower, reference, strlen(reference), hypothesis, strlen(hypothesis));
     smoe_chrf_add(&own->chrf, reference, strlen(reference), hypothesis, strlen(hypothesis));
@@ -76,14 +42,14 @@ static smoe_status score(scores *s, const smoe_pairs *pairs, const smoe_tokenize
 
 /* One line per pair: direction, source, reference, translation. */
 static smoe_status write_lines(smoe_plain_file *file, const smoe_pairs *pairs,
-                               const smoe_tokenizer *tokenizer, smoe_split split, const sources *s,
+                               const smoe_tokenizer *tokenizer, smoe_split split, const smoe_pair_sources *s,
                                const smoe_line_translation *out) {
   for (int64_t i = 0; i < s->n; i++) {
     char direction[2 * SMOE_LANGUAGE_BYTES], *source = NULL, *reference = NULL;
     smoe_pairs_direction_name(pairs, pairs->split[split].direction[i], direction);
     /* Without the tag and the end. */
     smoe_status status = smoe_tokenizer_decode(tokenizer, s->ids[i] + 1, (size_t)s->length[i] - 2, &source);
-    if (status == SMOE_OK) status = reference_of(pairs, tokenizer, split, i, &reference);
+    if (status == SMOE_OK) status = smoe_pair_reference(pairs, tokenizer, split, i, &reference);
     if (status == SMOE_OK)
       fprintf(file->stream, "%s\t%s\t%s\t%s\n", direction, source, reference,
               out[i].n_best ? out[i].text[0] : "");
@@ -95,7 +61,8 @@ static smoe_status write_lines(smoe_plain_file *file, const smoe_pairs *pairs,
 }
 
 static smoe_status write_table(const char *path, const smoe_pairs *pairs, const smoe_tokenizer *tokenizer,
-                               smoe_split split, const sources *s, const smoe_line_translation *out) {
+                               smoe_split split, const smoe_pair_sources *s,
+                               const smoe_line_translation *out) {
   smoe_plain_file file = {0};
   smoe_status status = smoe_plain_create(&file, path, 0);
   if (status == SMOE_OK) status = write_lines(&file, pairs, tokenizer, split, s, out);
@@ -166,10 +133,10 @@ smoe_status smoe_evaluate_pairs(smoe_app_model *m, smoe_split split, const char 
   const smoe_pairs *pairs = &m->task.pairs;
   smoe_evaluation e;
   smoe_tokenizer *tokenizer = NULL;
-  sources s = {0};
+  smoe_pair_sources s = {0};
   SMOE_TRY(loss_of(m, split, sequences, &e));
   SMOE_TRY_ALL(m->group, smoe_tokenizer_open(&tokenizer, pairs->model, pairs->model_bytes));
-  read_sources(&s, pairs, split, sequences);
+  smoe_pair_sources_read(&s, pairs, split, sequences, false);
   smoe_line_translation *out = smoe_alloc((size_t)(s.n + 1) * sizeof *out);
   scores *result = smoe_alloc((size_t)pairs->n_directions * sizeof *result);
   smoe_status status = smoe_translate_ids(m, tokenizer, (const int32_t *const *)s.ids, s.length, (size_t)s.n,
@@ -184,7 +151,7 @@ smoe_status smoe_evaluate_pairs(smoe_app_model *m, smoe_split split, const char 
     status = smoe_group_agree(m->group, m->group->rank == 0 ? smoe_output_flush(stdout) : SMOE_OK);
   smoe_line_translations_release(out, (size_t)s.n);
   smoe_free(result);
-  release_sources(&s);
+  smoe_pair_sources_release(&s);
   smoe_tokenizer_close(tokenizer);
   return status;
 }

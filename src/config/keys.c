@@ -28,6 +28,7 @@ static const char *const positions[] = {"middle", "top", "bottom", "scattered", 
 static const char *const froms[] = {"none", "ffn", NULL};
 static const char *const exchanges[] = {"direct", "two_level", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
+static const char *const patience_metrics[] = {"loss", "bleu", NULL};
 static const char *const save_errors[] = {"stop", "continue", NULL};
 static const char *const placements[] = {"load", "order", NULL};
 static const char *const optimizers[] = {"adam", "sgd", NULL};
@@ -150,8 +151,13 @@ static const smoe_key keys[] = {
     INT(train.keep_every, "0", 0, MANY, "updates",
         "Keep checkpoints at multiples of this many updates for good; 0: none."),
     INT(train.patience, "0", 0, MANY, "evaluations",
-        "End the training when so many evaluations in a row have not improved on the best validation loss; "
+        "End the training when so many evaluations in a row have not improved on the best one; "
         "those of stage 1 do not count where a stage 2 follows; 0: go through all updates."),
+    CHOICE(train.patience_metric, "loss", patience_metrics,
+           "What an evaluation is judged by: the validation loss; or, of translation, BLEU of greedy "
+           "translations of train.patience_pairs validation pairs, the column valid_bleu of metrics.csv."),
+    INT(train.patience_pairs, "256", 0, MANY, "pairs",
+        "Validation pairs that are translated for BLEU, spread over the split; 0: all."),
     BOOL(train.best, "false",
          "Keep the checkpoint of the best evaluation, with one saved at each that improves; train.patience "
          "does so too."),

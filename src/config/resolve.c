@@ -83,6 +83,12 @@ smoe_status smoe_config_resolve(smoe_config *config) {
   SMOE_CHECK(s->train.evaluate_every > 0 || (s->train.patience == 0 && !s->train.best), SMOE_ERR_CONFIG,
              "train.%s needs evaluations during the training: set train.evaluate_every",
              s->train.patience > 0 ? "patience" : "best");
+  SMOE_CHECK(
+      s->train.patience_metric != SMOE_PATIENCE_BLEU || strcmp(s->model.family, "translation") == 0,
+      SMOE_ERR_CONFIG,
+      "train.patience_metric bleu needs translations, and model.family is '%s': leave it at loss, or set "
+      "model.family to translation",
+      s->model.family);
   SMOE_TRY(check_places(s));
   SMOE_CHECK(s->train.lanes % s->moe.nodes == 0, SMOE_ERR_CONFIG,
              "moe.nodes %" PRId64 " does not divide train.lanes %" PRId64

@@ -100,7 +100,7 @@ static smoe_status read_best(hid_t file, smoe_best *best) {
   SMOE_TRY(smoe_h5_get_i64(file, "/meta", "best_update", &best->update));
   SMOE_TRY(smoe_h5_get_i64(file, "/meta", "best_since", &best->n_since));
   SMOE_TRY(smoe_h5_get_f64(file, "/meta", "best_value", &best->value));
-  SMOE_CHECK(metric == SMOE_BEST_LOSS, SMOE_ERR_FORMAT,
+  SMOE_CHECK(metric == SMOE_BEST_LOSS || metric == SMOE_BEST_BLEU, SMOE_ERR_FORMAT,
              "'%s' names its best evaluation by a metric that this program does not know",
              smoe_h5_path(file));
   best->metric = (int)metric;

@@ -99,6 +99,10 @@ void smoe_translator_destroy(smoe_translator *t) {
   smoe_free(t);
 }
 
+double smoe_translator_bytes(const smoe_translator *t) {
+  return (double)t->arena.peak;
+}
+
 size_t smoe_translator_batch(const smoe_translator *t) {
   return (size_t)t->model->params.lanes.n_lanes * t->sentences;
 }

@@ -325,6 +325,19 @@ void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *exp
   smoe_params_round(params);
 }
 
+void smoe_params_copy(smoe_params *params, const smoe_params *from) {
+  if (params->n_slabs != from->n_slabs) SMOE_PANIC(SMOE_ERR_BUG, "parameters of another model");
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *to = &params->slab[s], *source = &from->slab[s];
+    if (slab_size(to) != slab_size(source) || to->n_experts != source->n_experts)
+      SMOE_PANIC(SMOE_ERR_BUG, "parameters of another model");
+    if (slab_size(to) > 0) memcpy(to->value, source->value, slab_size(to) * sizeof *to->value);
+    if (to->expert_at)
+      memcpy(to->expert_at, source->expert_at, (size_t)to->n_experts * sizeof *to->expert_at);
+  }
+  smoe_params_round(params);
+}
+
 void smoe_params_allgather(smoe_params *params, bool all) {
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *slab = &params->slab[s];

@@ -44,6 +44,7 @@ static smoe_evaluation result_of(const smoe_model *model) {
                                   .perplexity = exp(sums->loss / sums->n_targets),
                                   .n_targets = sums->n_targets,
                                   .accuracy = smoe_model_accuracy(model, total),
+                                  .bleu = NAN,
                                   .drop_rate = assigned ? (double)dropped / (double)assigned : 0};
   smoe_free(total);
   return result;

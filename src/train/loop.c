@@ -20,6 +20,7 @@
 #include "stablemoe/timer.h"
 #include "stablemoe/watchdog.h"
 #include "stop.h"
+#include "validation_bleu.h"
 
 /* Everything a run holds on one rank. */
 typedef struct run {
@@ -58,6 +59,11 @@ smoe_status smoe_train_check_ranks(const smoe_config *config, int n_ranks) {
   return SMOE_OK;
 }
 
+static bool needs_bleu(const run *r) {
+  return r->settings->train.patience_metric == SMOE_PATIENCE_BLEU &&
+         smoe_task_has_split(&r->task, SMOE_VALID);
+}
+
 static smoe_status build(run *r, bool plan_only) {
   const smoe_settings *settings = r->settings;
   SMOE_TRY(smoe_train_check_ranks(r->config, r->group->n_ranks));
@@ -68,6 +74,7 @@ static smoe_status build(run *r, bool plan_only) {
   SMOE_TRY(smoe_model_create(&r->model, r->config, r->group, &shape, plan_only));
   if (plan_only) smoe_announce_work(&r->task, r->model);
   SMOE_TRY_ALL(r->group, smoe_model_print_plan(r->model));
+  if (needs_bleu(r)) SMOE_TRY(smoe_validation_bleu_plan(r->model, &r->task));
   SMOE_TRY(smoe_step_create(&r->step, r->model, &r->task));
   smoe_announce_passes(&r->task);
   return smoe_replay_open(&r->replay, &r->step);
@@ -245,23 +252,28 @@ static bool count(run *r, int64_t done, const smoe_evaluation *valid) {
   const smoe_settings *settings = r->settings;
   const bool counts = smoe_stage(r->model, settings, done) == 2 ||
                       smoe_stage(r->model, settings, settings->train.updates - 1) == 1;
-  return counts && smoe_patience_count(&r->patience, done, valid->loss);
+  const bool by_bleu = settings->train.patience_metric == SMOE_PATIENCE_BLEU;
+  return counts && smoe_patience_count(&r->patience, done, by_bleu ? valid->bleu : valid->loss);
 }
 
 static smoe_status validate(run *r, int64_t done, smoe_evaluation *valid, bool *best) {
-  SMOE_TRY(smoe_evaluate(r->model, &r->task, SMOE_VALID, r->settings->train.evaluate_sequences, done,
-                         smoe_stage(r->model, r->settings, done), valid));
+  const int stage = smoe_stage(r->model, r->settings, done);
+  int64_t n_pairs = 0;
+  SMOE_TRY(smoe_evaluate(r->model, &r->task, SMOE_VALID, r->settings->train.evaluate_sequences, done, stage,
+                         valid));
+  if (needs_bleu(r)) SMOE_TRY(smoe_validation_bleu(r->model, &r->task, done, stage, &valid->bleu, &n_pairs));
   *best = count(r, done, valid);
-  char bigram[64] = "", since[96];
+  char more[64] = "", since[96];
   smoe_patience_describe(&r->patience, since, sizeof since);
+  if (n_pairs > 0) snprintf(more, sizeof more, ", BLEU %.2f of %lld pairs", valid->bleu, (long long)n_pairs);
   if (smoe_task_is_language(&r->task))
-    snprintf(bigram, sizeof bigram, " (corpus bigram: %.4f)", r->task.corpus.bigram);
+    snprintf(more, sizeof more, " (corpus bigram: %.4f)", r->task.corpus.bigram);
   if (smoe_task_is_images(&r->task))
     smoe_note("update %lld: validation loss %.4f, accuracy %.2f %% of %.0f images%s", (long long)done,
               valid->loss, 100 * valid->accuracy, valid->n_targets, since);
   else
     smoe_note("update %lld: validation loss %.4f, perplexity %.2f over %.0f tokens%s%s", (long long)done,
-              valid->loss, valid->perplexity, valid->n_targets, bigram, since);
+              valid->loss, valid->perplexity, valid->n_targets, more, since);
   smoe_model_note_skips(r->model);
   return SMOE_OK;
 }
@@ -331,11 +343,13 @@ static smoe_status try_saving(const run *r) {
 
 static void report_patience(const run *r) {
   const smoe_best *best = &r->patience.best;
+  char value[32];
   if (!smoe_patience_over(&r->patience)) return;
-  smoe_note(
-      "early stop: the validation loss has not improved in %lld evaluations; the best is %.4f at update %lld "
-      "(train.patience %lld, --best of evaluate and others)",
-      (long long)best->n_since, best->value, (long long)best->update, (long long)r->patience.patience);
+  smoe_patience_value(&r->patience, value, sizeof value);
+  smoe_note("early stop: the %s has not improved in %lld evaluations; the best is %s at update %lld "
+            "(train.patience %lld, --best of evaluate and others)",
+            smoe_patience_what(&r->patience), (long long)best->n_since, value, (long long)best->update,
+            (long long)r->patience.patience);
 }
 
 static smoe_status train(run *r, const smoe_train_options *options) {

@@ -50,6 +50,7 @@ static void write_header(const smoe_metrics *metrics, FILE *out) {
   }
   if (n_skip > 0) fputs(",skip_loss", out);
   if (metrics->accuracy) fputs(",accuracy,valid_accuracy", out);
+  if (metrics->bleu) fputs(",valid_bleu", out);
   /* Times come last: what stands before them is the same on any number of ranks. */
   fputs(",seconds,tokens_per_s", out);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(out, ",time_%s", smoe_phase_name((smoe_phase_kind)p));
@@ -78,13 +79,16 @@ static smoe_status open_file(smoe_metrics *metrics, const char *path, const char
 
 smoe_status smoe_metrics_open(smoe_metrics *metrics, const char *directory, const smoe_model *model,
                               int64_t update) {
-  *metrics = (smoe_metrics){.n_layers = model->n_moe,
-                            .n_experts = model->params.n_experts,
-                            .terms = model->terms,
-                            .nodes = model->config && smoe_config_settings(model->config)->moe.nodes > 1,
-                            .model = model,
-                            .accuracy = model->objective->counts,
-                            .skips_slots = model->moe && model->n_moe > 0 && model->moe[0]->skip_below > 0};
+  *metrics =
+      (smoe_metrics){.n_layers = model->n_moe,
+                     .n_experts = model->params.n_experts,
+                     .terms = model->terms,
+                     .nodes = model->config && smoe_config_settings(model->config)->moe.nodes > 1,
+                     .model = model,
+                     .accuracy = model->objective->counts,
+                     .bleu = model->config &&
+                             smoe_config_settings(model->config)->train.patience_metric == SMOE_PATIENCE_BLEU,
+                     .skips_slots = model->moe && model->n_moe > 0 && model->moe[0]->skip_below > 0};
   if (model->params.group.rank != 0) return SMOE_OK;
   char *path = smoe_sprintf("%s/metrics.csv", directory), *header = header_text(metrics);
   const smoe_status status = open_file(metrics, path, header, update);
@@ -138,6 +142,7 @@ smoe_status smoe_metrics_write(smoe_metrics *metrics, int64_t update, int64_t n_
     field(file, result->accuracy);
     field(file, valid ? valid->accuracy : NAN);
   }
+  if (metrics->bleu) field(file, valid ? valid->bleu : NAN);
   fprintf(file, ",%.4f,%.1f", seconds, result->n_targets / seconds);
   for (int p = 0; p < SMOE_PHASES; p++) fprintf(file, phase ? ",%.6f" : ",", phase ? phase[p] : 0);
   fputc('\n', file);

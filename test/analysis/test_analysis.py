@@ -158,10 +158,12 @@ class Reading(InDirectory):
         self.assertTrue(np.isnan(values[:33]).all() and np.isfinite(values[33:]).all())
         synthetic.write_metrics(self.path, TINY)
         self.assertEqual(runs.read_metrics(self.path / "metrics.csv").further_terms, [])
-        synthetic.write_metrics(self.path, TINY, terms=("z_loss", "locality"))
+        synthetic.write_metrics(self.path, TINY, terms=("z_loss", "locality", "valid_bleu"))
         metrics = runs.read_metrics(self.path / "metrics.csv")
         self.assertEqual(metrics.further_terms, ["z_loss", "locality"])
         titles = [term.title for term in series.loss_terms(runs.open_run(self.path))]
+        self.assertEqual([(term.key, term.title) for term in series.further(runs.open_run(self.path))],
+                         [("valid_bleu", "Validation BLEU"), ("grad_norm", "Gradient norm")])
         self.assertEqual(titles, ["Balance loss", "Distillation loss", "Loss term z_loss", "Loss term locality"])
 
     def test_probe_blocks_are_the_whole(self) -> None:

@@ -3,13 +3,15 @@
 after a resume, with recomputation; the same text on any number of ranks and in batches of any size."""
 
 import json
+import math
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), os.path.join(os.path.dirname(__file__), "..", "..")]
 import numpy as np  # noqa: E402
 
 import program as p  # noqa: E402
+from analysis import score  # noqa: E402
 
 # A language of numbers and one of letters: the translation is a map of words, and their order turned round.
 WORDS = {"eins": "one", "zwei": "two", "drei": "three", "vier": "four", "rot": "red", "blau": "blue"}
@@ -154,6 +156,46 @@ class Translation(p.ProgramTest):
                             "router.stage1_updates=50", "schedule.warmup=40", "train.evaluate_every=0",
                             "train.checkpoint_every=400", "model.translation.dropout=0")
 
+    def judged_by_bleu(self, name, **how):
+        return self.trained(name, "train.updates=400", "train.batch_tokens=1024", "train.micro_batches=1",
+                            "router.stage1_updates=50", "schedule.warmup=40", "model.translation.dropout=0",
+                            "train.evaluate_every=20", "train.checkpoint_every=90", "train.patience=2",
+                            "train.patience_metric=bleu", "train.patience_pairs=0", **how)
+
+    def test_best_by_bleu(self):
+        """train.patience_metric bleu: the score is that of the translations, with experts wherever they are; the best is
+        kept and the run ends, after a resume on another number of ranks at the same update with the same bits."""
+        run = self.judged_by_bleu("by-bleu", ranks=3)
+        valid = {int(update): bleu for update, bleu in zip(p.column(run, "update"), p.column(run, "valid_bleu"))
+                 if not math.isnan(bleu)}
+        last = max(valid)
+        best = max((update for update in valid if update >= 50), key=lambda update: (valid[update], -update))
+        self.assertEqual(last, best + 40, valid)
+        self.assertGreater(valid[best], 5, valid)
+        kept = os.path.join(run, "checkpoints")
+        self.assertEqual(os.readlink(os.path.join(kept, "best")), f"step-{best:09d}.h5")
+        with p.h5py.File(os.path.join(kept, "latest")) as file:
+            named = [file["meta"].attrs[f"best_{name}"] for name in ("metric", "update", "since")]
+            self.assertEqual(named, [2, best, 2])
+            self.assertAlmostEqual(file["meta"].attrs["best_value"], valid[best], delta=1e-7)
+        # The same score of the texts that `translate` prints, computed in Python.
+        table = self.path("valid.tsv")
+        self.assertFine(self.program.run("evaluate", run, "--split", "valid", "--translations", table))
+        with open(table, encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t") for line in file]
+        text = self.translate(run, "--best", "--beam", "1", lines=[row[1] for row in rows])
+        bleu = score.Bleu()
+        for (_, _, reference, _), line in zip(rows, text.splitlines(), strict=True):
+            bleu.add(reference, line)
+        self.assertAlmostEqual(bleu.score, valid[best], delta=1e-6)
+        # From a checkpoint between two evaluations that brought nothing.
+        self.copy("by-bleu", "by-bleu-parts")
+        parts = self.path("by-bleu-parts", "checkpoints")
+        for name in ("latest", f"step-{last:09d}.h5"):
+            os.unlink(os.path.join(parts, name))
+        self.judged_by_bleu("by-bleu-parts", ranks=2, resume=True)
+        self.assertSameRun(self.path("by-bleu-parts"), run, (best, last))
+
     def translate(self, run, *options, ranks=1, lines=None):
         lines = lines or [" ".join(sentence(i)) for i in range(1000, 1030)]
         path = self.path("input.de")
@@ -262,6 +304,8 @@ class Translation(p.ProgramTest):
                 (("generate", run, "--prompt", "x"), "translation model"),
                 (("train", self.config, "-P", f"data.corpus={self.prepared()}", "-P", "model.family=stablemoe", "-P",
                   f"run.directory={self.path('no')}"), "pairs"),
+                (("train", self.config, "-P", f"data.corpus={self.prepared()}", "-P", "model.family=stablemoe", "-P",
+                  "train.patience_metric=bleu"), "train.patience_metric bleu needs translations"),
                 (("train", self.config, "-P", f"data.corpus={self.prepared()}", "-P", "train.batch_tokens=64", "-P",
                   f"run.directory={self.path('no')}"), "train.batch_tokens 64 leaves a lane"),
                 (("train", self.config, "-P", f"data.corpus={self.prepared()}", "-P", "model.context=4", "-P",

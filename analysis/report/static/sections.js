@@ -275,7 +275,7 @@ function losses() {
   const further = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("term:"))))];
   const gates = [...new Set(RUNS.flatMap((run) => Object.keys(run.losses).filter((key) => key.startsWith("run:"))))];
   return section("losses", "Losses", null, controls, parts, accuracies(),
-    thirds(["balance", "distill", ...further, ...gates, "grad_norm"].map(term)));
+    thirds(["balance", "distill", ...further, ...gates, "valid_bleu", "grad_norm"].map(term)));
 }
 
 // Of images: the share of each update's batch, and of the validation split, that is predicted.
