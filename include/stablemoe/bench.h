@@ -58,6 +58,7 @@ typedef struct smoe_bench {
   int n_ranks, expert_ranks, n_nodes, cores;                 /**< R; G; machines; cores of rank 0's machine */
   smoe_precision precision;                                  /**< of training */
   bool images;               /**< what is trained on: images, which tokens_per_s counts then */
+  smoe_pair_padding padding; /**< translation: of an epoch's batches; NaN for other tasks */
   double exchange_row_bytes; /**< of a row that travels; 0 without MoE layers */
   int64_t vocabulary, shared_parameters, expert_parameters, frozen_parameters;
 } smoe_bench;

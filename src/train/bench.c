@@ -280,6 +280,8 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
   smoe_group_max_f64(group, bytes, 2);
   bench->planned_bytes = bytes[0];
   bench->peak_bytes = bytes[1];
+  bench->padding = (smoe_pair_padding){NAN, NAN};
+  if (task->pairs.split[SMOE_TRAIN].n_pairs > 0) bench->padding = smoe_pair_sampler_padding(&task->train, 0);
   bench->flops = smoe_bench_flops(model);
   bench->flops_all = flops_of(model, true);
   measure_core(bench, group, model);

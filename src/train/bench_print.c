@@ -58,6 +58,9 @@ static void print_table(const smoe_bench *bench, const smoe_settings *settings, 
             (long long)bench->frozen_parameters,
             (long long)(bench->shared_parameters + bench->expert_parameters), 1e-9 * bench->flops,
             1e-9 * bench->flops_all);
+  if (isfinite(bench->padding.target))
+    fprintf(out, "  padding      %10.1f %% of the source rows, %.1f %% of the target rows\n",
+            100 * bench->padding.source, 100 * bench->padding.target);
   if (isfinite(bench->evaluation_s))
     fprintf(out,
             "  evaluation   %10.2f ms per pass, %.2f of the gated rows ran; %.2f ms if all ran: %.2f times "
@@ -147,6 +150,10 @@ static void write_sizes(smoe_json *json, const smoe_bench *bench, const smoe_set
 
 static void write_rates(smoe_json *json, const smoe_bench *bench) {
   number(json, "flops_per_update", bench->flops);
+  if (isfinite(bench->padding.target)) {
+    number(json, "source_padding", bench->padding.source);
+    number(json, "target_padding", bench->padding.target);
+  }
   number(json, "flops_if_all_learned", bench->flops_all);
   if (isfinite(bench->evaluation_s)) {
     number(json, "evaluation_seconds", bench->evaluation_s);

@@ -5,6 +5,7 @@ after a resume, with recomputation; the same text on any number of ranks and in 
 import json
 import math
 import os
+import re
 import sys
 
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), os.path.join(os.path.dirname(__file__), "..", "..")]
@@ -219,6 +220,19 @@ class Translation(p.ProgramTest):
         # An empty line stays in its place.
         holes = self.translate(run, lines=[lines[0], "", lines[1]])
         self.assertEqual(holes.splitlines(), [text.splitlines()[0], "", text.splitlines()[1]])
+
+    def test_speed(self):
+        """translate and bench say how fast they are, bench with the share of padding that train prints, too."""
+        run = self.trained("one")
+        result = self.program.run("translate", run, self.source, ranks=2)
+        self.assertRegex(result.err, r"400 lines translated in [\d.]+ s: [\d.]+ lines/s on 2 ranks, beam 5")
+        result = self.program.run("bench", self.config, "-P", f"data.corpus={self.corpus}", "-n", "1", "-w", "0", "--json")
+        self.assertFine(result)
+        figures = json.loads(result.out)
+        said = self.program.run("train", self.config, "-P", f"data.corpus={self.corpus}", "--dry-run").err
+        for side in ("source", "target"):
+            percent = float(re.search(rf"([\d.]+) % of the {side} rows", said)[1])
+            self.assertAlmostEqual(100 * figures[f"{side}_padding"], percent, delta=0.051)
 
     def test_scores(self):
         """The score of an n-best list is that of the same text, forced."""
