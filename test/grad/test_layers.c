@@ -365,6 +365,7 @@ static void test_moe_layer(const char *name, const char *method, const smoe_rout
   if (ops) {
     *p.moe = (smoe_moe_layer){.params = &p.params,
                               .width = C,
+                              .out = C,
                               .gamma = -1,
                               .beta = -1,
                               .router = {.ops = ops,

@@ -69,6 +69,8 @@ static void test_combinations(const char *method, int stage, bool every) {
         i & 4 ? "train.micro_batches=2" : "train.micro_batches=1",
         i & 4 ? "train.batch_sequences=8" : "train.batch_sequences=4",
         i & 8 ? "model.scale_embedding=false" : "model.scale_embedding=true",
+        /* With the seed of the others a decision is within the smallest step of its edge in one case. */
+        strcmp(method, "pmoe") == 0 ? "run.seed=6" : "run.seed=3",
         NULL,
     };
     char *name = smoe_sprintf("%s, stage %d, %s, %s, %s, %s", method, stage, overrides[0], overrides[2],
