@@ -36,10 +36,31 @@ static void check_order(void) {
   CHECK(in_order < 20, "%d of 1000 places in their own order", in_order);
 }
 
+/* Every target is the token behind its input, up to the last one of a split that ends within a sequence. */
+static void check_targets(void) {
+  enum { CONTEXT = 10, TOKENS = 26 };
+  smoe_corpus corpus;
+  int32_t tokens[TOKENS], input[CONTEXT], target[CONTEXT];
+  smoe_corpus_synthetic(&corpus, 50, INT64_C(1) << 20);
+  corpus.n_tokens[SMOE_TRAIN] = TOKENS;
+  smoe_corpus_read(&corpus, SMOE_TRAIN, 0, TOKENS, tokens);
+  for (int64_t s = 0; s < 3; s++) {
+    smoe_corpus_sequence(&corpus, SMOE_TRAIN, s, CONTEXT, input, target);
+    for (int64_t i = 0; i < CONTEXT; i++) {
+      const int64_t at = s * CONTEXT + i;
+      CHECK(input[i] == (at < TOKENS ? tokens[at] : -1), "sequence %lld: input %lld", (long long)s,
+            (long long)i);
+      CHECK(target[i] == (at + 1 < TOKENS ? tokens[at + 1] : -1), "sequence %lld: target %lld", (long long)s,
+            (long long)i);
+    }
+  }
+}
+
 int main(void) {
   const int64_t sizes[] = {1, 2, 3, 5, 64, 65, 1000};
   for (size_t n = 0; n < sizeof sizes / sizeof *sizes; n++) check_epochs(sizes[n]);
   check_order();
+  check_targets();
   smoe_corpus corpus = {.n_tokens = {101, 100, 5}};
   CHECK(smoe_corpus_sequences(&corpus, SMOE_TRAIN, 10) == 10, "101 tokens are 10 sequences of 10 targets");
   CHECK(smoe_corpus_sequences(&corpus, SMOE_VALID, 10) == 9, "100 tokens are 9 sequences of 10 targets");
