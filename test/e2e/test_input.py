@@ -178,8 +178,9 @@ class Input(p.ProgramTest):
         }
         for name, (ranks, settings, pattern) in cases.items():
             with self.subTest(name):
-                self.assertRefused(self.program.run(*self.train_with(*settings), ranks=ranks), "config", pattern)
-                self.assertFalse(os.path.exists(self.path("new")))
+                words = self.train_with(*settings, run="ranks")
+                self.assertRefused(self.program.run(*words, ranks=ranks), "config", pattern)
+                self.assertFalse(os.path.exists(self.path("ranks")))
 
     def test_corpus(self):
         def corpus(name, kind, pattern):
