@@ -153,6 +153,8 @@ METHODS = {
     "local-numbers": ({"router.method": "local", "moe.experts": 8, "moe.nodes": 2, "router.local.ties": "number",
                        "router.local.remote_share": 0.3, "router.local.locality_weight": 0.6,
                        "train.micro_batches": 2}, {}),
+    # Of two experts' scores often both are cut off.
+    "local-ties": ({"router.method": "local", "moe.experts": 2, "moe.nodes": 2, "router.local.locality_weight": 0.6}, {}),
     "local-few": ({"router.method": "local", "moe.experts": 2, "moe.nodes": 4, "router.local.relu": "false",
                    "router.local.locality_weight": 0.6}, {}),
     # Two copies of each sequence, and what drives them together.
