@@ -224,7 +224,7 @@ typedef struct smoe_product {
   double count;
 } smoe_product;
 
-/** The arithmetic of a micro-batch on this rank, forward and backward. */
+/** The arithmetic of a micro-batch on all ranks, forward and backward. */
 typedef struct smoe_work {
   size_t n;
   smoe_product *product; /**< [n] in memory of smoe_alloc */
@@ -271,7 +271,7 @@ struct smoe_layer_ops {
   void (*reorder)(const smoe_layer *layer, smoe_real *state, const int32_t *from, size_t n_sequences,
                   size_t length, size_t length_max, size_t side_max);
 
-  /** Add the layer's products for a micro-batch of such a shape. */
+  /** Add the layer's products for a micro-batch; the shape's lanes are those of all ranks. */
   void (*work)(const smoe_layer *layer, const smoe_token_shape *shape, smoe_work *work);
 
   /** Bytes of the plan's worst case that balanced routing leaves untouched. with_scratch: once for all

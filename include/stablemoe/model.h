@@ -158,8 +158,8 @@ void smoe_model_backward(smoe_model *model);
  */
 smoe_batch smoe_model_batch(const smoe_model *model, const int32_t *input, const int32_t *target);
 
-/** The products of one micro-batch on this rank; everything: as if all parameters learned. Local. Free work.product
- *  with smoe_free. */
+/** The products of one micro-batch on all ranks together, the same on each and on any number of them; everything: as
+ *  if all parameters learned. Local. Free work.product with smoe_free. */
 smoe_work smoe_model_work(const smoe_model *model, bool everything);
 
 /** Logits [V] of one row of this rank after a forward pass. Local. */

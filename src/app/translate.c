@@ -4,7 +4,6 @@
 
 #include "stablemoe/json.h"
 #include "stablemoe/log.h"
-#include "stablemoe/timer.h"
 #include "stablemoe/utf8.h"
 #include "text_stream.h"
 #include "translate_lines.h"
@@ -193,13 +192,7 @@ static smoe_status translate(smoe_app_model *m, const smoe_group *group, const o
                                   .length_max = o->max_length,
                                   .length_penalty = o->length_penalty};
   smoe_line_translation *out = smoe_alloc((l->n + 1) * sizeof *out);
-  const double before = smoe_seconds();
   status = smoe_translate_ids(m, tokenizer, (const int32_t *const *)l->ids, l->length, l->n, &how, out);
-  const double seconds = smoe_seconds() - before;
-  if (status == SMOE_OK && l->n > 0)
-    smoe_note("%zu line%s translated in %.2f s: %.1f lines/s on %d rank%s, beam %d", l->n,
-              l->n == 1 ? "" : "s", seconds, (double)l->n / seconds, group->n_ranks,
-              group->n_ranks == 1 ? "" : "s", (int)o->beam);
   if (status == SMOE_OK) status = smoe_group_agree(group, group->rank == 0 ? print_all(o, l, out) : SMOE_OK);
   smoe_line_translations_release(out, l->n);
   return status;

@@ -440,9 +440,14 @@ void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits) {
 
 smoe_work smoe_model_work(const smoe_model *model, bool everything) {
   smoe_work work = {.everything = everything};
+  smoe_token_shape shape[SMOE_STREAMS];
+  for (int s = 0; s < SMOE_STREAMS; s++) {
+    shape[s] = model->shape[s];
+    shape[s].n_lanes = model->params.lanes.n_lanes; /* of all ranks: theirs may differ */
+  }
   for (int i = 0; i < model->n_layers; i++) {
     work.forward_only = model->training && !is_reached(model, i) && !everything;
-    if (model->layer[i].spec.ops->work) model->layer[i].spec.ops->work(&model->layer[i], model->shape, &work);
+    if (model->layer[i].spec.ops->work) model->layer[i].spec.ops->work(&model->layer[i], shape, &work);
   }
   return work;
 }

@@ -99,11 +99,11 @@ void smoe_moe_work(const smoe_layer *layer, const smoe_token_shape *shape, smoe_
   const smoe_moe_layer *moe = layer->state;
   const smoe_token_shape *s = &shape[moe->stream];
   const smoe_ffn_shape *ffn = &moe->experts.shape;
-  const int n_ranks = moe->params->topology.world.n_ranks, e = moe->router.n_experts;
+  const int e = moe->router.n_experts;
   const double share = moe->router.ops->load_share ? moe->router.ops->load_share(&moe->router)
                                                    : (double)moe->router.typical_slots / (double)e;
   const size_t rows = (size_t)((double)s->n_global * share + 0.5);
-  const double calls = (double)moe->experts.n_sublayers * (double)e / n_ranks;
+  const double calls = (double)moe->experts.n_sublayers * (double)e;
   smoe_work_linear(work, rows, ffn->width, smoe_ffn_columns(ffn), calls,
                    smoe_layer_learns(layer, moe->experts.sublayer[0].w1));
   smoe_work_linear(work, rows, ffn->inner, smoe_ffn_out(ffn), calls,

@@ -21,7 +21,7 @@ static double flops_of(const smoe_model *model, bool everything) {
   double sum = work.other;
   for (size_t i = 0; i < work.n; i++) sum += work.product[i].count * product_flops(&work.product[i]);
   smoe_free(work.product);
-  return sum * (double)settings->train.micro_batches * model->topology.world.n_ranks;
+  return sum * (double)settings->train.micro_batches;
 }
 
 double smoe_bench_flops(const smoe_model *model) {

@@ -268,7 +268,10 @@ static void plan_phase(smoe_plan *plan, const smoe_model *model, const smoe_sett
   for (int i = 0; i < model->n_layers; i++) {
     const smoe_layer *layer = &model->layer[i];
     if (layer->spec.moe < 0) continue;
-    if (phase == SMOE_PLAN_COUNTS) send_allgather(&t, &all, sizeof(int32_t) * (layer->spec.experts + 1.0));
+    const smoe_moe_layer *moe = model->moe[layer->spec.moe];
+    /* Results of another width have a plan of their own. */
+    for (int n = moe->out == moe->width ? 1 : 2; phase == SMOE_PLAN_COUNTS && n > 0; n--)
+      send_allgather(&t, &all, sizeof(int32_t) * (layer->spec.experts + 1.0));
     if (phase == SMOE_PLAN_EXCHANGE) send_layer(&t, model, layer);
   }
   for (int s = 0; s < model->params.n_slabs; s++) {

@@ -235,6 +235,11 @@ class Commands(p.ProgramTest):
         of_rank = [(memory[name] - memory["library_bytes"]) / 2**20 for name in ("rank_expected_bytes", "rank_most_bytes")]
         self.assertIn("{:.1f} MiB expected with balanced routing; at most {:.1f} MiB".format(*of_rank), real.err)
         self.assertGreater(figures["traffic"]["exchange"]["messages_between"], 0)
+        # An update is the same work on any number of ranks, also where they have different numbers of lanes.
+        uneven = self.program.run(*words, "--ranks", "3", "--json")
+        self.assertEqual(json.loads(uneven.out)["flops"], figures["flops"])
+        gflop = [self.program.run(*words, ranks=ranks).err.split(" GFLOP each")[0].split()[-1] for ranks in (1, 3)]
+        self.assertEqual(gflop[0], gflop[1])
         tight = self.program.run(*words, "-P", "train.batch_sequences=65536", "-P", "model.context=64", "--ranks", "4",
                                  "--per-node", "2", "--node-gib", "1")
         self.assertIn("does not fit", tight.out)

@@ -225,7 +225,7 @@ class Translation(p.ProgramTest):
         """translate and bench say how fast they are, bench with the share of padding that train prints, too."""
         run = self.trained("one")
         result = self.program.run("translate", run, self.source, ranks=2)
-        self.assertRegex(result.err, r"400 lines translated in [\d.]+ s: [\d.]+ lines/s on 2 ranks, beam 5")
+        self.assertRegex(result.err, r"400 sentences in [\d.]+ s: [\d.]+ sentences/s")
         result = self.program.run("bench", self.config, "-P", f"data.corpus={self.corpus}", "-n", "1", "-w", "0", "--json")
         self.assertFine(result)
         figures = json.loads(result.out)

@@ -2,7 +2,7 @@
  * recomputation; and what the equations of pMoE say of special cases. */
 #include "../model_fixture.h"
 #include "../values.h"
-#include "piecewise.h"
+#include "decisions.h"
 
 enum { LANES = 2, SEQUENCES = 3, PATCHES = 5, WIDTH = 8, IMAGES = LANES * SEQUENCES, N = IMAGES * PATCHES };
 
@@ -67,18 +67,9 @@ static double loss_of(const problem *p) {
 
 static double value(void *context, uint64_t *piece) {
   problem *p = context;
-  const smoe_model *model = p->model;
   smoe_model_begin_sums(p->model);
   smoe_model_forward(p->model, &p->batch, &p->pass);
-  for (int i = 0; i < model->n_layers; i++)
-    if (model->layer[i].spec.ops == &smoe_layer_ffn && model->layer[i].spec.activation == SMOE_RELU)
-      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h.wide, N * model->layer[i].spec.inner);
-  for (int m = 0; m < model->n_moe; m++) {
-    const smoe_moe_layer *moe = model->moe[m];
-    piece_add_choices(piece, moe->expert, N * (size_t)moe->router.n_slots);
-    if (moe->experts.shape.activation == SMOE_RELU)
-      piece_add_active(piece, moe->experts.tape[0].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
-  }
+  piece_add_model(piece, p->model, p->batch.shape);
   return loss_of(p);
 }
 

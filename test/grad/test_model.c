@@ -1,32 +1,17 @@
 /* A whole small model: the gradient of the update's loss, all parts, by every parameter. */
 #include "../model_fixture.h"
 #include "../values.h"
-#include "piecewise.h"
+#include "decisions.h"
 #include "stablemoe/kernel.h"
 
 static smoe_group group;
-
-static void add_decisions(const smoe_model *model, uint64_t *piece) {
-  const size_t n = model->shape[SMOE_MAIN].n_tokens;
-  for (int i = 0; i < model->n_layers; i++)
-    if (model->layer[i].spec.ops == &smoe_layer_ffn && model->layer[i].spec.activation == SMOE_RELU)
-      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h.wide, n * model->layer[i].spec.inner);
-  for (int m = 0; m < model->n_moe; m++) {
-    const smoe_moe_layer *moe = model->moe[m];
-    piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
-    piece_add_choices(piece, moe->learned, n);
-    for (int s = 0; s < moe->experts.n_sublayers; s++)
-      if (moe->experts.shape.activation == SMOE_RELU)
-        piece_add_active(piece, moe->experts.tape[s].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
-  }
-}
 
 static double model_value(void *context, uint64_t *piece) {
   model_fixture *f = context;
   smoe_model_begin_sums(f->model);
   for (size_t m = 0; m < f->n_micro; m++) {
     fixture_forward(f, m);
-    add_decisions(f->model, piece);
+    piece_add_model(piece, f->model, f->model->shape);
   }
   return fixture_loss_of_sums(f);
 }

@@ -2,7 +2,7 @@
  * bits with recomputation; padding changes nothing. */
 #include "../model_fixture.h"
 #include "../values.h"
-#include "piecewise.h"
+#include "decisions.h"
 
 enum { LANES = 2, SEQUENCES = 2, TARGET = 5, SOURCE = 4, ALL = LANES * SEQUENCES };
 
@@ -87,23 +87,9 @@ static double loss_of(const problem *p) {
 
 static double value(void *context, uint64_t *piece) {
   problem *p = context;
-  const smoe_model *model = p->model;
   smoe_model_begin_sums(p->model);
   smoe_model_forward(p->model, &p->batch, &p->pass);
-  for (int i = 0; i < model->n_layers; i++) {
-    const smoe_layer_spec *spec = &model->layer[i].spec;
-    if (spec->ops == &smoe_layer_ffn)
-      piece_add_active(piece, smoe_layer_ffn_tape(&model->layer[i])->h.wide,
-                       p->batch.shape[spec->stream].n_tokens * spec->inner);
-  }
-  for (int m = 0; m < model->n_moe; m++) {
-    const smoe_moe_layer *moe = model->moe[m];
-    const size_t n = p->batch.shape[moe->stream].n_tokens;
-    piece_add_choices(piece, moe->expert, n * (size_t)moe->router.n_slots);
-    piece_add_choices(piece, moe->learned, n);
-    for (int s = 0; s < moe->experts.n_sublayers; s++)
-      piece_add_active(piece, moe->experts.tape[s].h.wide, moe->exchange.n_recv * moe->experts.shape.inner);
-  }
+  piece_add_model(piece, p->model, p->batch.shape);
   return loss_of(p);
 }
 
