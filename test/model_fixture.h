@@ -104,7 +104,8 @@ static inline smoe_config *fixture_config(const char *method, const char *const 
  */
 static inline char **fixture_methods(void) {
   /* Numbers that bring something with them where they are not 0. */
-  static const char *const more[] = {"topk router.topk.bias_rate=0.1", "topk router.topk.z_loss_weight=0.5"};
+  static const char *const more[] = {"topk router.topk.bias_rate=0.1", "topk router.topk.z_loss_weight=0.5",
+                                     "stable router.stable.bias_rate=0.1"};
   const size_t n_more = sizeof more / sizeof *more;
   char **all = smoe_alloc(n_more * sizeof *all);
   size_t n = 0;

@@ -50,6 +50,9 @@ def rule(name, shape, config):
         return uniform(1 / np.sqrt(fan_in))
     if last in ("beta", "bias", "offset") or last == "gate" and name.startswith("block") or last in ("table", "visible") and "/router/" in name:
         return constant(0)
+    if last == "gate_offset":
+        start = float(config.router["gate_start"])
+        return constant(np.log(start / (1 - start)))
     if name.endswith(("router/node", "router/place")):
         return orthogonal(0.1)
     if name.endswith("router/centroid"):

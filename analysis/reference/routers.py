@@ -25,9 +25,11 @@ from .top_choice import Recurrent, TopK
 # ---- gates that are the sigmoid of one score: StableMoE, BASE, replay ----
 
 
-def sigmoid_gates(x, rows, expert):
-    """sigmoid(E_a x_t) for each used slot; a score that is not finite gives 0."""
+def sigmoid_gates(x, rows, expert, offset=None):
+    """sigmoid(E_a x_t + o_a) for each used slot; a score that is not finite gives 0."""
     score = np.einsum("tc,tkc->tk", x, rows[np.maximum(expert, 0)])
+    if offset is not None:
+        score = score + offset[np.maximum(expert, 0)]
     return np.where((expert >= 0) & np.isfinite(score), sigmoid(score), 0.0)
 
 
@@ -49,7 +51,7 @@ class Stable:
         return masked(call, argmax(score)), gap(score[call.real])
 
     def route(self, call, x):
-        score = x @ centroid(call).T
+        score = x @ centroid(call).T + call.params.get(f"{call.prefix}/router/bias", 0.0)
         greedy = masked(call, argmax(score))
         distilled_score, cache = distilled.forward(call)
         frozen = masked(call, argmax(distilled_score))
@@ -59,7 +61,8 @@ class Stable:
         else:
             expert, narrow = frozen, gap(distilled_score[call.real])
         both = call.stage == 1 or not call.training
-        return Routing(expert[:, None], sigmoid_gates(x, centroid(call), expert[:, None]), narrow,
+        offset = call.params.get(f"{call.prefix}/router/gate_offset", np.zeros(len(centroid(call))))
+        return Routing(expert[:, None], sigmoid_gates(x, centroid(call), expert[:, None], offset), narrow,
                        greedy if both else None, frozen if both else None,
                        {"greedy": greedy, "score": distilled_score, "distilled": cache})
 
@@ -82,6 +85,10 @@ class Stable:
             dgate = dgate + np.where(a >= 0, scale * call.config.balance_weight * self.excess(load)[a], 0.0)
             distilled.backward(call, routing.cache["score"], routing.cache["greedy"], routing.cache["distilled"],
                                scale, grads)
+        name = f"{call.prefix}/router/gate_offset"
+        if name in grads:
+            for e, gate, d in zip(routing.expert.ravel(), routing.gate.ravel(), dgate.ravel()):
+                grads[name][e] += gate * (1 - gate) * d if e >= 0 else 0.0
         return sigmoid_backward(call, x, routing, dgate, grads)
 
 

@@ -43,7 +43,7 @@ def is_held(name, config):
 
 def is_decayed(name):
     """Weight decay pulls at matrices, embeddings and the convolution's taps, not at gains, biases and tables."""
-    return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2", "omega", "offset", "gate") and \
+    return name.rpartition("/")[2] not in ("gamma", "beta", "bias", "b1", "b2", "omega", "offset", "gate", "gate_offset") and \
         not name.endswith(("/router/table", "/router/visible"))
 
 
@@ -113,9 +113,10 @@ def adam(params, grads, moments, decayed, config, update, factor):
         w -= lr * mhat / (np.sqrt(vhat) + config.epsilon) + decay
 
 
-def after_update(params, config, info):
+def after_update(params, config, info, stage):
     """What routers change by the loads of an update, in place; info: of gradients."""
-    rate = float(config.router.get("bias_rate", 0)) if config.method in ("topk", "recurrent") else 0.0
+    balances = config.method in ("topk", "recurrent") or config.method == "stable" and stage == 1
+    rate = float(config.router.get("bias_rate", 0)) if balances else 0.0
     for m in range(config.moe_layers if rate else 0):
         load = sum(micro[m]["load"] for micro in info)
         params[f"moe{m}/router/bias"] += rate * np.sign(load.mean() - load)

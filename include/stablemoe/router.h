@@ -195,10 +195,10 @@ typedef struct smoe_router_ops {
   /** Whether experts get the gradient times that factor, too. NULL: no. */
   bool (*estimates_experts)(const smoe_router *router);
 
-  /** Change parameters that are frozen from the start, from the loads of a whole update over all ranks: called
-   *  after the optimizer's step, with the same bits on all ranks. NULL: nothing to change.
+  /** Change parameters that are frozen from the start, from the loads of a whole update over all ranks and its
+   *  stage: called after the optimizer's step, with the same bits on all ranks. NULL: nothing to change.
    */
-  void (*after_update)(smoe_router *router, smoe_params *params, const smoe_route_loads *loads);
+  void (*after_update)(smoe_router *router, smoe_params *params, const smoe_route_loads *loads, int stage);
 
   /** Enter stage 2: freeze what no longer learns, and compile what is frozen. Called before every update
    *  of stage 2. NULL where two_stages is false.
@@ -270,6 +270,11 @@ void smoe_router_losses(const smoe_router *router, const smoe_route_call *call, 
  *  the index of a random number for one row of a training call. Local.
  */
 uint64_t smoe_route_index(const smoe_router *router, const smoe_route_call *call, size_t row);
+
+/** Balancing by bias, after an update: bias_e += rate sign(mean load - load of e). Local; the same on all ranks.
+ *  bias  in/out  [E], which counts for the choice of experts alone
+ */
+void smoe_route_balance_bias(smoe_real *bias, double rate, const smoe_route_loads *loads, int n_experts);
 
 /** The greedy choice that most methods share: expert of the largest finite score, the lower one on ties.
  *

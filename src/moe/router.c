@@ -131,6 +131,13 @@ uint64_t smoe_route_index(const smoe_router *router, const smoe_route_call *call
   return token * (uint64_t)router->n_layers + (uint64_t)router->layer;
 }
 
+void smoe_route_balance_bias(smoe_real *bias, double rate, const smoe_route_loads *loads, int n_experts) {
+  for (int e = 0; e < n_experts; e++) {
+    const int64_t more = loads->load[e] * n_experts - loads->n_assigned;
+    bias[e] += (smoe_real)(rate * (double)((more < 0) - (more > 0)));
+  }
+}
+
 void smoe_route_argmax(int32_t *expert, const smoe_real *score, const int32_t *token, size_t n,
                        int n_experts) {
   for (size_t t = 0; t < n; t++) {

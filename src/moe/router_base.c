@@ -74,15 +74,15 @@ static void choose_base(const smoe_router *router, const smoe_route_call *call) 
 }
 
 static void gate_base(const smoe_router *router, const smoe_route_call *call) {
-  smoe_sigmoid_gate_forward(call->gate, call->expert, centroid_of(router), call->x, call->n_tokens,
+  smoe_sigmoid_gate_forward(call->gate, call->expert, centroid_of(router), NULL, call->x, call->n_tokens,
                             router->width);
 }
 
 static void backward_base(const smoe_router *router, const smoe_route_call *call,
                           const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
   smoe_sigmoid_gate_backward(dx, smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
-                             dgate, call->gate, call->expert, centroid_of(router), call->x, call->n_tokens,
-                             router->width);
+                             NULL, dgate, call->gate, call->expert, centroid_of(router), call->x,
+                             call->n_tokens, router->width);
 }
 
 /* ---- with a second stage ---- */

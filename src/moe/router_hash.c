@@ -239,7 +239,7 @@ static void gate_hash(const smoe_router *router, const smoe_route_call *call) {
   for (size_t i = 0; i < call->n_tokens * k; i++) {
     if (has_gate(router))
       smoe_sigmoid_gate_forward(call->gate + i, call->expert + i,
-                                smoe_params_shared(router->params, router->index[CENTROID]),
+                                smoe_params_shared(router->params, router->index[CENTROID]), NULL,
                                 call->x + i / k * c, 1, c);
     else
       call->gate[i] = call->expert[i] != -1;
@@ -253,7 +253,7 @@ static void backward_hash(const smoe_router *router, const smoe_route_call *call
   if (!has_gate(router)) return;
   smoe_real *dcentroid = smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane);
   for (size_t i = 0; i < call->n_tokens * k; i++)
-    smoe_sigmoid_gate_backward(dx + i / k * c, dcentroid, dgate + i, call->gate + i, call->expert + i,
+    smoe_sigmoid_gate_backward(dx + i / k * c, dcentroid, NULL, dgate + i, call->gate + i, call->expert + i,
                                smoe_params_shared(router->params, router->index[CENTROID]),
                                call->x + i / k * c, 1, c);
 }

@@ -234,7 +234,8 @@ static void backward_recurrent(const smoe_router *router, const smoe_route_call 
   smoe_linear_backward_input(dx, scratch.dv, value_of(router, PROJECTION), n, c, p, true);
 }
 
-static void after_update_recurrent(smoe_router *router, smoe_params *params, const smoe_route_loads *loads) {
+static void after_update_recurrent(smoe_router *router, smoe_params *params, const smoe_route_loads *loads,
+                                   int stage) {
   const recurrent_options *options = router->options;
   smoe_top_after_update(router, &options->top, params, loads);
 }

@@ -142,8 +142,8 @@ static void gate_replay(const smoe_router *router, const smoe_route_call *call) 
   const size_t k = (size_t)router->n_slots, c = router->width;
   for (size_t i = 0; i < call->n_tokens * k; i++) {
     if (has_gate(router))
-      smoe_sigmoid_gate_forward(call->gate + i, call->expert + i, centroid_of(router), call->x + i / k * c, 1,
-                                c);
+      smoe_sigmoid_gate_forward(call->gate + i, call->expert + i, centroid_of(router), NULL,
+                                call->x + i / k * c, 1, c);
     else
       call->gate[i] = call->expert[i] == -1 ? 0 : 1;
   }
@@ -155,7 +155,7 @@ static void backward_replay(const smoe_router *router, const smoe_route_call *ca
   if (!has_gate(router)) return;
   smoe_real *dcentroid = smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane);
   for (size_t i = 0; i < call->n_tokens * k; i++)
-    smoe_sigmoid_gate_backward(dx + i / k * c, dcentroid, dgate + i, call->gate + i, call->expert + i,
+    smoe_sigmoid_gate_backward(dx + i / k * c, dcentroid, NULL, dgate + i, call->gate + i, call->expert + i,
                                centroid_of(router), call->x + i / k * c, 1, c);
 }
 

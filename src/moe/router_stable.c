@@ -5,6 +5,7 @@
  * Stage 2: a_t = argmax of the frozen distilled router (12, 13), gate still
  *   sigmoid(E_a x_t) (14); only the task loss (15).
  * Evaluation routes by the distilled router in both stages (section 3.3).
+ * Beyond the paper: an offset o of the gate, sigmoid(s_{t,a} + o_a), and a bias b of the choice, argmax (s_t + b).
  */
 #include <math.h>
 #include <string.h>
@@ -17,19 +18,35 @@
 #define SECTION "router.stable."
 
 typedef struct stable_options {
-  double balance_weight;
+  double balance_weight, bias_rate, gate_start;
   smoe_distill_options distill;
 } stable_options;
 
 static const smoe_key keys[] = {
     {SECTION "balance_weight", SMOE_KEY_REAL, offsetof(stable_options, balance_weight), "0.3", 0, 1e6, NULL,
      "", "Weight of the balance loss in stage 1 (equation 8; the paper uses 0.3 everywhere)."},
+    {SECTION "bias_rate", SMOE_KEY_REAL, offsetof(stable_options, bias_rate), "0", 0, 1, NULL, "",
+     "Balancing without a loss, beyond the paper: a bias of each expert, which counts for the choice alone, "
+     "rises or falls by this much after each update of stage 1 whose load was below or above the mean; 0: no "
+     "bias."},
+    {SECTION "gate_start", SMOE_KEY_REAL, offsetof(stable_options, gate_start), "0.5", 0.01, 0.99, NULL, "",
+     "Gate that training begins with, beyond the paper: by an offset of each expert's score, which counts "
+     "for "
+     "the gate alone and learns; 0.5: no offset, as in the paper."},
     SMOE_DISTILL_KEYS(SECTION, stable_options, distill),
 };
 
 static const smoe_keyset keyset_stable = {keys, sizeof keys / sizeof *keys, sizeof(stable_options)};
 
-enum { CENTROID };
+enum { CENTROID, BIAS, OFFSET };
+
+static const stable_options *options_of(const smoe_router *router) {
+  return router->options;
+}
+
+static bool has_offset(const smoe_router *router) {
+  return options_of(router)->gate_start != 0.5;
+}
 
 static const smoe_distill_options *distill_of(const smoe_router *router) {
   return &((const stable_options *)router->options)->distill;
@@ -54,6 +71,17 @@ static void declare_stable(smoe_router *router, smoe_params *params) {
                                                 (smoe_init){SMOE_INIT_ORTHOGONAL, 0.1, false}, true,
                                                 "moe%d/router/centroid", router->layer);
   smoe_distill_declare(router, params, distill_of(router));
+  const double start = options_of(router)->gate_start;
+  if (has_offset(router))
+    router->index[OFFSET] =
+        smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){experts, 0},
+                            (smoe_init){SMOE_INIT_CONSTANT, log(start / (1 - start)), false}, false,
+                            "moe%d/router/gate_offset", router->layer);
+  if (options_of(router)->bias_rate == 0) return;
+  router->index[BIAS] = smoe_params_declare(params, SMOE_REPLICATED, (int64_t[]){experts, 0},
+                                            (smoe_init){SMOE_INIT_CONSTANT, 0, false}, false,
+                                            "moe%d/router/bias", router->layer);
+  params->param[router->index[BIAS]].frozen = true;
 }
 
 /* Tape: the distilled router's. */
@@ -85,7 +113,9 @@ static const smoe_real *centroid_of(const smoe_router *router) {
 }
 
 static void choose_learned(const smoe_router *router, const smoe_route_call *call, int32_t *expert) {
-  smoe_linear_forward(call->scratch, call->x, centroid_of(router), NULL, call->n_tokens, router->width,
+  const smoe_real *bias =
+      options_of(router)->bias_rate > 0 ? smoe_params_shared(router->params, router->index[BIAS]) : NULL;
+  smoe_linear_forward(call->scratch, call->x, centroid_of(router), bias, call->n_tokens, router->width,
                       (size_t)router->n_experts);                                           /* (5) */
   smoe_route_argmax(expert, call->scratch, call->token, call->n_tokens, router->n_experts); /* (6) */
 }
@@ -107,8 +137,10 @@ static void choose_stable(const smoe_router *router, const smoe_route_call *call
 
 static void gate_stable(const smoe_router *router, const smoe_route_call *call) {
   if (!learns(call) && call->learned) choose_learned(router, call, call->learned);
-  smoe_sigmoid_gate_forward(call->gate, call->expert, centroid_of(router), call->x, call->n_tokens,
-                            router->width); /* (7), (14) */
+  smoe_sigmoid_gate_forward(call->gate, call->expert, centroid_of(router),
+                            has_offset(router) ? smoe_params_shared(router->params, router->index[OFFSET])
+                                               : NULL,
+                            call->x, call->n_tokens, router->width); /* (7), (14) */
 }
 
 /* c_i = (|A_i| - nbar) / nbar, nbar = tokens / E; a constant for the gradient (8). */
@@ -142,10 +174,20 @@ static void backward_stable(const smoe_router *router, const smoe_route_call *ca
       dal[t] += (smoe_real)(options->balance_weight * imbalance(router, loads, a) /
                             (double)call->context->n_targets);
   }
-  smoe_sigmoid_gate_backward(dx, smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
-                             dal, call->gate, call->expert, centroid_of(router), call->x, n, router->width);
+  smoe_sigmoid_gate_backward(
+      dx, smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
+      has_offset(router) ? smoe_params_lane_grad(router->params, router->index[OFFSET], call->lane) : NULL,
+      dal, call->gate, call->expert, centroid_of(router), call->x, n, router->width);
   if (learns(call))
     smoe_distill_backward(router, &options->distill, call, call->expert, call->tape, call->scratch);
+}
+
+/* In stage 2 nothing is chosen with the bias, and what is logged as the learned choice stays comparable. */
+static void after_update_stable(smoe_router *router, smoe_params *params, const smoe_route_loads *loads,
+                                int stage) {
+  const double rate = options_of(router)->bias_rate;
+  if (rate > 0 && stage == 1)
+    smoe_route_balance_bias(smoe_params_shared(params, router->index[BIAS]), rate, loads, router->n_experts);
 }
 
 static void freeze_stable(smoe_router *router, smoe_params *params) {
@@ -169,5 +211,6 @@ const smoe_router_ops smoe_router_stable = {
     .gate = gate_stable,
     .losses = losses_stable,
     .backward = backward_stable,
+    .after_update = after_update_stable,
     .freeze = freeze_stable,
 };

@@ -78,7 +78,8 @@ static void backward_topk(const smoe_router *router, const smoe_route_call *call
                              true);
 }
 
-static void after_update_topk(smoe_router *router, smoe_params *params, const smoe_route_loads *loads) {
+static void after_update_topk(smoe_router *router, smoe_params *params, const smoe_route_loads *loads,
+                              int stage) {
   smoe_top_after_update(router, router->options, params, loads);
 }
 

@@ -211,9 +211,6 @@ smoe_real *smoe_top_backward(const smoe_top *top, const smoe_route_loads *loads,
 void smoe_top_after_update(smoe_router *router, const smoe_top_options *options, smoe_params *params,
                            const smoe_route_loads *loads) {
   if (options->bias_rate == 0) return;
-  smoe_real *bias = smoe_params_shared(params, router->index[SMOE_TOP_BIAS]);
-  for (int e = 0; e < router->n_experts; e++) {
-    const int64_t more = loads->load[e] * router->n_experts - loads->n_assigned;
-    bias[e] += (smoe_real)(options->bias_rate * (double)((more < 0) - (more > 0)));
-  }
+  smoe_route_balance_bias(smoe_params_shared(params, router->index[SMOE_TOP_BIAS]), options->bias_rate, loads,
+                          router->n_experts);
 }

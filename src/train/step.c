@@ -144,13 +144,13 @@ static void report_first(const smoe_step *step) {
 }
 
 /* What routers change by the loads of the update. */
-static void update_routers(smoe_step *step) {
+static void update_routers(smoe_step *step, int stage) {
   smoe_model *model = step->model;
   for (int m = 0; m < model->n_moe; m++) {
     smoe_router *router = &model->moe[m]->router;
     const smoe_route_loads loads = {step->layer[m].load, step->layer[m].n_assigned};
     if (router->ops->after_update && !smoe_model_router_held(model, m))
-      router->ops->after_update(router, &model->params, &loads);
+      router->ops->after_update(router, &model->params, &loads, stage);
   }
 }
 
@@ -173,7 +173,7 @@ smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *
   result->clip = clip > 0 && result->norm.all > clip ? clip / result->norm.all : 1;
   smoe_phase(SMOE_PHASE_OPTIMIZER);
   smoe_optimizer_step(params, settings, update, result->clip);
-  update_routers(step);
+  update_routers(step, result->stage);
   smoe_phase(SMOE_PHASE_OTHER);
   return SMOE_OK;
 }

@@ -52,6 +52,9 @@ int main(int argc, char **argv) {
   test_gradient("switch", LIST("router.switch.jitter=0", "router.switch.init=normal"));
   test_gradient("gshard", LIST("router.gshard.second=always", "moe.capacity_factor=0.7"));
   test_gradient("gshard", LIST("router.gshard.balance_weight=1", "moe.experts=2"));
+  test_gradient("stable", LIST("router.stable.gate_start=0.8", "router.stable.balance_weight=1",
+                               "moe.capacity_factor=0.8"));
+  test_gradient("stable", LIST("router.stable.bias_rate=0.1", "router.stable.gate_start=0.3"));
   test_gradient("smile", LIST("moe.experts=6", "moe.nodes=2", "router.smile.balance_weight=1",
                               "router.smile.place_balance_weight=2", "moe.capacity_factor=0.8"));
   test_gradient("smile", LIST("moe.experts=4", "moe.nodes=2", "router.smile.places=per_node",

@@ -76,6 +76,8 @@ VARIANTS["causal"] = (["router.method=expert_choice", "router.expert_choice.caus
 VARIANTS["topk-sigmoid"] = (["router.method=topk", "router.topk.scores=sigmoid", "router.topk.bias_rate=0.01",
                             "router.topk.balance_over=sequence", "router.topk.z_loss_weight=0.01",
                             "train.micro_batches=2"], None)
+VARIANTS["stable-bias"] = (["router.method=stable", "router.stable.bias_rate=0.01", "router.stable.gate_start=0.9",
+                           "train.micro_batches=2"], None)
 VARIANTS["hash-gate"] = (["router.method=hash", "router.hash.gate=sigmoid", "optimizer.router_lr_factor=0.5"], None)
 VARIANTS["recurrent-depth"] = (["router.method=recurrent", "model.blocks=3", "moe.layers=3", "moe.position=scattered",
                                 "moe.experts=5", "train.lanes=7", "train.batch_sequences=14", "moe.capacity_factor=1.0",

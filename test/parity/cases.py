@@ -58,6 +58,10 @@ METHODS = {
     "cnn": ({"router.stable.features": "cnn", "moe.capacity_factor": 0.8}, {"dropped": True}),
     "transformer": ({"router.stable.features": "transformer", "router.stable.layers": 2,
                      "router.stable.heads": 3, "router.stage1_updates": 1}, {"stages": [1, 2]}),
+    # A bias that balances the choice of stage 1, and gates that begin near one.
+    "stable-bias": (dict(INCONVENIENT, **{
+        "router.stable.bias_rate": 0.015625, "router.stable.gate_start": 0.9, "router.stable.balance_weight": 0.2,
+        "router.stage1_updates": 1}), {"stages": [1, 2], "dropped": True}),
     # Methods, where a wrong count, unit or order shows: rows that do not fit, several slots, lanes and parts.
     "base": (dict(INCONVENIENT, **{"router.method": "base"}), {"dropped": True}),
     "base-stage-2": (dict(INCONVENIENT, **{
@@ -208,6 +212,8 @@ RUNS = {
     "stable": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.distill_weight": 0.6,
                "router.stable.width": 6},
     # The second update ends with an evaluation in stage 1, by the distilled choice.
+    "stable-bias": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.bias_rate": 0.015625,
+                    "router.stable.gate_start": 0.9, "router.stable.balance_weight": 0, "router.stable.width": 6},
     "stable-stage-1": {"router.method": "stable", "router.stage1_updates": 3, "router.stable.width": 6},
     "stable-cnn": {"router.method": "stable", "router.stage1_updates": 2, "router.stable.features": "cnn",
                    "router.stable.width": 6, "moe.identical_experts": "true", "schedule.kind": "linear"},

@@ -114,7 +114,7 @@ def compare(path, tolerance):
             result.same_names(f"update {i} decay", {n for n in params if group["param"][n].attrs["decay"]}, decayed)
             factor = ref.clip_factor(norm, config)
             ref.adam(params, grads, moments, decayed, config, i, factor)
-            ref.after_update(params, config, info)
+            ref.after_update(params, config, info, stage)
             after = read_arrays(file[f"update{i + 1}/param"])
             result.same_names(f"update {i} parameters", after, params)
             for name in sorted(set(params) & set(after)):

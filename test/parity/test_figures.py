@@ -166,7 +166,7 @@ class Compared(p.ProgramTest):
         factor = ref.clip_factor(norms["grad_norm"], run.config)
         before = {n: v.copy() for n, v in params.items()}
         ref.adam(params, grads, moments, {n for n in params if ref.is_decayed(n)}, run.config, update, factor)
-        ref.after_update(params, run.config, info)
+        ref.after_update(params, run.config, info, run.config.stage(update))
         after, after_moments = run.checkpoint(update + 1)
         self.assertEqual(set(after), set(params))
         for n in sorted(params):
