@@ -1,13 +1,13 @@
-"""The paper's tables as lists of runs, with the figures it printed (Dai et al., ACL 2022).
+"""Tables of jobs/reproduce.sh as lists of runs; those of the StableMoE paper with the figures it printed.
 
-A row is a set of configuration keys over one of the sizes; rows that several tables share are
+The paper is Dai et al., ACL 2022; tables of the other methods are in relative_tables. A row is a set of configuration keys over one of the sizes; rows that several tables share are
 one run. What a row sets depends on the size: the larger dense models have the parameters of its experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Settings = dict[str, bool | int | float | str]
 
@@ -43,8 +43,10 @@ class Row:
     label: str
     settings: tuple[str, ...]
     """-P of stablemoe train."""
-    paper: dict[str, tuple[float | None, float | None]]
+    paper: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     """Column -> perplexity in validation and test as published."""
+    needs: str | None = None
+    """Row whose run of the same seed comes first; {needs} in settings is its directory."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,10 @@ class Table:
     source: str
     """Where in the paper."""
     rows: Callable[[Size, Settings], list[Row]]
+    routing: bool = False
+    """Whether the table shows how the methods route and what they cost, in place of published figures."""
+    against: str | None = None
+    """Row that the others' perplexities are compared with; None: StableMoE."""
 
 
 def _stable(size: Size, settings: Settings, percent: int, label: str, *more: str, name: str = "stable",
@@ -64,7 +70,7 @@ def _stable(size: Size, settings: Settings, percent: int, label: str, *more: str
                paper or {})
 
 
-def _experts(settings: Settings) -> tuple[int, int, int]:
+def experts_of(settings: Settings) -> tuple[int, int, int]:
     """Experts, sublayers of each, inner width."""
     inner = int(settings.get("moe.inner", 0)) or 4 * int(settings["model.width"])
     return int(settings["moe.experts"]), int(settings["moe.sublayers"]), inner
@@ -76,7 +82,7 @@ def _base() -> Row:
 
 def main_rows(size: Size, settings: Settings) -> list[Row]:
     """Table 2: dense models and the methods, at equal FLOPs of all MoE models."""
-    experts, sublayers, inner = _experts(settings)
+    experts, sublayers, inner = experts_of(settings)
     return [
         Row("standard", "Standard Transformer", ("moe.layers=0",), {"base": (23.02, 22.58), "large": (18.86, 18.19)}),
         Row("deeper", "Larger Transformer, deeper",
@@ -147,7 +153,7 @@ def fluctuation_rows(size: Size, settings: Settings) -> list[Row]:
     return [row for row in main_rows(size, settings) if row.name in wanted]
 
 
-TABLES = {
+PAPER_TABLES = {
     "main": Table("Perplexity of the methods", "table 2", main_rows),
     "fixed-routing": Table("What freezing the routing is worth", "table 5", fixed_rows),
     "position": Table("Where the MoE layer stands", "table 4", position_rows),
@@ -165,6 +171,6 @@ def multiply_adds(settings: Settings, vocabulary: int) -> float:
     d, context = int(settings["model.width"]), int(settings["model.context"])
     inner = int(settings.get("model.inner", 0)) or 4 * d
     layers = int(settings.get("moe.layers", 1))
-    _, sublayers, expert_inner = _experts(settings)
+    _, sublayers, expert_inner = experts_of(settings)
     blocks = int(settings["model.blocks"]) * (4 * d * d + 2 * d * inner + 2 * context * d)
     return blocks + vocabulary * d + layers * sublayers * 2 * d * expert_inner

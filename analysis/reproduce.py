@@ -1,4 +1,4 @@
-"""`jobs/reproduce.sh`: run one of the paper's tables, and write it beside the paper's figures.
+"""`jobs/reproduce.sh`: run a table of models, and write it, beside the paper's figures where it is the paper's.
 
 Every run has a directory of its own, OUT/<size>/<row>-seed<k>, with what was measured in evaluation.json.
 A run that is there is not run again, one that was interrupted goes on from its last checkpoint.
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import reproduce_print
-from analysis.paper_tables import SIZES, TABLES, Row, Settings, Size
+from analysis.paper_tables import SIZES, Row, Settings, Size
+from analysis.relative_tables import TABLES
 from analysis.settings import parse_settings
 
 STOPPED = 75
@@ -43,11 +44,12 @@ class Job:
     config: Path
     corpus: Path
 
-    def settings(self) -> list[str]:
-        """-P arguments of the training."""
-        values = (*self.row.settings, f"run.seed={self.seed}", f"run.directory={self.directory}",
-                  f"data.corpus={self.corpus}")
-        return [argument for value in values for argument in ("-P", value)]
+    def settings(self, alone: bool = False) -> list[str]:
+        """-P arguments of the training; alone: without what needs another run."""
+        own = [value for value in self.row.settings if not (alone and "{needs}" in value)]
+        values = (*own, f"run.seed={self.seed}", f"run.directory={self.directory}", f"data.corpus={self.corpus}")
+        needs = self.directory.with_name(f"{self.row.needs}-seed{self.seed}")
+        return [argument for value in values for argument in ("-P", value.replace("{needs}", str(needs)))]
 
     def identity(self) -> dict:
         """What makes a result belong to this job; paths may move."""
@@ -126,8 +128,25 @@ class Runner:
         """The plan of a run without running it: its last lines."""
         log = job.directory.with_suffix(".out")
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._call(log, "train", str(job.config), *job.settings(), "--dry-run")
+        self._call(log, "train", str(job.config), *job.settings(alone=True), "--dry-run")
         return log.read_text(encoding="utf-8")
+
+    def flops(self, job: Job) -> float:
+        """Floating-point operations of training on a token of the text, as the program counts them."""
+        plan = json.loads(self._call(job.directory.with_suffix(".out"), "train", str(job.config),
+                                     *job.settings(alone=True), "--dry-run", "--ranks", "1", "--json"))
+        settings = read_settings(job.config, job.row.settings)
+        return plan["flops"] / (int(settings["train.batch_sequences"]) * int(settings["model.context"]))
+
+    def rate(self, job: Job) -> float:
+        """Tokens per second of a row's updates by `stablemoe bench`, weighted by the length of its stages."""
+        bench = json.loads(self._call(job.directory.with_suffix(".out"), "bench", str(job.config),
+                                      *job.settings(alone=True), "-n", "10", "--json"))
+        settings = read_settings(job.config, job.row.settings)
+        updates, first = int(settings["train.updates"]), int(settings.get("router.stage1_updates", 0))
+        times = {stage["stage"]: stage["seconds"] for stage in bench["stages"]}
+        mean = (first * times[1] + (updates - first) * times[2]) / updates if len(times) == 2 else min(times.values())
+        return int(settings["train.batch_sequences"]) * int(settings["model.context"]) / mean
 
     def run(self, job: Job) -> dict:
         """Train, evaluate, and keep the result."""
@@ -144,6 +163,7 @@ class Runner:
             # Where the report looks for it.
             (job.directory / f"{split}.json").write_text(text, encoding="utf-8")
         result["parameters"] = parameters(log)
+        result["flops_per_token"] = self.flops(job)
         part = job.directory / (RESULT + ".part")
         part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         part.rename(job.directory / RESULT)
@@ -176,8 +196,17 @@ def jobs_of(size: Size, tables: list[str], seeds: list[int], out: Path, corpus: 
             for seed in seeds for row in rows.values()]
 
 
+def measure_rates(runner: Runner, jobs: list[Job], path: Path) -> None:
+    """Measure the updates of each row, one after the other, and keep tokens per second by row in a JSON file."""
+    rates = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for job in {job.row.name: job for job in jobs}.values():
+        rates[job.row.name] = runner.rate(job)
+        print(f"{job.row.label}: {rates[job.row.name]:.0f} tokens/s", flush=True)
+        path.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
+
+
 def carry_out(runner: Runner, jobs: list[Job], parallel: int) -> int:
-    """Run what is not there yet; returns how many failed."""
+    """Run what is not there yet, what others need first; returns how many failed."""
     waiting = [job for job in jobs if job.result() is None]
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished already", flush=True)
     began, done, failed, stop = time.monotonic(), 0, 0, []
@@ -203,7 +232,8 @@ def carry_out(runner: Runner, jobs: list[Job], parallel: int) -> int:
               "left)", flush=True)
 
     with ThreadPoolExecutor(max_workers=parallel) as pool:
-        list(pool.map(one, waiting))
+        list(pool.map(one, [job for job in waiting if not job.row.needs]))
+        list(pool.map(one, [job for job in waiting if job.row.needs]))
     if stop or runner.stopping:
         raise Stopped(stop[0] if stop else "stopped on request; the same command goes on")
     return failed
@@ -245,13 +275,17 @@ def _parser() -> argparse.ArgumentParser:
     tables = "\n".join(f"  {name:14} {table.title} ({table.source})" for name, table in TABLES.items())
     parser = argparse.ArgumentParser(
         prog="jobs/reproduce.sh", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run tables of the StableMoE paper and write them beside the paper's figures.",
+        description="Run tables of the StableMoE paper and write them beside the paper's figures; or compare the "
+                    "methods of all papers.",
         epilog=f"tables:\n{tables}\n\nsizes:\n"
                + "\n".join(f"  {size.name:14} {size.config}" for size in SIZES.values())
                + "\n\nWrites OUT/<size>/<table>.md with mean and spread over the seeds, and its figures as .json. "
                  "A finished\nrun is not run again; an interrupted one goes on. Exit status: 0 where the tables are "
                  "whole, 75 after a stop (Ctrl-C, SIGTERM): the same command goes on then.")
     parser.add_argument("table", nargs="+", choices=[*TABLES, "all"], metavar="TABLE", help="as below, or all")
+    parser.add_argument("--rates", action="store_true",
+                        help="then measure updates of each row of the tables that show tokens per second, one row "
+                             "after the other, for minutes: on a machine that does nothing else")
     parser.add_argument("--size", choices=SIZES, default="small", help="configuration to start from (default small)")
     parser.add_argument("--config", type=Path, help="start from this configuration instead; its name is the size's")
     parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3], help="default 1,2,3")
@@ -288,6 +322,10 @@ def main(arguments: list[str]) -> int:
         if not options.table_only:
             with alone(options.out / size.name):
                 failed = carry_out(runner, jobs, options.parallel)
+        routing = [name for name in tables if TABLES[name].routing]
+        if options.rates and routing:
+            measure_rates(runner, jobs_of(size, routing, options.seeds[:1], options.out, options.corpus),
+                          options.out / size.name / reproduce_print.RATES)
         for name in tables:
             own = jobs_of(size, [name], options.seeds, options.out, options.corpus)
             failed += reproduce_print.write(name, size, own, options.out / size.name)

@@ -8,12 +8,15 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.paper_tables import TABLES, Row, Size, multiply_adds
+from analysis.paper_tables import Row, Size, multiply_adds
+from analysis.relative_tables import TABLES
 
 if TYPE_CHECKING:
     from analysis.reproduce import Job
 
 PERCENTS = (20, 50, 80)
+RATES = "rates.json"
+"""Beside the tables: tokens per second of each row."""
 
 
 def _spread(values: list[float]) -> str:
@@ -156,6 +159,67 @@ def draw(drawn: list[tuple[str, list[tuple]]], path: Path) -> None:
         plt.close(figure)
 
 
+def _mean_of(values: list[float], digits: int = 2, factor: float = 1) -> str:
+    """Mean of those values that there are; empty without one."""
+    known = [value for value in values if math.isfinite(value)]
+    return f"{factor * statistics.fmean(known):.{digits}f}" if known else ""
+
+
+def _routing(job: Job) -> dict[str, float]:
+    """How a run routed, mean over its MoE layers; NaN for what it does not have.
+
+    Shares are between 0 and 1; loads and drops are of the last tenth of the updates.
+    """
+    from analysis import run as runs
+    from analysis import series
+
+    run = runs.open_run(job.directory)
+    total = int(_settings(job)["train.updates"])
+    layers = range(run.n_layers if run.log is not None else 0)
+    curves = [series.fluctuation(run.log, layer, total) for layer in layers]
+
+    def mean(values: list[float]) -> float:
+        return statistics.fmean(values) if values else math.nan
+
+    return {"still_changing": mean([curve.shares[50] for curve in curves if curve is not None]),
+            "max_over_mean": mean([balance["max_over_mean"].end for layer in layers
+                                    if (balance := series.balance(run, layer))]),
+            "dropped": mean([series.drop(run, layer).end for layer in layers]),
+            "local": mean([series.local(run, layer).end for layer in layers])}
+
+
+def methods(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
+    """Lines of a table of quality, routing and cost, its figures, and how many runs are missing."""
+    rates = json.loads((out / RATES).read_text(encoding="utf-8")) if (out / RATES).exists() else {}
+    lines = [_line(["model", "shared", "in experts", "MFLOP per token", "runs", "validation", "test",
+                    "still changing after 50 %", "largest load / mean", "dropped", "stays on its node", "tokens/s"]),
+             _line(["---"] + ["---:"] * 11)]
+    figures, missing = [], 0
+    for row, own in _rows(jobs):
+        done = [(job, result) for job in own if (result := job.result()) is not None]
+        missing += len(own) - len(done)
+        shared, experts = done[0][1]["parameters"] if done else (0, 0)
+        flops = done[0][1]["flops_per_token"] if done else math.nan
+        valid, test = ([result[split]["perplexity"] for _, result in done] for split in ("valid", "test"))
+        routing = [_routing(job) for job, _ in done]
+        column = {name: [facts[name] for facts in routing] for name in (routing[0] if routing else ())}
+
+        def share(name: str, column: dict = column) -> str:
+            text = _mean_of(column.get(name, []), 1, 100)
+            return f"{text} %" if text else ""
+
+        rate = rates.get(row.name)
+        lines.append(_line([row.label, _large(shared) if done else "", _large(experts) if experts else "",
+                            _mean_of([flops], 2, 1e-6), str(len(done)), _spread(valid), _spread(test),
+                            share("still_changing"), _mean_of(column.get("max_over_mean", [])), share("dropped"),
+                            share("local"), f"{rate:.0f}" if rate else ""]))
+        figures.append({"row": row.name, "label": row.label, "shared": shared, "experts": experts,
+                        "flops_per_token": flops, "seeds": [job.seed for job, _ in done], "valid": valid,
+                        "test": test, **column, "tokens_per_s": rate,
+                        "seconds": [result["seconds"] for _, result in done]})
+    return lines, figures, missing
+
+
 def write(name: str, size: Size, jobs: list[Job], out: Path) -> int:
     """Write OUT/<name>.md and .json and print the table; returns how many of its runs are missing."""
     table = TABLES[name]
@@ -163,9 +227,9 @@ def write(name: str, size: Size, jobs: list[Job], out: Path) -> int:
     if name == "fluctuation":
         lines, figures, missing = fluctuation(jobs, out)
     else:
-        lines, figures, missing = perplexities(jobs, size)
-        lines += paired(figures, f"stable-{size.stage1_percent}")
-    heading = f"{table.title} ({table.source} of the paper), size {size.name}"
+        lines, figures, missing = methods(jobs, out) if table.routing else perplexities(jobs, size)
+        lines += paired(figures, table.against or f"stable-{size.stage1_percent}")
+    heading = f"{table.title} ({table.source}{'' if table.routing else ' of the paper'}), size {size.name}"
     text = "\n".join([f"### {heading}", "", *lines, ""])
     (out / f"{name}.md").write_text(text, encoding="utf-8")
     (out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -304,6 +304,11 @@ def drop(run: Run, layer: int) -> Line:
     return Line(run.log.step, share, _breaks(run.log.stage))
 
 
+def local(run: Run, layer: int) -> Line:
+    """Share of the rows sent that stay on the node of their lane; empty with one node (moe.nodes)."""
+    return _of_metrics(run, f"moe{layer}_local_rate")
+
+
 class Fluctuation(NamedTuple):
     """How the tokens of a probe come to rest (StableMoE, figure 1)."""
 

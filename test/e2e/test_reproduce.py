@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """jobs/reproduce.sh: its runs are made once, and its tables say what the runs measured."""
 
+import csv
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import program as p
 CONFIG = """\
 model: {width: 8, blocks: 4, heads: 2, context: 16}
 moe: {experts: 4, sublayers: 1}
-train: {updates: 12, batch_sequences: 4, lanes: 2, checkpoint_every: 4}
+train: {updates: 12, batch_sequences: 4, lanes: 4, checkpoint_every: 4}
 schedule: {warmup: 2}
 log: {probe_every: 2, probe_sequences: 2}
 """
@@ -48,7 +49,7 @@ class Reproduce(p.ProgramTest):
              corpus or self.corpus, "--out", self.path(out), "--program", self.program.path, "--launcher",
              "env", "--parallel", "2"],
             cwd=self.program.source, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            check=False, timeout=300)
+            check=False, timeout=900)
 
     def result(self, row, seed):
         with open(self.path("out", "small", f"{row}-seed{seed}", "evaluation.json"), encoding="utf-8") as file:
@@ -115,6 +116,61 @@ class Reproduce(p.ProgramTest):
         other = self.reproduce("main", "--seeds", "1")
         self.assertEqual(other.returncode, 1, other)
         self.assertIn("holds a run with other settings", other.stderr)
+
+    def test_methods(self):
+        """A table of other methods: what needs another run comes after it, and columns say how a run routed."""
+        done = self.reproduce("gates", "--seeds", "1", out="methods")
+        self.assertEqual(done.returncode, 0, done)
+        with open(self.path("methods", "small", "gates.json"), encoding="utf-8") as file:
+            figures = {row["row"]: row for row in json.load(file)}
+        self.assertEqual(list(figures), ["hash-nodes4", "hash-sigmoid-nodes4", "stable-25-nodes4",
+                                         "stable-table-nodes4", "stable-table-sigmoid-nodes4",
+                                         "stable-gate90-nodes4", "stable-bias-nodes4", "stable-router2-nodes4"])
+        self.assertEqual(len({row["test"][0] for row in figures.values()}), 8, "two rows, one result")
+        for row in figures.values():
+            self.assertEqual((row["dropped"], row["tokens_per_s"]), ([0], None))
+        self.assertEqual(figures["hash-nodes4"]["still_changing"], [0])
+        self.assertEqual(figures["stable-25-nodes4"]["still_changing"], [0])
+        # Six for each product of the forward pass: four blocks with attention over half of the square, head, expert.
+        products = 4 * (4 * 8 * 8 + 2 * 8 * 32 + 2 * 8 * 17 // 2) + 300 * 8 + 2 * 8 * 32
+        self.assertEqual(figures["hash-nodes4"]["flops_per_token"], 6 * products)
+        # The same columns, taken from the run's own file: the last tenth of 12 updates is one.
+        with open(self.path("methods", "small", "stable-table-nodes4-seed1", "metrics.csv"), encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+        self.assertAlmostEqual(figures["stable-table-nodes4"]["local"][0], float(last["moe0_local_rate"]), places=9)
+        # The table of tokens is the one that the run of StableMoE ended with: after training both route alike.
+        with open(self.path("text.txt"), encoding="utf-8") as file:
+            sample = file.read(600)
+        chosen = {}
+        for row in ("stable-25-nodes4", "stable-table-nodes4"):
+            text = self.program.run("route", self.path("methods", "small", row + "-seed1"), sample)
+            chosen[row] = [line.split("\t")[7] for line in text.out.splitlines()[1:]]
+        self.assertGreater(len(chosen["stable-table-nodes4"]), 100)
+        self.assertEqual(chosen["stable-25-nodes4"], chosen["stable-table-nodes4"])
+
+    def test_rates(self):
+        """Tokens per second of a row, of the batch as it is read: bench's seconds, weighted by the stages' lengths."""
+        measure = """
+import sys
+from pathlib import Path
+from analysis import reproduce as r
+from analysis.paper_tables import SIZES
+import dataclasses
+size = dataclasses.replace(SIZES["small"], config=sys.argv[1])
+jobs = r.jobs_of(size, ["gates"], [1], Path(sys.argv[3]), Path(sys.argv[2]))
+runner = r.Runner([sys.argv[4]], ["env"])
+r.Runner._call = (lambda own: lambda self, log, *a: own(self, log, *a) if a[0] != "bench" else
+                  '{"stages": [{"stage": 1, "seconds": 0.5}, {"stage": 2, "seconds": 0.1}]}')(r.Runner._call)
+r.measure_rates(runner, [job for job in jobs if job.row.name == "stable-25-nodes4"], Path(sys.argv[3]) / "rates.json")
+"""
+        os.makedirs(self.path("rates"), exist_ok=True)
+        done = subprocess.run([sys.executable, "-c", measure, self.path("small.yml"), self.corpus, self.path("rates"),
+                               self.program.path], cwd=self.program.source, capture_output=True, text=True, check=False,
+                              env={**p.environment(), "PYTHONDONTWRITEBYTECODE": "1"}, timeout=60)
+        self.assertEqual(done.returncode, 0, done)
+        with open(self.path("rates", "rates.json"), encoding="utf-8") as file:
+            # Three of twelve updates in stage 1, 64 tokens each.
+            self.assertEqual(json.load(file), {"stable-25-nodes4": 64 / (0.25 * 0.5 + 0.75 * 0.1)})
 
     def test_dry_run(self):
         plan = self.reproduce("all", "--seeds", "1", "--dry-run", out="dry")
