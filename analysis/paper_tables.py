@@ -31,6 +31,7 @@ SIZES = {size.name: size for size in (
     Size("small", "configs/reproduce/small.yml", 25, "base"),
     Size("base", "configs/paper-base.yml", 10, "base"),
     Size("large", "configs/paper-large.yml", 10, "large"),
+    Size("captions", "configs/reproduce/captions.yml", 12, "translation"),
 )}
 
 
@@ -43,8 +44,8 @@ class Row:
     label: str
     settings: tuple[str, ...]
     """-P of stablemoe train."""
-    paper: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    """Column -> perplexity in validation and test as published."""
+    paper: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """Column -> perplexity in validation and test as published; of translation: BLEU by PAPER_DIRECTIONS."""
     needs: str | None = None
     """Row whose run of the same seed comes first; {needs} in settings is its directory."""
 
@@ -61,6 +62,8 @@ class Table:
     """Whether the table shows how the methods route and what they cost, in place of published figures."""
     against: str | None = None
     """Row that the others' perplexities are compared with; None: StableMoE."""
+    size: str | None = None
+    """The only size of the table, and not one of text; None: sizes of language models."""
 
 
 def _stable(size: Size, settings: Settings, percent: int, label: str, *more: str, name: str = "stable",
@@ -94,6 +97,27 @@ def main_rows(size: Size, settings: Settings) -> list[Row]:
         Row("hash", "Hash", ("router.method=hash",), {"base": (19.63, 19.25), "large": (16.37, 15.79)}),
         _stable(size, settings, size.stage1_percent, "StableMoE",
                 paper={"base": (19.28, 18.93), "large": (16.22, 15.59)}),
+    ]
+
+
+PAPER_DIRECTIONS = ("de-en", "fr-en", "cs-en")
+"""Directions of the paper's table 3 that Multi30k has, too."""
+
+
+def translation_rows(size: Size, settings: Settings) -> list[Row]:
+    """Table 3, of three of its nine languages: the larger model has the FLOPs of those with experts."""
+    def row(name: str, label: str, paper: tuple[float, float, float], *more: str) -> Row:
+        return Row(name, label, more, {"translation": paper})
+
+    updates = max(1, int(settings["train.updates"]) * size.stage1_percent // 100)
+    return [
+        row("standard", "Standard Transformer", (39.8, 32.5, 29.1), "moe.layers=0"),
+        row("larger", "Larger Transformer", (40.6, 33.7, 29.8), "router.method=hash", "moe.experts=1"),
+        row("switch", "Switch", (42.3, 33.8, 31.0), "router.method=switch"),
+        row("base", "BASE", (42.6, 34.2, 31.0), "router.method=base"),
+        row("hash", "Hash", (42.7, 34.6, 31.3), "router.method=hash"),
+        row(f"stable-{size.stage1_percent}", "StableMoE", (43.0, 34.7, 31.5), "router.method=stable",
+            f"router.stage1_updates={updates}"),
     ]
 
 
@@ -160,6 +184,7 @@ PAPER_TABLES = {
     "router": Table("What the distilled router sees", "table 6", router_rows),
     "stage-split": Table("How long stage 1 lasts", "tables 5 and 6", stage_rows),
     "fluctuation": Table("Routing fluctuation", "figures 1 and 7", fluctuation_rows),
+    "translation": Table("BLEU of the methods", "table 3", translation_rows, size="captions"),
 }
 
 

@@ -44,6 +44,10 @@ class Job:
     config: Path
     corpus: Path
 
+    def is_text(self) -> bool:
+        """Whether the model is of text, and not of translation."""
+        return read_settings(self.config, self.row.settings).get("model.family") != "translation"
+
     def settings(self, alone: bool = False) -> list[str]:
         """-P arguments of the training; alone: without what needs another run."""
         own = [value for value in self.row.settings if not (alone and "{needs}" in value)]
@@ -135,8 +139,7 @@ class Runner:
         """Floating-point operations of training on a token of the text, as the program counts them."""
         plan = json.loads(self._call(job.directory.with_suffix(".out"), "train", str(job.config),
                                      *job.settings(alone=True), "--dry-run", "--ranks", "1", "--json"))
-        settings = read_settings(job.config, job.row.settings)
-        return plan["flops"] / (int(settings["train.batch_sequences"]) * int(settings["model.context"]))
+        return plan["flops"] / batch_tokens(read_settings(job.config, job.row.settings))
 
     def rate(self, job: Job) -> float:
         """Tokens per second of a row's updates by `stablemoe bench`, weighted by the length of its stages."""
@@ -146,7 +149,7 @@ class Runner:
         updates, first = int(settings["train.updates"]), int(settings.get("router.stage1_updates", 0))
         times = {stage["stage"]: stage["seconds"] for stage in bench["stages"]}
         mean = (first * times[1] + (updates - first) * times[2]) / updates if len(times) == 2 else min(times.values())
-        return int(settings["train.batch_sequences"]) * int(settings["model.context"]) / mean
+        return batch_tokens(settings) / mean
 
     def run(self, job: Job) -> dict:
         """Train, evaluate, and keep the result."""
@@ -156,7 +159,8 @@ class Runner:
         before = time.monotonic()
         self._call(log, "train", str(job.config), *job.settings(), "--start-or-resume" if begun else "--overwrite")
         result = {"identity": job.identity(), "seconds": time.monotonic() - before}
-        for split in ("valid", "test"):
+        # Translations are decoded by beam search: of the test split alone.
+        for split in ("valid", "test") if job.is_text() else ("test",):
             text = self._call(log, "evaluate", str(job.directory), "--split", split, "--corpus", str(job.corpus),
                               "--json")
             result[split] = json.loads(text)
@@ -185,6 +189,13 @@ def read_settings(path: Path, overrides: tuple[str, ...] = ()) -> Settings:
         key, _, value = override.partition("=")
         settings[key] = int(value) if value.isdigit() else value
     return settings
+
+
+def batch_tokens(settings: Settings) -> int:
+    """Tokens of an update: of translation on either side, padding included."""
+    if settings.get("model.family") == "translation":
+        return int(settings["train.batch_tokens"])
+    return int(settings["train.batch_sequences"]) * int(settings["model.context"])
 
 
 def jobs_of(size: Size, tables: list[str], seeds: list[int], out: Path, corpus: Path) -> list[Job]:
@@ -227,9 +238,8 @@ def carry_out(runner: Runner, jobs: list[Job], parallel: int) -> int:
             return
         done += 1
         left = (time.monotonic() - began) / done * (len(waiting) - done - failed)
-        print(f"{done + failed}/{len(waiting)}  {name}: perplexity {result['valid']['perplexity']:.2f} valid, "
-              f"{result['test']['perplexity']:.2f} test ({result['seconds'] / 60:.1f} min; about {left / 60:.0f} min "
-              "left)", flush=True)
+        print(f"{done + failed}/{len(waiting)}  {name}: {reproduce_print.summary(result)} "
+              f"({result['seconds'] / 60:.1f} min; about {left / 60:.0f} min left)", flush=True)
 
     with ThreadPoolExecutor(max_workers=parallel) as pool:
         list(pool.map(one, [job for job in waiting if not job.row.needs]))
@@ -279,14 +289,15 @@ def _parser() -> argparse.ArgumentParser:
                     "methods of all papers.",
         epilog=f"tables:\n{tables}\n\nsizes:\n"
                + "\n".join(f"  {size.name:14} {size.config}" for size in SIZES.values())
-               + "\n\nWrites OUT/<size>/<table>.md with mean and spread over the seeds, and its figures as .json. "
+               + "\n\nThe table translation has a size of its own, captions, and needs --corpus: of sentence pairs.\nWrites OUT/<size>/<table>.md with mean and spread over the seeds, and its figures as .json. "
                  "A finished\nrun is not run again; an interrupted one goes on. Exit status: 0 where the tables are "
                  "whole, 75 after a stop (Ctrl-C, SIGTERM): the same command goes on then.")
-    parser.add_argument("table", nargs="+", choices=[*TABLES, "all"], metavar="TABLE", help="as below, or all")
+    parser.add_argument("table", nargs="+", choices=[*TABLES, "all"], metavar="TABLE",
+                        help="as below, or all of text")
     parser.add_argument("--rates", action="store_true",
                         help="then measure updates of each row of the tables that show tokens per second, one row "
                              "after the other, for minutes: on a machine that does nothing else")
-    parser.add_argument("--size", choices=SIZES, default="small", help="configuration to start from (default small)")
+    parser.add_argument("--size", choices=[size for size in SIZES if size != "captions"], default="small", help="configuration to start from (default small)")
     parser.add_argument("--config", type=Path, help="start from this configuration instead; its name is the size's")
     parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3], help="default 1,2,3")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="default runs/reproduce")
@@ -303,8 +314,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """The program; returns its exit status."""
     options = _parser().parse_args(arguments)
-    tables = list(TABLES) if "all" in options.table else options.table
-    size = SIZES[options.size]
+    tables = [name for name in TABLES if not TABLES[name].size] if "all" in options.table else options.table
+    sizes = {TABLES[name].size for name in tables}
+    if len(sizes) > 1:
+        print("tables of text and of translation need corpora of their own: call them one after the other",
+              file=sys.stderr)
+        return 2
+    size = SIZES[sizes.pop() or options.size]
     if options.config:
         size = dataclasses.replace(size, name=options.config.stem, config=str(options.config))
     if not options.corpus.is_file():

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.paper_tables import Row, Size, multiply_adds
+from analysis.paper_tables import PAPER_DIRECTIONS, Row, Size, multiply_adds
 from analysis.relative_tables import TABLES
 
 if TYPE_CHECKING:
@@ -220,12 +220,64 @@ def methods(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
     return lines, figures, missing
 
 
+def summary(result: dict) -> str:
+    """A line of one run's result."""
+    test = result["test"]
+    if "directions" in test:
+        return f"BLEU {_mean_bleu(test):.2f}, loss {test['loss']:.4f} test"
+    return f"perplexity {result['valid']['perplexity']:.2f} valid, {test['perplexity']:.2f} test"
+
+
+def _mean_bleu(test: dict, score: str = "bleu") -> float:
+    """Mean over the directions."""
+    return statistics.fmean(direction[score] for direction in test["directions"].values())
+
+
+def translations(jobs: list[Job], size: Size) -> tuple[list[str], list[dict], int]:
+    """Lines of a table of BLEU by direction, its figures, and how many runs are missing; then differences by seed."""
+    done = {row.name: [(job, result) for job in own if (result := job.result()) is not None]
+            for row, own in _rows(jobs)}
+    directions = next((list(runs[0][1]["test"]["directions"]) for runs in done.values() if runs), [])
+    lines = [_line(["model", "shared", "in experts", "FLOP of an update", "runs", "loss", *directions, "mean BLEU", "BLEU lc",
+                    "chrF2", "still changing after 50 %", "paper: " + ", ".join(PAPER_DIRECTIONS)]),
+             _line(["---"] + ["---:"] * (10 + len(directions)))]
+    figures = []
+    for row, own in _rows(jobs):
+        runs = done[row.name]
+        tests = [result["test"] for _, result in runs]
+        shared, experts = runs[0][1]["parameters"] if runs else (0, 0)
+        flops = runs[0][1]["flops_per_token"] * int(_settings(own[0])["train.batch_tokens"]) if runs else math.nan
+        changing = [_routing(job)["still_changing"] for job, _ in runs]
+        late = _mean_of(changing, 1, 100)
+        published = row.paper.get(size.column, ())
+        lines.append(_line([row.label, _large(shared) if runs else "", _large(experts) if experts else "",
+                            _large(flops) if runs else "", str(len(runs)), _mean_of([t["loss"] for t in tests], 4),
+                            *(_spread([t["directions"][d]["bleu"] for t in tests]) for d in directions),
+                            *(_spread([_mean_bleu(t, score) for t in tests]) for score in ("bleu", "bleu_lowercased", "chrf2")),
+                            f"{late} %" if late else "", ", ".join(f"{value:.1f}" for value in published)]))
+        figures.append({"row": row.name, "label": row.label, "shared": shared, "experts": experts, "flops": flops,
+                        "seeds": [job.seed for job, _ in runs], "test": tests, "still_changing": changing,
+                        "paper": published, "seconds": [result["seconds"] for _, result in runs]})
+    best = next(f for f in figures if f["row"].startswith("stable"))
+    lines += ["", "Mean BLEU above that of StableMoE, seed by seed:", "", _line(["model", "mean", "by seed"]),
+              _line(["---", "---:", "---"])]
+    for other in figures:
+        common = [seed for seed in best["seeds"] if seed in other["seeds"]]
+        at = [_mean_bleu(other["test"][other["seeds"].index(s)]) - _mean_bleu(best["test"][best["seeds"].index(s)])
+              for s in common]
+        if other is not best and at:
+            lines.append(_line([other["label"], f"{statistics.fmean(at):+.2f}", ", ".join(f"{d:+.2f}" for d in at)]))
+    return lines, figures, sum(len(own) - len(done[row.name]) for row, own in _rows(jobs))
+
+
 def write(name: str, size: Size, jobs: list[Job], out: Path) -> int:
     """Write OUT/<name>.md and .json and print the table; returns how many of its runs are missing."""
     table = TABLES[name]
     out.mkdir(parents=True, exist_ok=True)
     if name == "fluctuation":
         lines, figures, missing = fluctuation(jobs, out)
+    elif table.size:
+        lines, figures, missing = translations(jobs, size)
     else:
         lines, figures, missing = methods(jobs, out) if table.routing else perplexities(jobs, size)
         lines += paired(figures, table.against or f"stable-{size.stage1_percent}")

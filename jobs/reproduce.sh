@@ -3,7 +3,8 @@
 #                          [--ranks N] [--parallel N] [--rates] [--dry-run] [--table-only]
 #
 # Run tables of the StableMoE paper and write them beside the paper's figures, or compare the methods of all
-# papers (tables relatives, gates, depth); --help lists the tables. Without --corpus the source code of this machine's Python standard library is prepared, with a vocabulary of 2,048.
+# papers (tables relatives, gates, depth); --help lists the tables. Table translation needs a corpus of pairs. Without
+# --corpus the source code of this machine's Python standard library is prepared, with a vocabulary of 2,048.
 # Size small takes a night for all tables on two cores, about two hours for the main one; base and large are the
 # paper's, for a cluster (inside a batch job, --launcher 'srun --mpi=pmix -n 32' takes the place of mpirun).
 set -euo pipefail

@@ -148,6 +148,40 @@ class Reproduce(p.ProgramTest):
         self.assertGreater(len(chosen["stable-table-nodes4"]), 100)
         self.assertEqual(chosen["stable-25-nodes4"], chosen["stable-table-nodes4"])
 
+    def test_translation(self):
+        """BLEU by direction of a corpus of pairs, as evaluate prints it; no table of text beside it."""
+        side = {}
+        for language, words in (("de", "eins zwei drei vier fünf sechs sieben acht neun"),
+                                ("en", "one two three four five six seven eight nine")):
+            words = words.split()
+            side[language] = self.path("pairs." + language)
+            with open(side[language], "w", encoding="utf-8") as file:
+                file.writelines(" ".join(words[(i * k + k) % 9] for k in range(3 + i % 4)) + "\n" for i in range(120))
+        pairs = self.path("pairs.h5")
+        made = self.program.run("prepare", "--pair", "de-en", side["de"], side["en"], "--pair", "en-de", side["en"],
+                                side["de"], "--vocab", 290, "--valid", 0.1, "--test", 0.1, "-o", pairs)
+        self.assertEqual(made.code, 0, made)
+        with open(self.path("captions.yml"), "w", encoding="utf-8") as file:
+            file.write("model:\n  family: translation\n  width: 8\n  blocks: 2\n  heads: 2\n  context: 64\n"
+                       "moe:\n  experts: 4\n  sublayers: 1\ntrain:\n  updates: 8\n  batch_tokens: 256\n"
+                       "  lanes: 2\nschedule:\n  warmup: 2\nlog:\n  probe_every: 1\n")
+        done = self.reproduce("translation", "--seeds", "1", out="pairs-out", corpus=pairs, config="captions.yml")
+        self.assertEqual(done.returncode, 0, done)
+        with open(self.path("pairs-out", "captions", "translation.json"), encoding="utf-8") as file:
+            figures = {row["row"]: row for row in json.load(file)}
+        self.assertEqual(list(figures), ["standard", "larger", "switch", "base", "hash", "stable-12"])
+        for row, figure in figures.items():
+            self.assertEqual(list(figure["test"][0]["directions"]), ["de-en", "en-de"])
+            with open(self.path("pairs-out", "captions", f"{row}-seed1", "test.json"), encoding="utf-8") as file:
+                self.assertEqual(json.load(file), figure["test"][0])
+        self.assertEqual(figures["larger"]["flops"], figures["hash"]["flops"])
+        self.assertLess(figures["standard"]["flops"], figures["hash"]["flops"])
+        # Stage 1 is one update of eight here; after it nothing fluctuates in either MoE layer.
+        self.assertEqual(figures["stable-12"]["still_changing"], [0])
+        both = self.reproduce("translation", "main", "--seeds", "1", out="pairs-out", corpus=pairs)
+        self.assertEqual(both.returncode, 2, both)
+        self.assertIn("need corpora of their own", both.stderr)
+
     def test_rates(self):
         """Tokens per second of a row, of the batch as it is read: bench's seconds, weighted by the stages' lengths."""
         measure = """
