@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import re
 import shlex
@@ -32,6 +33,8 @@ STOPPED = 75
 STOPPED_BY_HAND = 76
 """Exit status of stablemoe train that a person stopped, by a file `stop` or Ctrl-C."""
 RESULT = "evaluation.json"
+COLLECTED = "results.json"
+"""Beside the run directories: the results of all runs of the last call."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,45 @@ class Job:
         return {"settings": [*self.row.settings, f"run.seed={self.seed}"],
                 "config": self.config.read_text(encoding="utf-8"), "corpus": fingerprint(self.corpus)}
 
+    def key(self) -> str:
+        """The identity as a short text."""
+        return hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:32]
+
     def result(self) -> dict | None:
-        """What a finished run measured; None before that. ValueError where it is another run's."""
+        """What a finished run measured, here or by a file of known results; None before that.
+
+        ValueError where it is another run's.
+        """
         try:
             result = json.loads((self.directory / RESULT).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return None
+            return _known.get(self.directory.name) if self.key() == _known.get(self.directory.name, {}).get("key") else None
         if result["identity"] != self.identity():
             raise ValueError(f"'{self.directory}' holds a run with other settings or another corpus: give another "
                              "--out, or remove it")
         return result
+
+
+_known: dict[str, dict] = {}
+"""Results of runs that were made elsewhere, by the name of their directory."""
+
+
+def read_known(path: Path) -> None:
+    """Take the results of a file that collect wrote."""
+    _known.update(json.loads(path.read_text(encoding="utf-8")))
+
+
+def collect(jobs: list[Job], path: Path) -> None:
+    """Write what the tables need of all finished runs, to be known elsewhere."""
+    results = {job.directory.name: {"key": job.key()} | {
+        name: {part: value[part] for part in ("loss", "perplexity", "frequency", "directions") if part in value}
+        if name in ("valid", "test") else value
+        for name, value in result.items() if name not in ("identity", "key")}
+        for job in jobs if (result := job.result()) is not None}
+    part = path.with_name(path.name + ".part")
+    lines = [f" {json.dumps(name)}: {json.dumps(result)}" for name, result in sorted(results.items())]
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    part.rename(path)
 
 
 _fingerprints: dict[Path, str] = {}
@@ -168,6 +200,7 @@ class Runner:
             (job.directory / f"{split}.json").write_text(text, encoding="utf-8")
         result["parameters"] = parameters(log)
         result["flops_per_token"] = self.flops(job)
+        result["routing"] = reproduce_print.routing(job)
         part = job.directory / (RESULT + ".part")
         part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         part.rename(job.directory / RESULT)
@@ -304,6 +337,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--corpus", type=Path, required=True, help="as `stablemoe prepare` makes it")
     parser.add_argument("--ranks", type=int, default=1, help="of each run (default 1)")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default 1)")
+    parser.add_argument("--known", type=Path, action="append", default=[], metavar="FILE",
+                        help="a results.json of this program, of runs that need not be made again; may be repeated")
     parser.add_argument("--launcher", help="command before the program (default 'mpirun --quiet -n RANKS')")
     parser.add_argument("--program", default="build/stablemoe", help="default build/stablemoe")
     parser.add_argument("--dry-run", action="store_true", help="check every run's configuration and memory, run none")
@@ -326,6 +361,12 @@ def main(arguments: list[str]) -> int:
     if not options.corpus.is_file():
         print(f"there is no corpus '{options.corpus}': make one with stablemoe prepare", file=sys.stderr)
         return 2
+    try:
+        for path in options.known:
+            read_known(path)
+    except (OSError, ValueError) as reason:
+        print(f"cannot read the known results '{path}': {reason}", file=sys.stderr)
+        return 2
     launcher = shlex.split(options.launcher or f"mpirun --quiet -n {options.ranks}")
     runner = Runner([options.program], launcher)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -342,6 +383,7 @@ def main(arguments: list[str]) -> int:
         if options.rates and routing:
             measure_rates(runner, jobs_of(size, routing, options.seeds[:1], options.out, options.corpus),
                           options.out / size.name / reproduce_print.RATES)
+        collect(jobs, options.out / size.name / COLLECTED)
         for name in tables:
             own = jobs_of(size, [name], options.seeds, options.out, options.corpus)
             failed += reproduce_print.write(name, size, own, options.out / size.name)

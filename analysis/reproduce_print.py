@@ -159,14 +159,14 @@ def draw(drawn: list[tuple[str, list[tuple]]], path: Path) -> None:
         plt.close(figure)
 
 
-def _mean_of(values: list[float], digits: int = 2, factor: float = 1) -> str:
+def _mean_of(values: list[float | None], digits: int = 2, factor: float = 1) -> str:
     """Mean of those values that there are; empty without one."""
-    known = [value for value in values if math.isfinite(value)]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return f"{factor * statistics.fmean(known):.{digits}f}" if known else ""
 
 
-def _routing(job: Job) -> dict[str, float]:
-    """How a run routed, mean over its MoE layers; NaN for what it does not have.
+def routing(job: Job) -> dict[str, float | None]:
+    """How a run routed, mean over its MoE layers; None for what it does not have.
 
     Shares are between 0 and 1; loads and drops are of the last tenth of the updates.
     """
@@ -181,11 +181,15 @@ def _routing(job: Job) -> dict[str, float]:
     def mean(values: list[float]) -> float:
         return statistics.fmean(values) if values else math.nan
 
-    return {"still_changing": mean([curve.shares[50] for curve in curves if curve is not None]),
+    def known(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    facts = {"still_changing": mean([curve.shares[50] for curve in curves if curve is not None]),
             "max_over_mean": mean([balance["max_over_mean"].end for layer in layers
                                     if (balance := series.balance(run, layer))]),
             "dropped": mean([series.drop(run, layer).end for layer in layers]),
             "local": mean([series.local(run, layer).end for layer in layers])}
+    return {name: known(value) for name, value in facts.items()}
 
 
 def methods(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
@@ -201,8 +205,8 @@ def methods(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
         shared, experts = done[0][1]["parameters"] if done else (0, 0)
         flops = done[0][1]["flops_per_token"] if done else math.nan
         valid, test = ([result[split]["perplexity"] for _, result in done] for split in ("valid", "test"))
-        routing = [_routing(job) for job, _ in done]
-        column = {name: [facts[name] for facts in routing] for name in (routing[0] if routing else ())}
+        column = {name: [result["routing"][name] for _, result in done]
+                  for name in (done[0][1]["routing"] if done else ())}
 
         def share(name: str, column: dict = column) -> str:
             text = _mean_of(column.get(name, []), 1, 100)
@@ -217,7 +221,21 @@ def methods(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
                         "flops_per_token": flops, "seeds": [job.seed for job, _ in done], "valid": valid,
                         "test": test, **column, "tokens_per_s": rate,
                         "seconds": [result["seconds"] for _, result in done]})
-    return lines, figures, missing
+    return [*lines, *_by_frequency(jobs)], figures, missing
+
+
+def _by_frequency(jobs: list[Job]) -> list[str]:
+    """Lines of a table of the test loss by how often a token occurs in training, means over the runs."""
+    rows = [(row.label, [result["test"]["frequency"] for job in own if (result := job.result()) is not None])
+            for row, own in _rows(jobs)]
+    buckets = {bucket["least"]: bucket for _, runs in rows for run in runs for bucket in run}
+    lines = ["", "Loss of the test by how often a token occurs in training, nats per token:", "",
+             _line(["model", *(f"{b['least']:,} to {b['most']:,} ({b['tokens']:,} tokens)"
+                               for _, b in sorted(buckets.items()))]), _line(["---"] + ["---:"] * len(buckets))]
+    for label, runs in rows:
+        by_least = [{bucket["least"]: bucket["loss"] for bucket in run} for run in runs]
+        lines.append(_line([label, *(_mean_of([run.get(least) for run in by_least], 3) for least in sorted(buckets))]))
+    return lines
 
 
 def summary(result: dict) -> str:
@@ -247,7 +265,7 @@ def translations(jobs: list[Job], size: Size) -> tuple[list[str], list[dict], in
         tests = [result["test"] for _, result in runs]
         shared, experts = runs[0][1]["parameters"] if runs else (0, 0)
         flops = runs[0][1]["flops_per_token"] * int(_settings(own[0])["train.batch_tokens"]) if runs else math.nan
-        changing = [_routing(job)["still_changing"] for job, _ in runs]
+        changing = [result["routing"]["still_changing"] for _, result in runs]
         late = _mean_of(changing, 1, 100)
         published = row.paper.get(size.column, ())
         lines.append(_line([row.label, _large(shared) if runs else "", _large(experts) if experts else "",

@@ -138,6 +138,21 @@ class Reproduce(p.ProgramTest):
         with open(self.path("methods", "small", "stable-table-nodes4-seed1", "metrics.csv"), encoding="utf-8") as file:
             last = list(csv.DictReader(file))[-1]
         self.assertAlmostEqual(figures["stable-table-nodes4"]["local"][0], float(last["moe0_local_rate"]), places=9)
+        # Known results: the same table without a run, whole or in part; results of other settings are not known.
+        results = self.path("methods", "small", "results.json")
+        known = self.reproduce("gates", "--seeds", "1", "--known", results, out="known")
+        self.assertEqual(known.returncode, 0, known)
+        self.assertIn("8 runs, 8 of them finished already", known.stdout)
+        self.assertEqual(known.stdout.split("###")[1], done.stdout.split("###")[1])
+        self.assertRegex(known.stdout, r"(?m)^\| Hash \|( [0-9.]+ \|)+$")
+        with open(self.path("known", "small", "results.json"), encoding="utf-8") as file, \
+                open(results, encoding="utf-8") as first:
+            self.assertEqual(json.load(file), json.load(first))
+        other = self.reproduce("gates", "--seeds", "2", "--table-only", "--known", results, out="known")
+        self.assertEqual(other.returncode, 1, other)
+        self.assertIn("8 runs are missing", other.stdout)
+        bad = self.reproduce("gates", "--known", self.path("text.txt"), out="known")
+        self.assertEqual((bad.returncode, "cannot read the known results" in bad.stderr), (2, True), bad)
         # The table of tokens is the one that the run of StableMoE ended with: after training both route alike.
         with open(self.path("text.txt"), encoding="utf-8") as file:
             sample = file.read(600)
