@@ -181,12 +181,13 @@ static inline void fixture_router(smoe_router *router, const smoe_config *config
 
 /** Every parameter N(0, 0.3^2), gains of norms around 1: nothing is zero, nothing alike. */
 static inline void fixture_randomise(smoe_params *params, uint64_t seed) {
+  smoe_params_fence(params);
   for (int p = 0; p < params->n_params; p++) {
     const smoe_param *param = &params->param[p];
     const char *gamma = strstr(param->name, "norm/gamma");
     const bool expert = param->sharding == SMOE_EXPERT;
     const smoe_slab *slab = smoe_params_slab(params, p);
-    for (int j = 0; j < slab->n_local; j++) {
+    for (int j = 0; j < slab->n_local && (expert || smoe_params_writes(params)); j++) {
       smoe_real *value = expert ? smoe_params_expert(params, p, j) : smoe_params_shared(params, p);
       const uint64_t first = (uint64_t)smoe_slab_expert_number(slab, j) * param->count;
       for (size_t i = 0; i < param->count; i++)
@@ -229,7 +230,9 @@ static inline void fixture_open(model_fixture *f, const smoe_group *group, const
                                   .objective = &f->objective};
   fixture_try(smoe_model_create(&f->model, f->config, group, &shape, false), "model");
   fixture_randomise(&f->model->params, seed);
-  for (int m = 0; m < f->model->n_moe; m++) fixture_prepare(&f->model->moe[m]->router, &f->model->params);
+  for (int m = 0; m < f->model->n_moe && smoe_params_writes(&f->model->params); m++)
+    fixture_prepare(&f->model->moe[m]->router, &f->model->params);
+  smoe_params_fence(&f->model->params);
   if (stage == 2) smoe_model_freeze(f->model);
 
   const smoe_token_shape *tokens = &f->model->shape[SMOE_MAIN];

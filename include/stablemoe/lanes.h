@@ -8,7 +8,7 @@
 #ifndef STABLEMOE_LANES_H
 #define STABLEMOE_LANES_H
 
-#include "stablemoe/group.h"
+#include "stablemoe/nodes.h"
 
 typedef struct smoe_lanes {
   int n_lanes; /**< of the whole run */
@@ -70,5 +70,19 @@ size_t smoe_reduce_scratch(const smoe_group *group, const smoe_lanes *lanes, siz
 
 /** Make a slab whole on every rank from the slices that the ranks own. Collective, in place. */
 void smoe_share_slices(const smoe_group *group, smoe_real *slab, size_t count);
+
+/** The same where the ranks of a node have one slab in common: make it whole on every node.
+ *
+ *  Collective over group. The caller fences before and after (window.h).
+ *
+ *  nodes  in     of group; the ranks of a node have the same memory as slab
+ *  slab   inout  [count] in which this rank has written its own slice; here slices of ranks of other nodes are received,
+ *                those that smoe_share_brings names
+ *  Cost:  each rank sends its slice to one rank of every other node; nothing is sent within a node
+ */
+void smoe_share_slices_nodes(const smoe_group *group, const smoe_nodes *nodes, smoe_real *slab, size_t count);
+
+/** Whether it is this rank that brings the slice of owner to its node: its own, or by a message. Local. */
+bool smoe_share_brings(const smoe_group *group, const smoe_nodes *nodes, int owner);
 
 #endif

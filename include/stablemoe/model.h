@@ -168,10 +168,13 @@ void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits);
 /** Enter stage 2: freeze the routers. Local; the same on all ranks. */
 void smoe_model_freeze(smoe_model *model);
 
-/** Bytes of the arenas that this rank is expected to touch, with balanced routing; the plan's figure. What the
- *  process needs in all is that and library_bytes. Local.
+/** Bytes that this rank is expected to touch, with balanced routing; the plan's figure: of the arenas, and its part of
+ *  what the ranks of a node share. What the process needs in all is that and library_bytes. Local.
  */
 double smoe_model_expected_bytes(const smoe_model *model);
+
+/** The same if all tokens went to this rank's experts. Local. */
+double smoe_model_most_bytes(const smoe_model *model);
 
 /** Print the plan: bytes per arena on this rank, expected and worst case, and what the machine has.
  *

@@ -24,6 +24,11 @@ typedef enum smoe_io_layer { SMOE_LAYER_UNKNOWN, SMOE_LAYER_OMPIO, SMOE_LAYER_RO
 /** Which one opens files of a directory, as the settings of MPI and the file system decide. Local. */
 smoe_io_layer smoe_mpi_io_layer(const char *directory);
 
+/** Directory in which MPI makes memory that ranks of a machine share: "/dev/shm", unless the environment has another one
+ *  for Open MPI (mpirun --mca puts it there). Local; MPI need not have begun.
+ */
+const char *smoe_mpi_memory_directory(void);
+
 /** Refuse a directory with a longer path than MPI can open files in.
  *
  *  Local; MPI has begun.

@@ -13,6 +13,10 @@
  *  one rank per replica, topology.h) share out a slab's slices (lanes.h), with the
  *  moments of each.
  *
+ *  Where several ranks run on a node, they have one copy of the values of replicated parameters together
+ *  (smoe_params_share). Each rank still owns its slice and writes no other; fences part writing from reading. Elsewhere
+ *  every rank has a copy of its own, and fences cost nothing.
+ *
  *  A parameter that is frozen before the table is laid out never learns: it stands
  *  in a slab beside, which has values only, no gradient and no moments. One that is
  *  frozen later keeps its place.
@@ -24,6 +28,7 @@
 #include "stablemoe/lanes.h"
 #include "stablemoe/operand.h"
 #include "stablemoe/topology.h"
+#include "stablemoe/window.h"
 
 typedef enum smoe_sharding { SMOE_REPLICATED, SMOE_EXPERT } smoe_sharding;
 
@@ -96,10 +101,13 @@ typedef struct smoe_params {
   int n_params;
   smoe_slab *slab; /**< [n_slabs]; moves in memory while parameters are declared */
   int n_slabs;
-  int n_moe;     /**< MoE layers with experts so far; 0 for a dense model */
-  int n_experts; /**< most experts of a MoE layer; 0 for a dense model */
-  bool laid_out; /**< slabs and offsets of parameters are final */
-  bool training; /**< laid out with gradients and moments */
+  int n_moe;           /**< MoE layers with experts so far; 0 for a dense model */
+  int n_experts;       /**< most experts of a MoE layer; 0 for a dense model */
+  bool shared;         /**< the ranks of a node have one copy of the replicated slabs' values */
+  size_t shared_bytes; /**< of that copy; there once the table is laid out. 0 where nothing is shared */
+  smoe_window window;  /**< which holds it; zero until smoe_params_take_window */
+  bool laid_out;       /**< slabs and offsets of parameters are final */
+  bool training;       /**< laid out with gradients and moments */
 } smoe_params;
 
 /** Start an empty table for one replica of the ranks of group. Local. */
@@ -126,19 +134,49 @@ int smoe_params_declare(smoe_params *params, smoe_sharding sharding, const int64
  */
 void smoe_params_keep_rounded(smoe_params *params, int index);
 
-/** Round values to their bf16 copies. Local; after every change of values. smoe_params_initialise,
- *  smoe_params_allgather and smoe_params_move_experts end with it. Costs nothing where there are no copies.
+/** Round values to their bf16 copies. Collective over the ranks that share values, each of which rounds a part; after every
+ *  change of values. smoe_params_initialise, smoe_params_allgather and smoe_params_move_experts end with it. Begins and
+ *  ends with a fence.
  */
 void smoe_params_round(smoe_params *params);
 
 /** Lay the table out on an arena (which may be measuring). Local.
  *
  *  training: with gradients and moments; else values only. The first call fixes which parameters
- *  never learn: those that are frozen then.
+ *  never learn: those that are frozen then. Values that are shared are laid out in the window, where there is one.
  */
 void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training);
 
-/** Give the table back. Local. */
+/** Keep values of replicated parameters once for the ranks of each of topology->machines, if any has several. Local; before
+ *  the table is laid out. smoe_params_keep_copies takes it back.
+ */
+void smoe_params_share(smoe_params *params);
+
+/** Take the memory for that, where the table is laid out and shares values.
+ *
+ *  Collective over group.
+ *  only_check  in  see whether there is room, and take none
+ *  Errors:  SMOE_ERR_MEMORY, agreed: a node cannot give it.
+ */
+smoe_status smoe_params_take_window(smoe_params *params, bool only_check);
+
+/** Have a copy of all values on every rank; the table is to be laid out again. Local. */
+void smoe_params_keep_copies(smoe_params *params);
+
+/** This rank's part of the shared bytes, all ranks of a node having as much. Local. */
+double smoe_params_shared_part(const smoe_params *params);
+
+/** Wait for the ranks that share values: what was written before is seen behind it, and what was read before may be
+ *  written. Collective over these ranks; nothing where values are not shared.
+ */
+void smoe_params_fence(const smoe_params *params);
+
+/** Whether this rank writes replicated parameters that are written as a whole: it, and no other that shares them. Local;
+ *  to be used between two fences.
+ */
+bool smoe_params_writes(const smoe_params *params);
+
+/** Give the table back. Collective over the ranks that share values. */
 void smoe_params_end(smoe_params *params);
 
 /** Move the experts of a MoE layer, values and moments, to other places of this replica.
@@ -153,17 +191,19 @@ void smoe_params_end(smoe_params *params);
 void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *expert_at);
 
 /** Take the values and places of experts of another table of the same model over the same ranks, whether or not either
- *  is laid out for training. Local.
+ *  is laid out for training. Collective over the ranks that share values.
  */
 void smoe_params_copy(smoe_params *params, const smoe_params *from);
 
 /** Set every parameter to its initial values and the moments to zero.
  *
- *  Local. Values are functions of (seed, name, global index).
+ *  Collective over the ranks that share values. Values are functions of (seed, name, global index).
  */
 void smoe_params_initialise(smoe_params *params, uint64_t seed);
 
 /** Make values whole on every rank from the slices that the ranks own. Collective over group.
+ *
+ *  Begins without a fence: the own slices were written behind one. Ends with one.
  *
  *  all: also of parameters that never learn, which differ from slice to slice only while a file is read.
  */
@@ -198,7 +238,7 @@ smoe_slab *smoe_params_slab(const smoe_params *params, int index);
 /** Number of the slab's local expert j among all experts of its MoE layer; 0 for replicated ones. Local. */
 int smoe_slab_expert_number(const smoe_slab *slab, int j);
 
-/** Values of a replicated parameter. Local. */
+/** Values of a replicated parameter. Local; who writes them asks smoe_params_writes. */
 smoe_real *smoe_params_shared(const smoe_params *params, int index);
 
 /** Gradient of a replicated parameter in the slab of the rank's lane-th lane; NULL where it never learns. Local. */

@@ -39,6 +39,8 @@ typedef struct smoe_plan {
   double rank_expected,
       rank_most; /**< its bytes with balanced routing; if all tokens went to one rank's experts */
   double node_expected, node_most; /**< the same of the node that takes most */
+  double
+      shared_memory; /**< bytes that the ranks of a node have once together, in the figures of ranks and nodes; 0: none */
   double libraries; /**< bytes of MPI, HDF5 and BLAS in each rank, as in this process; in rank_ and node_ */
   smoe_plan_traffic phase[SMOE_PLAN_PHASES];
 } smoe_plan;
@@ -55,7 +57,7 @@ const char *smoe_plan_phase_name(smoe_plan_phase phase);
  *  n_ranks   in  of the planned run; per_node: so many on each node, fewer on the last one
  *
  *  Messages: rows and gradients as this program sends them. Allgathers are MPI's own choice; counted are Bruck's
- *  algorithm for small ones (counts, norms) and a ring for the parameters.
+ *  algorithm for small ones (counts, norms) and a ring for the parameters of which every rank has a copy.
  *  Errors:  SMOE_ERR_CONFIG as a run on these ranks would end with.
  */
 smoe_status smoe_plan_make(smoe_plan *plan, const smoe_config *config, smoe_task *task, int n_ranks,
@@ -64,7 +66,7 @@ smoe_status smoe_plan_make(smoe_plan *plan, const smoe_config *config, smoe_task
 /** Settings, one each, with which such a plan fits into node_bytes; each is KEY=VALUE. Local.
  *
  *  Returns a text in memory of smoe_alloc, "" where none of those that were tried helps.
- *  Tried: train.micro_batches, train.recompute, train.precision=bf16, fewer ranks per node.
+ *  Tried: train.micro_batches, train.recompute, train.precision=bf16, comm.share=node, fewer ranks per node.
  */
 char *smoe_plan_advice(const smoe_config *config, smoe_task *task, const smoe_plan *plan, double node_bytes);
 

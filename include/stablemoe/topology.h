@@ -20,6 +20,9 @@ typedef struct smoe_topology {
   smoe_group experts;  /**< this rank's replica: G ranks; exchange happens here */
   smoe_group replicas; /**< ranks with this rank's experts, one per replica, in order */
   smoe_nodes nodes;    /**< of the ranks of experts; all zero where nobody asked for them */
+  smoe_nodes
+      machines;    /**< ranks of world that can have memory in common; all zero where nobody asked for them */
+  smoe_group here; /**< this rank's among them; n_ranks 0 where nobody asked */
 } smoe_topology;
 
 /** First place of a rank: floor(r E / R); for rank == n_ranks: E. Local. */
@@ -39,6 +42,13 @@ int smoe_expert_at(const int32_t *expert_at, int place);
  */
 smoe_status smoe_topology_create(smoe_topology *topology, const smoe_group *world, int n_experts,
                                  int64_t expert_ranks);
+
+/** Find the ranks that can have memory in common.
+ *
+ *  Collective over world.
+ *  node_ranks  in  as for smoe_nodes_find_memory
+ */
+void smoe_topology_find_machines(smoe_topology *topology, int64_t node_ranks);
 
 /** One replica of all ranks of world; nothing to release. Local. */
 smoe_topology smoe_topology_whole(const smoe_group *world);

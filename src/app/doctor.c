@@ -10,8 +10,11 @@
 
 #include "app.h"
 #include "stablemoe/arena.h"
+#include "stablemoe/directory.h"
 #include "stablemoe/io_probe.h"
 #include "stablemoe/mpi_facts.h"
+#include "stablemoe/topology.h"
+#include "stablemoe/window.h"
 
 /* Bytes per rank, or pair of ranks, of the attempts: enough to be no header, too little to wait for. */
 enum { TRY_BYTES = 1 << 16 };
@@ -93,6 +96,27 @@ static void check_exchange(smoe_doctor *d) {
                    TRY_BYTES / 1024, bytes / 1e6 / seconds);
 }
 
+/* A warning at most: without shared memory every rank has its own copy of the parameters. */
+static void check_shared(smoe_doctor *d) {
+  const char *directory = smoe_mpi_memory_directory();
+  smoe_topology topology = smoe_topology_whole(d->group);
+  smoe_topology_find_machines(&topology, 0);
+  const int n_nodes = topology.machines.n_nodes;
+  if (n_nodes < d->group->n_ranks) {
+    const smoe_status status =
+        smoe_window_try(d->group, &topology.here, (size_t)TRY_BYTES * (size_t)topology.here.n_ranks);
+    if (status != SMOE_OK)
+      smoe_doctor_warning(d, "shared memory: %s; every rank will have a copy of the shared parameters",
+                          report_text());
+    else
+      smoe_doctor_ok(d,
+                     "shared memory: ranks of a machine see what the others write, and have the shared "
+                     "parameters once; '%s' has room for %.0f MiB here",
+                     directory, smoe_directory_room(directory) / MIB);
+  }
+  smoe_topology_release(&topology);
+}
+
 static bool check_directory(smoe_doctor *d, const char *directory) {
   struct stat there;
   smoe_status mine = SMOE_OK;
@@ -109,7 +133,7 @@ static bool check_directory(smoe_doctor *d, const char *directory) {
 
 static void check_files(smoe_doctor *d, const char *directory) {
   if (!check_directory(d, directory)) return;
-  const double room = smoe_doctor_free(directory);
+  const double room = smoe_directory_room(directory);
   if (room > 0 && room < GIB)
     smoe_doctor_warning(
         d, "disk: %.0f MiB free in '%s': checkpoints take three times the parameters each (train.keep_last)",
@@ -140,6 +164,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
     smoe_doctor_ranks(&d, smoe_app_launched());
   }
   check_exchange(&d);
+  check_shared(&d);
   check_files(&d, directory);
   if (first) printf("\n%d warning%s, %d wrong\n", d.n_warnings, d.n_warnings == 1 ? "" : "s", d.n_wrong);
   fflush(stdout);

@@ -41,7 +41,4 @@ smoe_rank_facts smoe_doctor_facts(void);
  */
 void smoe_doctor_ranks(smoe_doctor *doctor, long launched);
 
-/** Free bytes of a file system; 0: not known. Local. */
-double smoe_doctor_free(const char *directory);
-
 #endif

@@ -3,11 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "app.h"
 #include "doctor.h"
+#include "stablemoe/directory.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/mpi_facts.h"
 #include "stablemoe/products.h"
@@ -15,15 +15,9 @@
 
 static const double MIB = 1 << 20, GIB = 1 << 30;
 
-double smoe_doctor_free(const char *directory) {
-  struct statvfs disk;
-  if (statvfs(directory, &disk) != 0 || disk.f_blocks == 0) return 0;
-  return (double)disk.f_bavail * (double)disk.f_frsize;
-}
-
 smoe_rank_facts smoe_doctor_facts(void) {
   smoe_rank_facts own = {.threads = smoe_app_threads(0), .memory = smoe_memory_free(), .pid = getpid()};
-  own.free_shared = smoe_doctor_free("/dev/shm");
+  own.free_shared = smoe_directory_room("/dev/shm");
   gethostname(own.host, sizeof own.host - 1);
   snprintf(own.core_type, sizeof own.core_type, "%s", smoe_blas_name());
   smoe_products_rate rate;

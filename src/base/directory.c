@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "stablemoe/arena.h"
@@ -38,4 +39,10 @@ smoe_status smoe_directory_make_for(const char *file) {
     status = SMOE_FAIL(SMOE_ERR_IO, "cannot write '%s': %s", file, strerror(errno));
   smoe_free(directory);
   return status;
+}
+
+double smoe_directory_room(const char *path) {
+  struct statvfs disk;
+  if (statvfs(path, &disk) != 0 || disk.f_blocks == 0) return 0;
+  return (double)disk.f_bavail * (double)disk.f_frsize;
 }

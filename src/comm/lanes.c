@@ -1,4 +1,4 @@
-#include "stablemoe/lanes.h"
+#include "lanes_parts.h"
 
 #include <string.h>
 
@@ -86,8 +86,7 @@ size_t smoe_reduce_scratch(const smoe_group *group, const smoe_lanes *lanes, siz
   return (size_t)others * slice_count(count, group->rank, group->n_ranks);
 }
 
-/* A datatype of SMOE_UNIT reals: counts in units cannot overflow an int. */
-static MPI_Datatype unit_create(void) {
+MPI_Datatype smoe_unit_create(void) {
   MPI_Datatype unit;
   SMOE_MPI(MPI_Type_contiguous(SMOE_UNIT, SMOE_MPI_REAL, &unit));
   SMOE_MPI(MPI_Type_commit(&unit));
@@ -144,7 +143,7 @@ static int round_next(reduce_round *round, const smoe_group *group, int n_lanes,
 static void exchange_nodes(const smoe_group *group, const smoe_lanes *lanes, smoe_real **at,
                            const smoe_real *slabs, smoe_real *scratch, size_t count) {
   reduce_round round;
-  MPI_Datatype unit = unit_create();
+  MPI_Datatype unit = smoe_unit_create();
   int n_rounds = 0;
   for (int r = 0; r < group->n_ranks; r++) {
     const int n = smoe_reduce_nodes(lanes->n_lanes, r, group->n_ranks);
@@ -191,7 +190,7 @@ void smoe_share_slices(const smoe_group *group, smoe_real *slab, size_t count) {
     counts[r] = (int)(slice_count(count, r, R) / SMOE_UNIT);
     offsets[r] = (int)(smoe_slice_first(count, r, R) / SMOE_UNIT);
   }
-  MPI_Datatype unit = unit_create();
+  MPI_Datatype unit = smoe_unit_create();
   SMOE_MPI(MPI_Allgatherv(MPI_IN_PLACE, 0, unit, slab, counts, offsets, unit, group->comm));
   SMOE_MPI(MPI_Type_free(&unit));
   smoe_free(counts);

@@ -59,6 +59,12 @@ smoe_io_layer smoe_mpi_io_layer(const char *directory) {
   return is_lustre(directory) ? SMOE_LAYER_ROMIO : SMOE_LAYER_OMPIO;
 }
 
+const char *smoe_mpi_memory_directory(void) {
+  /* setting() would know of a file of parameters, too, but takes a tenth of a second. */
+  const char *directory = getenv("OMPI_MCA_osc_sm_backing_directory");
+  return directory && smoe_mpi_open_mpi() ? directory : "/dev/shm";
+}
+
 smoe_status smoe_mpi_check_path(const char *directory) {
   enum { LONGEST = 160 }; /* of 212 that were seen to work: names of files come behind it */
   char wanted[4096], *path = realpath(directory, NULL);

@@ -52,6 +52,14 @@ smoe_status smoe_topology_create(smoe_topology *topology, const smoe_group *worl
   return SMOE_OK;
 }
 
+void smoe_topology_find_machines(smoe_topology *topology, int64_t node_ranks) {
+  const smoe_group *world = &topology->world;
+  smoe_nodes *machines = &topology->machines;
+  smoe_nodes_find_memory(machines, world, node_ranks);
+  const int own = machines->node[world->rank];
+  topology->here = split(world, own, machines->place[world->rank], smoe_nodes_count(machines, own));
+}
+
 static void free_comm(smoe_group *group) {
   if (group->planned_per_node == 0 && group->comm != MPI_COMM_NULL) SMOE_MPI(MPI_Comm_free(&group->comm));
 }
@@ -61,6 +69,8 @@ void smoe_topology_release(smoe_topology *topology) {
     free_comm(&topology->experts);
     free_comm(&topology->replicas);
   }
+  if (topology->here.n_ranks > 0) free_comm(&topology->here);
   smoe_nodes_release(&topology->nodes);
+  smoe_nodes_release(&topology->machines);
   *topology = (smoe_topology){0};
 }

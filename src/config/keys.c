@@ -27,6 +27,7 @@ static const char *const precisions[] = {"fp32", "bf16", NULL};
 static const char *const positions[] = {"middle", "top", "bottom", "scattered", NULL};
 static const char *const froms[] = {"none", "ffn", NULL};
 static const char *const exchanges[] = {"direct", "two_level", NULL};
+static const char *const shares[] = {"node", "rank", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
 static const char *const patience_metrics[] = {"loss", "bleu", NULL};
 static const char *const save_errors[] = {"stop", "continue", NULL};
@@ -202,8 +203,13 @@ static const smoe_key keys[] = {
         comm.exchange, "direct", exchanges,
         "How tokens travel to their experts: from rank to rank, or within a node, then in one message from "
         "node to node, and within a node again. Results are the same."),
+    CHOICE(comm.share, "node", shares,
+           "Who has a copy of the parameters that are not in experts: the ranks of a node one together, in "
+           "shared memory, or every rank. Where a node lacks shared memory (/dev/shm), every rank has one. "
+           "Results are the same."),
     INT(comm.node_ranks, "0", 0, 65536, "ranks",
-        "Consecutive ranks that comm.exchange=two_level takes for a node; 0: those that share memory."),
+        "Consecutive ranks that comm.exchange=two_level and comm.share=node take for a node; 0: those that "
+        "share memory."),
     CHOICE(comm.alltoallv, "auto", alltoallvs,
            "Order of the direct exchange's messages: MPI_Alltoallv, which chooses by itself, all at once, or "
            "in rounds of one partner each. Results are the same."),

@@ -165,6 +165,7 @@ static smoe_status load(const char *path, smoe_params *params, const bool *take)
   int n_sets;
   hid_t file = H5I_INVALID_HID;
   smoe_chunk *chunk = smoe_chunks(params, &n, &n_sets);
+  smoe_params_fence(params);
   if (take) {
     keep_taken(chunk, &n, take);
     n_sets = 1;

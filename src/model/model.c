@@ -168,6 +168,23 @@ static smoe_status reserve(smoe_model *model) {
   return smoe_arena_reserve(&model->scratch);
 }
 
+static void measure(smoe_model *model) {
+  smoe_arena_measure(&model->fixed, "model");
+  smoe_arena_measure(&model->tape, "tape");
+  smoe_arena_measure(&model->scratch, "scratch");
+  layout(model);
+}
+
+/* Memory that the ranks of a node have together; where a node cannot give it, every rank keeps copies. */
+static void share(smoe_model *model, bool plan_only) {
+  smoe_params *params = &model->params;
+  if (params->group.planned_per_node > 0 || smoe_params_take_window(params, plan_only) == SMOE_OK) return;
+  smoe_warn("%s; until then every rank has a copy of the shared parameters, as with comm.share: rank",
+            smoe_last_error());
+  smoe_params_keep_copies(params);
+  measure(model);
+}
+
 /* Tokens that the ranks of this replica have together. */
 static int64_t replica_tokens(const smoe_topology *topology, int n_lanes, size_t lane_tokens) {
   const int g = topology->experts.n_ranks, first = topology->world.rank / g * g;
@@ -241,8 +258,11 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
   if (settings->comm.exchange == SMOE_EXCHANGE_TWO_LEVEL && n_experts > 0)
     smoe_nodes_find(&model->topology.nodes, &model->topology.experts, settings->comm.node_ranks);
+  if (settings->comm.share == SMOE_SHARE_NODE && group->n_ranks > 1)
+    smoe_topology_find_machines(&model->topology, settings->comm.node_ranks);
   smoe_params_begin(&model->params, group, &lanes);
   smoe_params_set_topology(&model->params, &model->topology);
+  smoe_params_share(&model->params);
   const size_t context = shape->context ? shape->context : (size_t)settings->model.context;
   model->shape[SMOE_MAIN] = smoe_model_token_shape(model, shape->lane_sequences, context);
   if (shape->source_context)
@@ -255,10 +275,8 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   model->terms = model->n_moe ? model->moe[0]->router.terms : smoe_terms_common;
   model->n_sums = (int)smoe_model_route_sums(model, model->n_moe);
 
-  smoe_arena_measure(&model->fixed, "model");
-  smoe_arena_measure(&model->tape, "tape");
-  smoe_arena_measure(&model->scratch, "scratch");
-  layout(model);
+  measure(model);
+  share(model, plan_only);
   if (plan_only) return SMOE_OK;
   SMOE_TRY_ALL(group, reserve(model));
   layout(model);
@@ -471,6 +489,11 @@ static double untouched(const smoe_model *model) {
   return bytes;
 }
 
+double smoe_model_most_bytes(const smoe_model *model) {
+  return (double)(model->fixed.peak + model->tape.peak + model->scratch.peak) +
+         smoe_params_shared_part(&model->params);
+}
+
 double smoe_model_expected_bytes(const smoe_model *model) {
-  return (double)(model->fixed.peak + model->tape.peak + model->scratch.peak) - untouched(model);
+  return smoe_model_most_bytes(model) - untouched(model);
 }

@@ -1,4 +1,6 @@
 /* What a model says of its memory before it is reserved. */
+#include <stdio.h>
+
 #include "stablemoe/log.h"
 #include "stablemoe/memory.h"
 #include "stablemoe/model.h"
@@ -7,11 +9,11 @@ static const double MIB = 1 << 20;
 
 smoe_status smoe_model_print_plan(const smoe_model *model) {
   const smoe_params *params = &model->params;
-  const double worst = (double)(model->fixed.peak + model->tape.peak + model->scratch.peak);
   double bytes[] = {(double)model->fixed.peak,        (double)model->tape.peak,
-                    (double)model->scratch.peak,      worst,
-                    smoe_model_expected_bytes(model), model->library_bytes};
-  smoe_group_max_f64(&params->group, bytes, 6);
+                    (double)model->scratch.peak,      smoe_model_most_bytes(model),
+                    smoe_model_expected_bytes(model), model->library_bytes,
+                    smoe_params_shared_part(params)};
+  smoe_group_max_f64(&params->group, bytes, 7);
   smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
             (long long)smoe_params_total(params, SMOE_EXPERT));
   if (smoe_params_total_frozen(params) > 0)
@@ -21,10 +23,16 @@ smoe_status smoe_model_print_plan(const smoe_model *model) {
   if (model->lowest > 0)
     smoe_note("no gradient is computed below '%s', the first of %d layers that learns",
               model->layer[model->lowest].spec.name, model->n_layers);
+  char shared[64] = "";
+  if (params->shared) snprintf(shared, sizeof shared, ", part of the node's %.1f", bytes[6] / MIB);
   smoe_note("memory per rank (largest of %d): %.1f MiB expected with balanced routing; at most %.1f MiB "
-            "(model %.1f, tape %.1f, scratch %.1f)",
+            "(model %.1f, tape %.1f, scratch %.1f%s)",
             params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,
-            bytes[2] / MIB);
+            bytes[2] / MIB, shared);
+  if (params->shared)
+    smoe_note("shared parameters: %.1f MiB, once for the ranks of each of %d node%s (comm.share: node)",
+              (double)params->shared_bytes / MIB, params->topology.machines.n_nodes,
+              params->topology.machines.n_nodes == 1 ? "" : "s");
   smoe_note("libraries per rank, in memory already: %.1f MiB; with the expected part of the plan %.1f MiB",
             bytes[5] / MIB, (bytes[4] + bytes[5]) / MIB);
   if (model->n_moe) {

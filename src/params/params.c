@@ -1,4 +1,4 @@
-#include "stablemoe/params.h"
+#include "params_parts.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -14,7 +14,7 @@ static size_t round_to_unit(size_t n) {
 }
 
 static size_t slab_size(const smoe_slab *slab) {
-  return (size_t)slab->n_local * slab->count;
+  return smoe_slab_size(slab);
 }
 
 static void find_slice(smoe_slab *slab) {
@@ -115,9 +115,22 @@ static smoe_real *take_zero(smoe_arena *arena, size_t n) {
   return reals;
 }
 
+/* Memory for values: a piece of the window, or of the arena. */
+static void lay_out_values(smoe_params *params, smoe_slab *slab, smoe_arena *arena) {
+  const size_t half_bytes = (size_t)slab->n_local * slab->half_count * sizeof *slab->half;
+  if (!smoe_slab_shared(params, slab)) {
+    slab->value = take_zero(arena, slab_size(slab));
+    slab->half = smoe_arena_take(arena, half_bytes);
+    return;
+  }
+  char *base = params->window.base;
+  slab->value = base ? (smoe_real *)(base + params->shared_bytes) : NULL;
+  params->shared_bytes += slab_size(slab) * sizeof *slab->value;
+  slab->half = base ? (smoe_bf16 *)(base + params->shared_bytes) : NULL;
+  params->shared_bytes += half_bytes;
+}
+
 static void lay_out(smoe_slab *slab, smoe_arena *arena, bool training) {
-  slab->value = take_zero(arena, slab_size(slab));
-  slab->half = smoe_arena_take(arena, (size_t)slab->n_local * slab->half_count * sizeof *slab->half);
   slab->m = slab->v = slab->grad = slab->grad_own = NULL;
   if (!training || !slab->learns) return;
   slab->m = take_zero(arena, slab->slice_count);
@@ -129,10 +142,15 @@ static void lay_out(smoe_slab *slab, smoe_arena *arena, bool training) {
 void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training) {
   if (!params->laid_out) place_params(params);
   params->training = training;
-  for (int s = 0; s < params->n_slabs; s++) lay_out(&params->slab[s], arena, training);
+  params->shared_bytes = 0;
+  for (int s = 0; s < params->n_slabs; s++) {
+    lay_out_values(params, &params->slab[s], arena);
+    lay_out(&params->slab[s], arena, training);
+  }
 }
 
 void smoe_params_end(smoe_params *params) {
+  smoe_window_release(&params->window);
   for (int m = 0; m < params->n_moe; m++) smoe_free(smoe_params_experts(params, m)->expert_at);
   smoe_free(params->slab);
   smoe_free(params->param);
@@ -199,49 +217,47 @@ static void fill_class(smoe_real *values, const smoe_param *param, int copy) {
   for (size_t i = 0; i < param->count && rows == 1 && copy % 2 == 0; i++) values[i] = -values[i];
 }
 
-/** One copy of a parameter; copy is the global expert number, 0 for REPLICATED. */
-static void fill(smoe_real *values, const smoe_param *param, uint64_t seed, int copy) {
+/** Elements from .. to - 1 of one copy of a parameter; copy is the global expert number, 0 for REPLICATED. Some kinds are
+ *  filled as a whole, by whoever has the first element. */
+static void fill(smoe_real *values, const smoe_param *param, uint64_t seed, int copy, size_t from,
+                 size_t to) {
   const uint64_t first = param->init.same_for_experts ? 0 : (uint64_t)copy * param->count;
+  const bool whole = from == 0 && to > 0;
   if (param->init.kind == SMOE_INIT_ORTHOGONAL) {
-    fill_orthogonal(values, param, seed, first);
+    if (whole) fill_orthogonal(values, param, seed, first);
     return;
   }
   if (param->init.kind == SMOE_INIT_CLASS) {
-    fill_class(values, param, copy);
+    if (whole) fill_class(values, param, copy);
     return;
   }
   const uint32_t name = smoe_hash_text(param->name);
 #pragma omp parallel for schedule(static)
-  for (size_t i = 0; i < param->count; i++) values[i] = (smoe_real)draw(&param->init, seed, name, first + i);
+  for (size_t i = from; i < to; i++) values[i] = (smoe_real)draw(&param->init, seed, name, first + i);
 }
 
 static void zero(smoe_real *values, size_t n) {
   if (values && n) memset(values, 0, n * sizeof *values);
 }
 
-void smoe_params_round(smoe_params *params) {
-  for (int p = 0; p < params->n_params; p++) {
-    const smoe_param *param = &params->param[p];
-    const smoe_slab *slab = smoe_params_slab(params, p);
-    for (int j = 0; j < slab->n_local && param->rounded; j++)
-      smoe_bf16_round(slab->half + (size_t)j * slab->half_count + param->half_offset,
-                      slab->value + (size_t)j * slab->count + param->offset, param->count);
-  }
-}
-
 void smoe_params_initialise(smoe_params *params, uint64_t seed) {
+  smoe_params_fence(params);
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *slab = &params->slab[s];
-    zero(slab->value, slab_size(slab));
+    const smoe_range part = smoe_slab_part(params, slab);
+    zero(slab->value ? slab->value + part.first : NULL, part.end - part.first);
     zero(slab->m, slab->slice_count);
     zero(slab->v, slab->slice_count);
   }
+  smoe_params_fence(params);
   for (int p = 0; p < params->n_params; p++) {
     const smoe_param *param = &params->param[p];
     const smoe_slab *slab = smoe_params_slab(params, p);
-    for (int j = 0; j < slab->n_local; j++)
-      fill(slab->value + (size_t)j * slab->count + param->offset, param, seed,
-           smoe_slab_expert_number(slab, j));
+    for (int j = 0; j < slab->n_local; j++) {
+      const size_t begin = (size_t)j * slab->count + param->offset;
+      const smoe_range part = smoe_range_within(smoe_slab_part(params, slab), begin, param->count);
+      fill(slab->value + begin, param, seed, smoe_slab_expert_number(slab, j), part.first, part.end);
+    }
   }
   smoe_params_round(params);
 }
@@ -327,22 +343,16 @@ void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *exp
 
 void smoe_params_copy(smoe_params *params, const smoe_params *from) {
   if (params->n_slabs != from->n_slabs) SMOE_PANIC(SMOE_ERR_BUG, "parameters of another model");
+  smoe_params_fence(params);
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *to = &params->slab[s], *source = &from->slab[s];
     if (slab_size(to) != slab_size(source) || to->n_experts != source->n_experts)
       SMOE_PANIC(SMOE_ERR_BUG, "parameters of another model");
-    if (slab_size(to) > 0) memcpy(to->value, source->value, slab_size(to) * sizeof *to->value);
+    const smoe_range part = smoe_slab_part(params, to);
+    if (part.end > part.first)
+      memcpy(to->value + part.first, source->value + part.first, (part.end - part.first) * sizeof *to->value);
     if (to->expert_at)
       memcpy(to->expert_at, source->expert_at, (size_t)to->n_experts * sizeof *to->expert_at);
-  }
-  smoe_params_round(params);
-}
-
-void smoe_params_allgather(smoe_params *params, bool all) {
-  for (int s = 0; s < params->n_slabs; s++) {
-    const smoe_slab *slab = &params->slab[s];
-    if ((slab->learns || all) && slab->count > 0)
-      smoe_share_slices(&slab->holders, slab->value, slab_size(slab));
   }
   smoe_params_round(params);
 }

@@ -276,7 +276,9 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
   smoe_step_destroy(&step);
   SMOE_TRY(status);
   /* Before the measurements below take memory of their own. */
-  double bytes[] = {smoe_model_expected_bytes(model) + model->library_bytes, smoe_peak_memory()};
+  /* What ranks share counts in each process that reads it. */
+  const double others = (double)model->params.shared_bytes - smoe_params_shared_part(&model->params);
+  double bytes[] = {smoe_model_expected_bytes(model) + others + model->library_bytes, smoe_peak_memory()};
   smoe_group_max_f64(group, bytes, 2);
   bench->planned_bytes = bytes[0];
   bench->peak_bytes = bytes[1];

@@ -297,6 +297,7 @@ static smoe_status load_values(const plan *p) {
   const smoe_status status = smoe_checkpoint_load_some(p->path, &p->model->params, take);
   smoe_free(take);
   SMOE_TRY(status);
+  smoe_params_fence(&p->model->params);
   SMOE_TRY(smoe_group_agree(&p->params->group, make_experts(p)));
   smoe_params_round(&p->model->params);
   return SMOE_OK;

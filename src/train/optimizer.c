@@ -129,6 +129,7 @@ void smoe_optimizer_step(smoe_params *params, const smoe_settings *settings, int
                     .correction1 = 1 - pow(settings->optimizer.beta1, t),
                     .correction2 = 1 - pow(settings->optimizer.beta2, t),
                     .scale = factor};
+  smoe_params_fence(params); /* the last ranks may still be reading values that are to change */
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
     const smoe_slab *slab = smoe_params_slab(params, i);

@@ -26,7 +26,7 @@ static double most(double a, double b) {
 }
 
 static void count_rank(smoe_plan *plan, const smoe_model *model, double *node_expected, double *node_most) {
-  const double all = (double)(model->fixed.peak + model->tape.peak + model->scratch.peak) + plan->libraries;
+  const double all = smoe_model_most_bytes(model) + plan->libraries;
   const double expected = smoe_model_expected_bytes(model) + plan->libraries;
   const int lanes = model->params.lanes.count;
   const int experts = model->n_moe ? model->moe[0]->exchange.n_local : 0;
@@ -37,6 +37,7 @@ static void count_rank(smoe_plan *plan, const smoe_model *model, double *node_ex
     plan->tape = (double)model->tape.peak;
     plan->scratch = (double)model->scratch.peak;
   }
+  plan->shared_memory = most(plan->shared_memory, (double)model->params.shared_bytes);
   plan->rank_most = most(plan->rank_most, all);
   if (first || lanes < plan->lanes_least) plan->lanes_least = lanes;
   if (first || lanes > plan->lanes_most) plan->lanes_most = lanes;
@@ -243,7 +244,17 @@ static size_t slab_size_at(const smoe_plan *plan, const smoe_slab *slab, int set
          slab->count;
 }
 
-static void send_slab(const traffic *t, const smoe_slab *slab, smoe_plan_phase phase) {
+/* smoe_share_slices_nodes: a rank sends its slice to one rank of every other node. */
+static void send_slices(const traffic *t, const smoe_nodes *nodes, size_t count) {
+  const int n = t->plan->n_ranks;
+  for (int r = 0; r < n; r++)
+    for (int x = 0; x < nodes->n_nodes; x++)
+      if (x != nodes->node[r]) send(t, r, smoe_nodes_partner(nodes, x, r), 1, slice_bytes(count, r, n));
+}
+
+static void send_slab(const traffic *t, const smoe_model *model, const smoe_slab *slab,
+                      smoe_plan_phase phase) {
+  const bool shared = model->params.shared && slab->n_experts == 0;
   members m;
   for (int set = 0, n = 1; set < n; set++) {
     n = holders_of(t->plan, slab, set, &m);
@@ -251,7 +262,8 @@ static void send_slab(const traffic *t, const smoe_slab *slab, smoe_plan_phase p
     if (phase == SMOE_PLAN_REDUCTION) send_reduction(t, &m, slab->lanes.n_lanes, size);
     if (phase == SMOE_PLAN_NORMS)
       send_allgather(t, &m, sizeof(double) * (double)size / SMOE_UNIT / m.n); /* a double for each unit */
-    if (phase == SMOE_PLAN_SHARING) send_ring(t, &m, size);
+    if (phase == SMOE_PLAN_SHARING && shared) send_slices(t, &model->params.topology.machines, size);
+    if (phase == SMOE_PLAN_SHARING && !shared) send_ring(t, &m, size);
   }
   /* Sums of experts go to all ranks of the replica. */
   for (int p = 0; p < m.n && phase == SMOE_PLAN_NORMS && slab->n_experts > 0; p++) {
@@ -276,7 +288,7 @@ static void plan_phase(smoe_plan *plan, const smoe_model *model, const smoe_sett
   }
   for (int s = 0; s < model->params.n_slabs; s++) {
     const smoe_slab *slab = &model->params.slab[s];
-    if (slab->learns && slab->count > 0) send_slab(&t, slab, phase);
+    if (slab->learns && slab->count > 0) send_slab(&t, model, slab, phase);
   }
   for (int n = 0; n < plan->n_nodes; n++) t.sum->node_bytes = most(t.sum->node_bytes, leaves[n]);
   if (phase == SMOE_PLAN_COUNTS || phase == SMOE_PLAN_EXCHANGE) { /* in every micro-batch */
@@ -357,6 +369,8 @@ char *smoe_plan_advice(const smoe_config *config, smoe_task *task, const smoe_pl
   tried[n++] = smoe_strdup("train.recompute=true");
   per_node[n] = plan->per_node;
   tried[n++] = smoe_strdup("train.precision=bf16");
+  per_node[n] = plan->per_node;
+  tried[n++] = smoe_strdup("comm.share=node");
   for (int p = plan->per_node / 2; p > 0 && n < 12; p /= 2) {
     per_node[n] = p;
     tried[n++] = smoe_strdup("");

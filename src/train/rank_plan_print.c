@@ -47,6 +47,12 @@ static void print_table(const smoe_plan *plan, double node_bytes, FILE *out) {
     fprintf(out, ", of %.2f GiB: %s", node_bytes / GIB,
             plan->node_expected <= node_bytes ? "fits" : "does not fit");
   fputc('\n', out);
+  if (plan->shared_memory > 0)
+    fprintf(out,
+            "               %.2f GiB of it shared by the ranks of a node, in /dev/shm (comm.share: node), "
+            "which by "
+            "default holds half of a node's memory\n",
+            plan->shared_memory / GIB);
   print_traffic(plan, out);
 }
 
@@ -73,6 +79,7 @@ static void print_json(const smoe_plan *plan, double node_bytes, FILE *out) {
   smoe_json_real(&json, "library_bytes", plan->libraries, 15);
   smoe_json_real(&json, "node_expected_bytes", plan->node_expected, 15);
   smoe_json_real(&json, "node_most_bytes", plan->node_most, 15);
+  smoe_json_real(&json, "shared_memory_bytes", plan->shared_memory, 15);
   if (node_bytes > 0)
     smoe_json_real(&json, "node_bytes", node_bytes, 15);
   else

@@ -151,11 +151,14 @@ smoe_status smoe_routers_prepare(smoe_model *model, const smoe_task *task) {
   facts.recorded = recorded;
   facts.count = count;
   facts.embedding = embedding;
+  smoe_params_fence(&model->params);
   for (int m = 0; m < model->n_moe && status == SMOE_OK; m++) {
     status = smoe_group_agree(group, task->ops->counts(task, model->moe[m]->stream, count));
     if (status == SMOE_OK) status = read_distilled(&from, model, m, &facts);
-    if (status == SMOE_OK) first->ops->prepare(&model->moe[m]->router, &model->params, &facts);
+    if (status == SMOE_OK && smoe_params_writes(&model->params))
+      first->ops->prepare(&model->moe[m]->router, &model->params, &facts);
   }
+  smoe_params_fence(&model->params);
   close_distilled(&from);
   smoe_free(count);
   smoe_free(recorded);

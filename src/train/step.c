@@ -146,12 +146,14 @@ static void report_first(const smoe_step *step) {
 /* What routers change by the loads of the update. */
 static void update_routers(smoe_step *step, int stage) {
   smoe_model *model = step->model;
-  for (int m = 0; m < model->n_moe; m++) {
+  if (model->n_moe == 0 || !model->moe[0]->router.ops->after_update) return;
+  smoe_params_fence(&model->params);
+  for (int m = 0; m < model->n_moe && smoe_params_writes(&model->params); m++) {
     smoe_router *router = &model->moe[m]->router;
     const smoe_route_loads loads = {step->layer[m].load, step->layer[m].n_assigned};
-    if (router->ops->after_update && !smoe_model_router_held(model, m))
-      router->ops->after_update(router, &model->params, &loads, stage);
+    if (!smoe_model_router_held(model, m)) router->ops->after_update(router, &model->params, &loads, stage);
   }
+  smoe_params_fence(&model->params);
 }
 
 smoe_status smoe_step_update(smoe_step *step, int64_t update, smoe_step_result *result) {

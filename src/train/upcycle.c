@@ -152,7 +152,8 @@ void smoe_upcycle_fill(smoe_model *model, int param, const smoe_checkpoint_conte
   const smoe_settings *settings = smoe_config_settings(model->config);
   const smoe_param *p = &model->params.param[param];
   if (p->sharding == SMOE_REPLICATED) {
-    memcpy(smoe_params_shared(&model->params, param), source, p->count * sizeof *source);
+    if (smoe_params_writes(&model->params))
+      memcpy(smoe_params_shared(&model->params, param), source, p->count * sizeof *source);
     return;
   }
   size_t n = 1;
@@ -185,7 +186,7 @@ void smoe_upcycle_tie(smoe_model *model, int m, int64_t slices) {
   char prefix[SMOE_NAME_MAX];
   snprintf(prefix, sizeof prefix, "moe%d/router/", m);
   const int64_t n_experts = spec_of(model, m)->experts;
-  for (int p = 0; p < model->params.n_params; p++) {
+  for (int p = 0; p < model->params.n_params && smoe_params_writes(&model->params); p++) {
     const smoe_param *param = &model->params.param[p];
     if (strncmp(param->name, prefix, strlen(prefix)) != 0 || param->sharding != SMOE_REPLICATED) continue;
     if (param->shape[0] != n_experts) continue;

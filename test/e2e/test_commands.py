@@ -224,7 +224,7 @@ class Commands(p.ProgramTest):
 
     def test_plan_for_ranks(self):
         """One process says what the ranks themselves would, and what would make a plan fit."""
-        words = [*self.train_args("plan", ["train.lanes=4", "train.batch_sequences=8"]), "--dry-run"]
+        words = [*self.train_args("plan", ["train.lanes=4", "train.batch_sequences=8", "comm.node_ranks=2"]), "--dry-run"]
         real = self.program.run(*words, ranks=4)
         self.assertFine(real)
         plan = self.program.run(*words, "--ranks", "4", "--per-node", "2", "--json")
@@ -234,6 +234,8 @@ class Commands(p.ProgramTest):
         memory = figures["memory"]
         of_rank = [(memory[name] - memory["library_bytes"]) / 2**20 for name in ("rank_expected_bytes", "rank_most_bytes")]
         self.assertIn("{:.1f} MiB expected with balanced routing; at most {:.1f} MiB".format(*of_rank), real.err)
+        self.assertIn("shared parameters: {:.1f} MiB, once for the ranks of each of 2 nodes".format(
+            memory["shared_memory_bytes"] / 2**20), real.err)
         self.assertGreater(figures["traffic"]["exchange"]["messages_between"], 0)
         # An update is the same work on any number of ranks, also where they have different numbers of lanes.
         uneven = self.program.run(*words, "--ranks", "3", "--json")

@@ -47,6 +47,8 @@ class Doctor(p.ProgramTest):
                 for what in (f"{ranks} rank", "placement", "binding", "cores", "memory", "BLAS", "exchange", "disk",
                              "HDF5", "writing"):
                     self.assertEqual(sum(line.startswith(what) for line in found["ok"]), 1, (what, result))
+                self.assertEqual(sum(line.startswith("shared memory: ranks of a machine see") for line in found["ok"]),
+                                 ranks > 1, result)
                 self.assertIn(f"placement: {ranks} on ", result.out)
                 self.assertEqual(found["wrong"], [], result)
 
@@ -58,6 +60,8 @@ class Doctor(p.ProgramTest):
             "cores": ({"ranks": 2, "env": {"OMP_NUM_THREADS": "64", "OMPI_MCA_mpi_yield_when_idle": "0"}},
                       r"128 threads on \d+ cores? of"),
             "slurm": ({"ranks": 2, "env": {"SLURM_NTASKS": "8"}}, r"the Slurm job has 8 tasks, this run has 2"),
+            "shared memory": ({"ranks": 2, "env": {"STABLEMOE_FAULT": "window.touch@1"}},
+                              r"shared memory: on rank 1 of 2: .*; every rank will have a copy"),
             "memory": ({"ranks": 2, "env": {"SLURM_MEM_PER_NODE": "900"}},
                        r"memory: 0.4\d GiB for each rank of .*, as the Slurm job \(--mem: 900 MiB\) allows"),
         }

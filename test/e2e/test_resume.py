@@ -63,10 +63,12 @@ class Resume(p.ProgramTest):
         return result
 
     def test_on_other_ranks(self):
+        """Also on nodes of other sizes, and with other copies of the shared parameters."""
+        more = {2: ["comm.share=rank"], 4: ["comm.node_ranks=3"]}
         jobs = {}
         for ranks in (1, 2, 3, 4):
             self.copy("ten", f"ten-{ranks}")
-            jobs[ranks] = lambda r=ranks: self.train(f"ten-{r}", ranks=r, resume=True)
+            jobs[ranks] = lambda r=ranks: self.train(f"ten-{r}", more.get(r, []), ranks=r, resume=True)
         for ranks, result in p.several(jobs):
             with self.subTest(ranks=ranks):
                 self.assertFine(result)

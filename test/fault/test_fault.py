@@ -25,6 +25,9 @@ PREPARE = {"corpus.write"}
 # Sites of the file by which `stablemoe doctor` tries a directory.
 DOCTOR = "probe."
 
+# Sites where a node does not give shared memory: a run does without.
+WINDOW = "window."
+
 # Sites that only rank 0 passes: on another rank the run must not be touched.
 ONLY_RANK_0 = {"run.directory"} | PREPARE
 
@@ -108,7 +111,7 @@ class Fault(p.ProgramTest):
         self.assertGreaterEqual(len(found), 20, found)
         wishes = [f"{site}@{rank}" for site in found for rank in (0, self.ranks - 1)]
         wishes += [wish.format(last=self.ranks - 1) for wish in LATER]
-        wishes = [wish for wish in wishes if wish.split("@")[0] not in PREPARE and not wish.startswith(DOCTOR)]
+        wishes = [wish for wish in wishes if wish.split("@")[0] not in PREPARE and not wish.startswith((DOCTOR, WINDOW))]
         names = {wish: f"fault-{i}" for i, wish in enumerate(wishes)}
         jobs = {wish: lambda w=wish: self.resume_with(w, names[w]) for wish in wishes}
         for wish, result in p.several(jobs):
@@ -159,6 +162,21 @@ class Fault(p.ProgramTest):
         if old:
             with open(output, "rb") as file:
                 self.assertTrue(file.read() == old, f"{output} was changed")
+
+    def test_no_shared_memory(self):
+        """A rank cannot have memory that the ranks of its node share: every rank takes a copy, aloud, with the same bits."""
+        found = [site for site in sites(self.program.source) if site.startswith(WINDOW)]
+        self.assertEqual(found, ["window.create", "window.touch"])
+        for site in found:
+            for rank in (0, self.ranks - 1):
+                with self.subTest(site, ranks=self.ranks, rank=rank):
+                    result = self.resume_with(f"{site}@{rank}", "alone")
+                    self.assertFine(result)
+                    self.assertRegex(result.err, rf"on rank {rank} of {self.ranks}: injected fault at {site}.*; until then "
+                                                 "every rank has a copy of the shared parameters")
+                    self.assertNotIn("once for the ranks of each", result.err)
+                    self.assertSameRun(self.path("alone"), self.path("whole"), [2, 4])
+                    shutil.rmtree(self.path("alone"))
 
     def test_unreadable_newest_checkpoint(self):
         """A checkpoint that one rank cannot read is passed over, aloud, for the one before."""

@@ -92,10 +92,30 @@ static void check_gathered(const smoe_plan *plan, smoe_plan_phase phase, double 
         smoe_plan_phase_name(phase));
 }
 
+/* Slices go between nodes in messages where the ranks of a node share a copy, else in an Allgather, as experts' do. */
+static void check_shared(const smoe_plan *plan, const smoe_model *model, const double total[5],
+                         const char *what) {
+  const smoe_plan_traffic *t = &plan->phase[SMOE_PLAN_SHARING];
+  const double nodes = plan->n_nodes, count = (double)model->params.slab[SMOE_SLAB_REPLICATED].count;
+  const bool replicas = plan->expert_ranks < plan->n_ranks;
+  if (!model->params.shared) {
+    CHECK(total[0] + total[2] == 0, "%s: %g messages", what, total[0] + total[2]);
+    check_gathered(plan, SMOE_PLAN_SHARING, total[4], what);
+    return;
+  }
+  /* Every slice goes to every other node once. */
+  CHECK(total[0] == 0 && total[2] == plan->n_ranks * (nodes - 1), "%s: %g messages within, %g between", what,
+        total[0], total[2]);
+  CHECK(total[3] == (nodes - 1) * count * sizeof(smoe_real), "%s: %g bytes", what, total[3]);
+  if (!replicas) check_sent(plan, SMOE_PLAN_SHARING, total, what);
+  CHECK(t->bytes_within + t->bytes_between == total[3] + total[4], "%s: planned %g, sent %g and %g", what,
+        t->bytes_within + t->bytes_between, total[3], total[4]);
+}
+
 static void check_memory(const smoe_plan *plan, const smoe_model *model, const smoe_group *group,
                          const char *what) {
   const double expected = smoe_model_expected_bytes(model);
-  double bytes[] = {expected, (double)(model->fixed.peak + model->tape.peak + model->scratch.peak)};
+  double bytes[] = {expected, smoe_model_most_bytes(model), (double)model->params.shared_bytes};
   double *of_rank = smoe_alloc((size_t)group->n_ranks * sizeof *of_rank), node = 0;
   PMPI_Allgather(&expected, 1, MPI_DOUBLE, of_rank, 1, MPI_DOUBLE, MPI_COMM_WORLD);
   for (int first = 0; first < group->n_ranks; first += PER_NODE) {
@@ -104,10 +124,12 @@ static void check_memory(const smoe_plan *plan, const smoe_model *model, const s
     node = sum > node ? sum : node;
   }
   smoe_free(of_rank);
-  smoe_group_max_f64(group, bytes, 2);
+  smoe_group_max_f64(group, bytes, 3);
   CHECK(plan->rank_expected - plan->libraries == bytes[0], "%s: planned %.17g, taken %.17g", what,
         plan->rank_expected - plan->libraries, bytes[0]);
   CHECK(plan->rank_most - plan->libraries == bytes[1], "%s", what);
+  CHECK(plan->shared_memory == bytes[2], "%s: planned %.17g, shared %.17g", what, plan->shared_memory,
+        bytes[2]);
   CHECK(plan->node_expected == node, "%s: planned %.17g, taken %.17g", what, plan->node_expected, node);
 }
 
@@ -133,7 +155,7 @@ static void compare(const smoe_group *group, const char *const *keys, const char
   smoe_gradient_norms(&f.model->params);
   check_gathered(&plan, SMOE_PLAN_NORMS, take(total)[4], what);
   smoe_optimizer_step(&f.model->params, f.settings, 0, 1);
-  check_gathered(&plan, SMOE_PLAN_SHARING, take(total)[4], what);
+  check_shared(&plan, f.model, take(total), what);
   smoe_task_close(&task);
   fixture_close(&f);
 }
@@ -153,14 +175,16 @@ int main(int argc, char **argv) {
                {"bf16", {"train.precision=bf16", NULL}},
                {"overlap", {"comm.overlap=2", "moe.experts=8", NULL}},
                {"seven lanes", {"train.lanes=7", "train.batch_sequences=28", NULL}},
-               {"replicas", {"comm.expert_ranks=2", NULL}}};
+               {"replicas", {"comm.expert_ranks=2", NULL}},
+               {"copies", {"comm.share=rank", NULL}},
+               {"copies, replicas", {"comm.share=rank", "comm.expert_ranks=2", NULL}}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     const char *keys[16];
     size_t n = 0;
     for (; n < sizeof common / sizeof *common; n++) keys[n] = common[n];
     for (size_t k = 0; cases[i].key[k]; k++) keys[n++] = cases[i].key[k];
     keys[n] = NULL;
-    if (strcmp(cases[i].name, "replicas") == 0 && group.n_ranks % 2) continue;
+    if (strstr(cases[i].name, "replicas") && group.n_ranks % 2) continue;
     if (strcmp(cases[i].name, "bf16") == 0 && sizeof(smoe_real) > 4) continue;
     compare(&group, keys, cases[i].name);
   }

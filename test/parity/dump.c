@@ -25,11 +25,12 @@ typedef struct dump {
 
 /* Noise on every value, a function of the parameter's name and the global index. */
 static void perturb(smoe_params *params, uint64_t seed) {
+  smoe_params_fence(params);
   for (int i = 0; i < params->n_params; i++) {
     const smoe_param *param = &params->param[i];
     const bool expert = param->sharding == SMOE_EXPERT;
     const smoe_slab *slab = smoe_params_slab(params, i);
-    for (int j = 0; j < slab->n_local; j++) {
+    for (int j = 0; j < slab->n_local && (expert || smoe_params_writes(params)); j++) {
       smoe_real *value = expert ? smoe_params_expert(params, i, j) : smoe_params_shared(params, i);
       const uint64_t first = (uint64_t)smoe_slab_expert_number(slab, j) * param->count;
       for (size_t k = 0; k < param->count; k++)
