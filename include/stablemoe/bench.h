@@ -30,6 +30,15 @@ typedef struct smoe_bench_link {
   double seconds; /**< best of several, of the slowest rank */
 } smoe_bench_link;
 
+/** What a checkpoint costs the updates of a run; medians of a few saves, NaN where none was made. */
+typedef struct smoe_bench_save {
+  double copy_bytes; /**< of the rank that owns most */
+  double wait_s;     /**< train.save: wait: seconds until updates go on, those of the slowest rank */
+  double held_s;     /**< train.save: background: the same; NaN also where there is no memory for the copy */
+  double extra_s;    /**< what the save adds in all to the updates that run until the file has its name */
+  double updates;    /**< those */
+} smoe_bench_save;
+
 enum { SMOE_BENCH_LINKS = 12 };
 
 typedef struct smoe_bench {
@@ -53,10 +62,11 @@ typedef struct smoe_bench {
       evaluation_all_s; /**< forward pass with sublayers skipped, and without; NaN: no gates */
   double evaluation_processor_s, evaluation_all_processor_s; /**< of the busiest rank's processor seconds */
   double skip_share;                                         /**< share of rows behind gates that ran */
-  double planned_bytes, peak_bytes;                          /**< per rank, the largest */
-  int n_updates, n_moe, n_experts, n_slots;                  /**< sizes of the arrays in stage[]; K */
-  int n_ranks, expert_ranks, n_nodes, cores;                 /**< R; G; machines; cores of rank 0's machine */
-  smoe_precision precision;                                  /**< of training */
+  smoe_bench_save save;
+  double planned_bytes, peak_bytes;          /**< per rank, the largest */
+  int n_updates, n_moe, n_experts, n_slots;  /**< sizes of the arrays in stage[]; K */
+  int n_ranks, expert_ranks, n_nodes, cores; /**< R; G; machines; cores of rank 0's machine */
+  smoe_precision precision;                  /**< of training */
   bool images;               /**< what is trained on: images, which tokens_per_s counts then */
   smoe_pair_padding padding; /**< translation: of an epoch's batches; NaN for other tasks */
   double exchange_row_bytes; /**< of a row that travels; 0 without MoE layers */
@@ -69,6 +79,7 @@ double smoe_bench_peak(const smoe_bench *bench);
 typedef struct smoe_bench_options {
   int warmup, updates; /**< per stage */
   const char *trace;   /**< path, or NULL */
+  const char *save;    /**< directory to save to, or NULL */
 } smoe_bench_options;
 
 /** FLOP of one update: products only, causal attention at its half square, backward twice forward. Local. */

@@ -51,6 +51,7 @@ typedef enum smoe_position { SMOE_MIDDLE, SMOE_TOP, SMOE_BOTTOM, SMOE_SCATTERED 
 /** Where experts come from, beside their initial distribution. */
 typedef enum smoe_moe_from { SMOE_FROM_NOTHING, SMOE_FROM_FFN } smoe_moe_from;
 typedef enum smoe_patience_metric { SMOE_PATIENCE_LOSS, SMOE_PATIENCE_BLEU } smoe_patience_metric;
+typedef enum smoe_save_kind { SMOE_SAVE_WAIT, SMOE_SAVE_BACKGROUND } smoe_save_kind;
 typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_save_error;
 typedef enum smoe_placement_kind { SMOE_PLACE_BY_LOAD, SMOE_PLACE_IN_ORDER } smoe_placement_kind;
 /** Who has a copy of the values of replicated parameters. */
@@ -121,6 +122,7 @@ typedef struct smoe_settings {
     int64_t evaluate_every;     /**< updates; 0: only at the end */
     int64_t evaluate_sequences; /**< 0: the whole validation split */
     int64_t checkpoint_every;   /**< updates; 0: only at the end */
+    int save;                   /**< smoe_save_kind */
     int64_t keep_last;          /**< checkpoints; 0: all */
     int64_t keep_every;         /**< updates between checkpoints kept for good; 0: none */
     int64_t patience;           /**< evaluations; 0: none ends the training */

@@ -40,6 +40,12 @@ smoe_status smoe_h5_open_unsealed(hid_t *file, const char *path);
 /** Compute the seal of a closed file anew and write it. Local. Reads all but the large values. */
 smoe_status smoe_h5_seal(const char *path);
 
+/** Compute the seal of a file anew after some of its bytes were changed, without HDF5: a thread may call it while others
+ *  call HDF5. Local.
+ *  Errors:  SMOE_ERR_IO, also where the file had no seal.
+ */
+smoe_status smoe_h5_reseal(const char *path);
+
 /** Whether a file begins with a seal, right or wrong: it is one of ours, as it was written. Local. */
 bool smoe_h5_is_sealed(const char *path);
 
@@ -105,6 +111,11 @@ smoe_status smoe_h5_list(hid_t file, const char *group, char ***names);
 /** Give a list of smoe_h5_list or smoe_checkpoint_list back; NULL is fine. Local. */
 void smoe_h5_list_free(char **names);
 
+/** Find the bytes of the file that a dataset's values take: *first to *end - 1. Local.
+ *  False where they have no place yet, or more than one.
+ */
+bool smoe_h5_place(hid_t file, const char *name, int64_t *first, int64_t *end);
+
 /** Make a text of `bytes` bytes with its final NUL: a scalar of a fixed-length UTF-8 string. Collective. */
 smoe_status smoe_h5_document(hid_t file, const char *name, size_t bytes);
 
@@ -129,6 +140,9 @@ smoe_status smoe_h5_get_text(hid_t file, const char *object, const char *name, c
 
 /** Seal a finished file, flush it to the disk (fsync), give it its final name, and flush the directory. Local. */
 smoe_status smoe_h5_publish(const char *part, const char *path);
+
+/** The same for a file that is sealed already. Local; without HDF5, as smoe_h5_reseal. */
+smoe_status smoe_h5_publish_sealed(const char *part, const char *path);
 
 /** What the last HDF5 call that failed says, for reports; never NULL. Local. */
 const char *smoe_h5_error(void);

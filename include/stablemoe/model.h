@@ -44,6 +44,9 @@ typedef struct smoe_model {
   smoe_batch batch;          /**< of the pass that went forward last */
   smoe_pass pass;
 
+  double
+      copy_bytes; /**< of what this rank's part of a checkpoint is copied to (train.save: background); 0: it is
+                             not, see smoe_model_print_plan */
   double library_bytes; /**< resident before the model took memory: MPI, HDF5, BLAS, the program */
 
   smoe_terms terms; /**< loss terms of its routers */
@@ -179,8 +182,9 @@ double smoe_model_most_bytes(const smoe_model *model);
 /** Print the plan: bytes per arena on this rank, expected and worst case, and what the machine has.
  *
  *  Collective (the largest over ranks is shown).
+ *  Writes:  copy_bytes = 0 on all ranks where the plan fits without the copy and not with it; a line says so.
  *  Errors:  SMOE_ERR_MEMORY where what is expected does not fit.
  */
-smoe_status smoe_model_print_plan(const smoe_model *model);
+smoe_status smoe_model_print_plan(smoe_model *model);
 
 #endif

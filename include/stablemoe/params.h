@@ -281,6 +281,11 @@ int64_t smoe_params_total_frozen(const smoe_params *params);
 /** Bytes that gradients and moments of those would take on this rank. Local. */
 double smoe_params_spared(const smoe_params *params);
 
+/** Bytes of the values and moments that this rank owns, its part of a checkpoint; there once the table is laid out.
+ *  Local.
+ */
+size_t smoe_params_state_bytes(const smoe_params *params);
+
 /** Checksum of n consecutive elements of a parameter.
  *
  *  Local. The sum (modulo 2^64) of XXH3 hashes of blocks of SMOE_UNIT elements,

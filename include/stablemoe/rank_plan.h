@@ -36,6 +36,7 @@ typedef struct smoe_plan {
   int64_t tokens;                  /**< of an update */
   double flops;                    /**< of an update, all ranks together */
   double model, tape, scratch;     /**< bytes of the rank that takes most */
+  double copy;                     /**< its copy of a checkpoint that is written in the background; 0: none */
   double rank_expected,
       rank_most; /**< its bytes with balanced routing; if all tokens went to one rank's experts */
   double node_expected, node_most; /**< the same of the node that takes most */
@@ -66,7 +67,8 @@ smoe_status smoe_plan_make(smoe_plan *plan, const smoe_config *config, smoe_task
 /** Settings, one each, with which such a plan fits into node_bytes; each is KEY=VALUE. Local.
  *
  *  Returns a text in memory of smoe_alloc, "" where none of those that were tried helps.
- *  Tried: train.micro_batches, train.recompute, train.precision=bf16, comm.share=node, fewer ranks per node.
+ *  Tried: train.save=wait, train.micro_batches, train.recompute, train.precision=bf16, comm.share=node, fewer ranks
+ *  per node.
  */
 char *smoe_plan_advice(const smoe_config *config, smoe_task *task, const smoe_plan *plan, double node_bytes);
 

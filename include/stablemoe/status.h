@@ -35,12 +35,12 @@ enum { SMOE_REPORT_MAX = 2048 };
  *
  *  Local.
  *
- *  A report that is already pending is replaced.
+ *  A report of the same thread that is already pending is replaced.
  */
 smoe_status smoe_fail_at(const char *file, int line, smoe_status code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
-/** The report that smoe_fail_at recorded last on this rank; "" where there is none. Local. */
+/** The report that smoe_fail_at recorded last in this thread of this rank; "" where there is none. Local. */
 const char *smoe_last_error(void);
 
 /** Replace the pending report, as agreement over ranks does. Local. */

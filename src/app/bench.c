@@ -11,7 +11,7 @@
 typedef struct options {
   smoe_words set;
   int64_t updates, warmup, vocabulary;
-  const char *trace;
+  const char *trace, *save;
   bool json;
 } options;
 
@@ -29,6 +29,8 @@ static const smoe_option OPTIONS[] = {
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL, "one JSON object instead of a table"},
     {0, "trace", SMOE_OPTION_OUTPUT, offsetof(options, trace), "FILE",
      "also write FILE.<rank>, for Perfetto or Chrome's trace viewer"},
+    {0, "save", SMOE_OPTION_FILE, offsetof(options, save), "DIRECTORY",
+     "also measure what a checkpoint costs, by files there that are deleted again"},
 };
 
 static smoe_status configure(smoe_config *config, const char *path, const smoe_words *set) {
@@ -59,7 +61,8 @@ static smoe_status bench(const smoe_group *group, const options *o, const smoe_c
   else
     smoe_task_synthetic(&task, config, group, (int)o->vocabulary);
   smoe_bench result;
-  const smoe_bench_options wanted = {.warmup = (int)o->warmup, .updates = (int)o->updates, .trace = o->trace};
+  const smoe_bench_options wanted = {
+      .warmup = (int)o->warmup, .updates = (int)o->updates, .trace = o->trace, .save = o->save};
   const smoe_status status = smoe_bench_run(&result, config, group, &task, &wanted);
   if (status == SMOE_OK && group->rank == 0) {
     smoe_bench_print(&result, settings, group->n_ranks, o->json, stdout);
@@ -85,7 +88,8 @@ const smoe_command smoe_command_bench = {
     .arguments = "CONFIG",
     .title = "throughput, relative to the core's peak and the GEMM rate",
     .text = "Time updates of a configuration, in both stages where the routing method has two, and compare "
-            "them with the machine's matrix product on the same shapes. Nothing is saved. Where data.corpus "
+            "them with the machine's matrix product on the same shapes. Nothing is saved without --save. "
+            "Where data.corpus "
             "is not set, tokens of language models are random with the frequencies of Zipf's law.",
     .example = "mpirun -n 2 stablemoe bench configs/stable.yml",
     .usage = "one CONFIG",

@@ -63,10 +63,12 @@ static void line_to_file(const char *prefix, const char *format, va_list args) {
   }
   va_list copy;
   va_copy(copy, args);
+  flockfile(state.file); /* a thread that saves may have a line, too */
   fputs(prefix, state.file);
   vfprintf(state.file, format, copy);
   fputc('\n', state.file);
   fflush(state.file);
+  funlockfile(state.file);
   va_end(copy);
 }
 

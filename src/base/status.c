@@ -8,7 +8,8 @@
 
 #include "stablemoe/log.h"
 
-static char report[SMOE_REPORT_MAX];
+/* Of each thread: what one that writes a file has to report must not replace what the run does. */
+static _Thread_local char report[SMOE_REPORT_MAX];
 
 static struct {
   void (*end)(int code);

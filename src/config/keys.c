@@ -31,6 +31,7 @@ static const char *const shares[] = {"node", "rank", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
 static const char *const patience_metrics[] = {"loss", "bleu", NULL};
 static const char *const save_errors[] = {"stop", "continue", NULL};
+static const char *const saves[] = {"wait", "background", NULL};
 static const char *const placements[] = {"load", "order", NULL};
 static const char *const optimizers[] = {"adam", "sgd", NULL};
 static const char *const schedules[] = {"linear", "inverse_sqrt", "constant", "cosine", "wsd", NULL};
@@ -148,6 +149,10 @@ static const smoe_key keys[] = {
         "Validation sequences of each evaluation; 0: all of them."),
     INT(train.checkpoint_every, "200", 0, MANY, "updates",
         "Updates between two checkpoints, from which a run can resume; 0: only at the end."),
+    CHOICE(train.save, "wait", saves,
+           "wait: updates wait until a checkpoint is complete; background: they wait until it is copied in "
+           "memory, and a thread of each rank writes it. The same files; the copy takes a checkpoint's size, "
+           "shared out over the ranks."),
     INT(train.keep_last, "3", 0, MANY, "checkpoints", "Newest checkpoints to keep; 0: keep all."),
     INT(train.keep_every, "0", 0, MANY, "updates",
         "Keep checkpoints at multiples of this many updates for good; 0: none."),

@@ -4,19 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "checkpoint_chunk.h"
-#include "part_file.h"
+#include "checkpoint_save.h"
 #include "stablemoe/log.h"
-
-/** What the chunks of a save have in common. */
-typedef struct save_plan {
-  const smoe_params *params;
-  smoe_chunk *chunk;
-  size_t n_chunks;
-  int n_sets;
-  uint64_t *sums; /**< of the whole parameters, the same on all ranks */
-  const smoe_checkpoint_meta *meta;
-} save_plan;
 
 /** Set by smoe_checkpoint_set_products; the same on all ranks, since writing attributes is collective. */
 static char products[256];
@@ -71,7 +60,7 @@ smoe_status smoe_checkpoint_write_meta(hid_t file, const smoe_checkpoint_meta *m
 }
 
 /** Make one kind of dataset: of the values, or of the checksums. */
-static smoe_status make_kind(hid_t file, const save_plan *plan, bool checksums) {
+static smoe_status make_kind(hid_t file, const smoe_save_plan *plan, bool checksums) {
   char name[SMOE_CHUNK_NAME];
   for (int set = 0; set < plan->n_sets; set++)
     for (int p = 0; p < plan->params->n_params; p++) {
@@ -89,13 +78,13 @@ static smoe_status make_kind(hid_t file, const save_plan *plan, bool checksums) 
 }
 
 /** Values stand together, so that the seal can leave them out in few ranges. */
-static smoe_status make_datasets(hid_t file, const save_plan *plan) {
+static smoe_status make_datasets(hid_t file, const smoe_save_plan *plan) {
   SMOE_TRY(make_kind(file, plan, false));
   return make_kind(file, plan, true);
 }
 
 /** Write, or compare, the checksums. */
-static smoe_status put_sums(const smoe_part_file *part, const save_plan *plan) {
+static smoe_status put_sums(const smoe_part_file *part, const smoe_save_plan *plan) {
   char name[SMOE_CHUNK_NAME];
   const uint64_t *sum = plan->sums;
   for (int set = 0; set < plan->n_sets; set++)
@@ -109,16 +98,15 @@ static smoe_status put_sums(const smoe_part_file *part, const save_plan *plan) {
   return SMOE_OK;
 }
 
-/** Everything but the values, by rank 0 alone. */
-static smoe_status make(const smoe_part_file *part, const void *context) {
-  const save_plan *plan = context;
+smoe_status smoe_save_make(const smoe_part_file *part, const void *context) {
+  const smoe_save_plan *plan = context;
   SMOE_TRY(smoe_checkpoint_write_meta(part->file, plan->meta));
   SMOE_TRY(make_datasets(part->file, plan));
   return put_sums(part, plan);
 }
 
 /** Write, or compare, the values that this rank has. Local. */
-static smoe_status put_values(const smoe_part_file *part, const save_plan *plan) {
+static smoe_status put_values(const smoe_part_file *part, const smoe_save_plan *plan) {
   char name[SMOE_CHUNK_NAME];
   for (size_t i = 0; i < plan->n_chunks; i++) {
     const smoe_chunk *chunk = &plan->chunk[i];
@@ -128,10 +116,8 @@ static smoe_status put_values(const smoe_part_file *part, const save_plan *plan)
   return SMOE_OK;
 }
 
-/** Read what rank 0 made alone back. */
-static smoe_status compare_rest(const smoe_part_file *part, const save_plan *plan) {
+smoe_status smoe_save_compare_meta(const smoe_part_file *part, const smoe_save_plan *plan) {
   smoe_checkpoint_meta read;
-  SMOE_TRY(put_sums(part, plan));
   SMOE_TRY(smoe_checkpoint_meta_of(part->file, &read));
   const bool same =
       read.update == plan->meta->update && strcmp(read.configuration, plan->meta->configuration) == 0;
@@ -140,9 +126,16 @@ static smoe_status compare_rest(const smoe_part_file *part, const save_plan *pla
   return SMOE_OK;
 }
 
-static int64_t bytes_of(const smoe_params *params, int n_sets) {
+/** Read what rank 0 made alone back. */
+static smoe_status compare_rest(const smoe_part_file *part, const smoe_save_plan *plan) {
+  SMOE_TRY(put_sums(part, plan));
+  return smoe_save_compare_meta(part, plan);
+}
+
+int64_t smoe_save_bytes(const smoe_save_plan *plan) {
+  const smoe_params *params = plan->params;
   const int64_t n = smoe_params_total(params, SMOE_REPLICATED) + smoe_params_total(params, SMOE_EXPERT);
-  return n * n_sets * (int64_t)sizeof(smoe_real) + 4096 * (int64_t)params->n_params * n_sets;
+  return n * plan->n_sets * (int64_t)sizeof(smoe_real) + 4096 * (int64_t)params->n_params * plan->n_sets;
 }
 
 /** Point <directory>/<name> to a checkpoint. A rename, so that it is never missing. It is a convenience: a file
@@ -164,6 +157,14 @@ static void point(const char *directory, const char *name, const char *path) {
   }
   smoe_free(link);
   smoe_free(temporary);
+}
+
+smoe_status smoe_save_latest_fault(const smoe_part_file *part) {
+  return smoe_part_fault(part, "latest");
+}
+
+void smoe_save_point_latest(const smoe_part_file *part, const char *directory) {
+  point(directory, "latest", part->path);
 }
 
 void smoe_checkpoint_point_best(const char *directory, int64_t update) {
@@ -194,10 +195,10 @@ char *smoe_checkpoint_resolve(const char *path) {
   return found;
 }
 
-static smoe_status save(smoe_part_file *part, const char *directory, const save_plan *plan) {
+static smoe_status save(smoe_part_file *part, const char *directory, const smoe_save_plan *plan) {
   const smoe_group *group = &plan->params->group;
-  SMOE_TRY(smoe_part_create(part, group, "checkpoint", directory, plan->meta->update,
-                            bytes_of(plan->params, plan->n_sets), make, plan));
+  SMOE_TRY(smoe_part_create(part, group, "checkpoint", directory, plan->meta->update, smoe_save_bytes(plan),
+                            smoe_save_make, plan));
   smoe_status mine = put_values(part, plan);
   if (mine == SMOE_OK) mine = smoe_part_fault(part, "write");
   SMOE_TRY(smoe_part_close(part, mine));
@@ -206,26 +207,35 @@ static smoe_status save(smoe_part_file *part, const char *directory, const save_
   if (mine == SMOE_OK && group->rank == 0) mine = compare_rest(part, plan);
   SMOE_TRY(smoe_part_publish(part, mine));
 
-  mine = smoe_part_fault(part, "latest");
-  SMOE_TRY_ALL(group, mine);
-  if (group->rank == 0) point(directory, "latest", part->path);
+  SMOE_TRY_ALL(group, smoe_save_latest_fault(part));
+  if (group->rank == 0) smoe_save_point_latest(part, directory);
   return SMOE_OK;
+}
+
+void smoe_save_plan_begin(smoe_save_plan *plan, const smoe_params *params, const smoe_checkpoint_meta *meta) {
+  *plan = (smoe_save_plan){.params = params, .meta = meta};
+  plan->chunk = smoe_chunks(params, &plan->n_chunks, &plan->n_sets);
+  plan->n_sums = smoe_chunk_slot(params, plan->n_sets, 0);
+  plan->sums = smoe_alloc(plan->n_sums * sizeof *plan->sums);
+}
+
+void smoe_save_plan_end(smoe_save_plan *plan) {
+  smoe_free(plan->chunk);
+  smoe_free(plan->sums);
+  *plan = (smoe_save_plan){0};
 }
 
 smoe_status smoe_checkpoint_save(const char *directory, const smoe_params *params,
                                  const smoe_checkpoint_meta *meta) {
-  save_plan plan = {.params = params, .meta = meta};
-  plan.chunk = smoe_chunks(params, &plan.n_chunks, &plan.n_sets);
-  const size_t n_sums = smoe_chunk_slot(params, plan.n_sets, 0);
-  plan.sums = smoe_alloc(n_sums * sizeof *plan.sums);
+  smoe_save_plan plan;
+  smoe_save_plan_begin(&plan, params, meta);
   smoe_chunk_checksums(plan.sums, plan.chunk, plan.n_chunks);
-  smoe_group_sum_u64(&params->group, plan.sums, (int)n_sums);
+  smoe_group_sum_u64(&params->group, plan.sums, (int)plan.n_sums);
 
   smoe_part_file part = {.group = &params->group};
   const smoe_status status = save(&part, directory, &plan);
   smoe_part_end(&part);
-  smoe_free(plan.chunk);
-  smoe_free(plan.sums);
+  smoe_save_plan_end(&plan);
   return status;
 }
 
@@ -248,7 +258,8 @@ static bool is_latest(const char *directory, int64_t update) {
   return smoe_step_of_name(target) == update;
 }
 
-static smoe_status prune(const char *directory, int64_t keep_last, int64_t keep_every, int64_t best) {
+smoe_status smoe_save_prune(const char *directory, int64_t keep_last, int64_t keep_every, int64_t best) {
+  if (keep_last <= 0) return SMOE_OK;
   size_t n;
   int64_t *update = smoe_step_list(directory, &n);
   smoe_status status = SMOE_OK;
@@ -268,5 +279,6 @@ static smoe_status prune(const char *directory, int64_t keep_last, int64_t keep_
 smoe_status smoe_checkpoint_prune(const char *directory, const smoe_group *group, int64_t keep_last,
                                   int64_t keep_every, int64_t best) {
   if (keep_last <= 0) return SMOE_OK;
-  return smoe_group_agree(group, group->rank == 0 ? prune(directory, keep_last, keep_every, best) : SMOE_OK);
+  return smoe_group_agree(group, group->rank == 0 ? smoe_save_prune(directory, keep_last, keep_every, best)
+                                                  : SMOE_OK);
 }

@@ -392,6 +392,10 @@ static int flush_path(const char *path, int flags) {
 
 smoe_status smoe_h5_publish(const char *part_path, const char *path) {
   SMOE_TRY(smoe_h5_seal(part_path));
+  return smoe_h5_publish_sealed(part_path, path);
+}
+
+smoe_status smoe_h5_publish_sealed(const char *part_path, const char *path) {
   int error = flush_path(part_path, O_RDWR);
   SMOE_CHECK(error == 0, SMOE_ERR_IO, "cannot flush '%s' to the disk: %s", part_path, strerror(error));
   SMOE_CHECK(rename(part_path, path) == 0, SMOE_ERR_IO, "cannot rename '%s' to '%s': %s", part_path, path,

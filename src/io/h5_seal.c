@@ -56,15 +56,17 @@ static bool is_values(const char *name) {
   return false;
 }
 
-/** Where a dataset's bytes are; an empty range where they are not contiguous. */
-static range place_of(hid_t file, const char *name) {
+bool smoe_h5_place(hid_t file, const char *name, int64_t *first, int64_t *end) {
+  *first = *end = 0;
   const hid_t set = H5Dopen2(file, name, H5P_DEFAULT);
-  if (set < 0) return (range){0, 0};
-  const haddr_t first = H5Dget_offset(set);
+  if (set < 0) return false;
+  const haddr_t begin = H5Dget_offset(set);
   const hsize_t bytes = H5Dget_storage_size(set);
   H5Dclose(set);
-  if (first == HADDR_UNDEF) return (range){0, 0};
-  return (range){(int64_t)first, (int64_t)(first + bytes)};
+  if (begin == HADDR_UNDEF) return false;
+  *first = (int64_t)begin;
+  *end = (int64_t)(begin + bytes);
+  return true;
 }
 
 static int by_place(const void *a, const void *b) {
@@ -104,8 +106,7 @@ static void find_values(hid_t file, seal *s) {
   range *all = smoe_alloc((n_names + 1) * sizeof *all);
   for (char **name = names; *name; name++) {
     if (!is_values(*name)) continue;
-    all[n] = place_of(file, *name);
-    n += all[n].end > all[n].first;
+    n += smoe_h5_place(file, *name, &all[n].first, &all[n].end) && all[n].end > all[n].first;
   }
   choose(s, all, n);
   smoe_free(all);
@@ -243,6 +244,21 @@ smoe_status smoe_h5_seal(const char *path) {
   const smoe_status sealed = seal_open(descriptor, path, &s);
   close(descriptor);
   return sealed;
+}
+
+smoe_status smoe_h5_reseal(const char *path) {
+  char block[SMOE_H5_SEAL_BYTES];
+  seal s;
+  uint64_t old;
+  const int descriptor = open(path, O_RDWR);
+  SMOE_CHECK(descriptor >= 0, SMOE_ERR_IO, "cannot open '%s': %s", path, strerror(errno));
+  smoe_status status;
+  if (read_at(descriptor, block, sizeof block, 0) && read_block(block, &s, &old))
+    status = seal_open(descriptor, path, &s);
+  else
+    status = SMOE_FAIL(SMOE_ERR_IO, "the seal of '%s' does not read back as it was written", path);
+  close(descriptor);
+  return status;
 }
 
 static smoe_status check_open(int descriptor, const char *path) {

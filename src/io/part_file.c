@@ -101,10 +101,10 @@ static smoe_status open_together(smoe_part_file *part) {
   SMOE_PANIC(mine, "%s", smoe_last_error());
 }
 
-smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, const char *kind,
-                             const char *directory, int64_t update, int64_t bytes,
-                             smoe_status (*make)(const smoe_part_file *part, const void *context),
-                             const void *context) {
+smoe_status smoe_part_make(smoe_part_file *part, const smoe_group *group, const char *kind,
+                           const char *directory, int64_t update, int64_t bytes,
+                           smoe_status (*make)(const smoe_part_file *part, const void *context),
+                           const void *context) {
   *part = (smoe_part_file){.group = group, .kind = kind, .file = H5I_INVALID_HID};
   part->path = smoe_step_path(directory, update);
   part->part = smoe_sprintf("%s.part", part->path);
@@ -120,7 +120,15 @@ smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, cons
                      part->part, strerror(errno));
   if (mine == SMOE_OK) mine = smoe_part_fault(part, "open");
   status = smoe_group_agree(group, mine);
-  if (status == SMOE_OK) status = open_together(part);
+  return status == SMOE_OK ? SMOE_OK : remove_part(part, status);
+}
+
+smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, const char *kind,
+                             const char *directory, int64_t update, int64_t bytes,
+                             smoe_status (*make)(const smoe_part_file *part, const void *context),
+                             const void *context) {
+  SMOE_TRY(smoe_part_make(part, group, kind, directory, update, bytes, make, context));
+  const smoe_status status = open_together(part);
   return status == SMOE_OK ? SMOE_OK : remove_part(part, status);
 }
 

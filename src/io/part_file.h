@@ -43,6 +43,14 @@ smoe_status smoe_part_create(smoe_part_file *part, const smoe_group *group, cons
                              smoe_status (*make)(const smoe_part_file *part, const void *context),
                              const void *context);
 
+/** The first half of smoe_part_create: the file is made, every rank has seen that it may write there, and nobody has
+ *  it open. Collective. Errors: as smoe_part_create.
+ */
+smoe_status smoe_part_make(smoe_part_file *part, const smoe_group *group, const char *kind,
+                           const char *directory, int64_t update, int64_t bytes,
+                           smoe_status (*make)(const smoe_part_file *part, const void *context),
+                           const void *context);
+
 /** Write a rectangular part of a dataset; after smoe_part_close, compare it instead. Local. */
 smoe_status smoe_part_put(const smoe_part_file *part, const char *name, hid_t memory_type, const void *data,
                           int n_dims, const int64_t *first, const int64_t *count);

@@ -276,6 +276,8 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   model->n_sums = (int)smoe_model_route_sums(model, model->n_moe);
 
   measure(model);
+  if (model->training && settings->train.save == SMOE_SAVE_BACKGROUND)
+    model->copy_bytes = (double)smoe_params_state_bytes(&model->params);
   share(model, plan_only);
   if (plan_only) return SMOE_OK;
   SMOE_TRY_ALL(group, reserve(model));
@@ -491,7 +493,7 @@ static double untouched(const smoe_model *model) {
 
 double smoe_model_most_bytes(const smoe_model *model) {
   return (double)(model->fixed.peak + model->tape.peak + model->scratch.peak) +
-         smoe_params_shared_part(&model->params);
+         smoe_params_shared_part(&model->params) + model->copy_bytes;
 }
 
 double smoe_model_expected_bytes(const smoe_model *model) {

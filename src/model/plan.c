@@ -7,13 +7,33 @@
 
 static const double MIB = 1 << 20;
 
-smoe_status smoe_model_print_plan(const smoe_model *model) {
+/* Give the copy of checkpoints up where it is what a machine's memory does not take. */
+static void settle_copy(smoe_model *model, const smoe_memory *memory, int ranks_here) {
+  const smoe_group *group = &model->params.group;
+  const double expected = smoe_model_expected_bytes(model);
+  double bytes[] = {expected, expected - model->copy_bytes, model->copy_bytes};
+  smoe_group_max_f64(group, bytes, 3);
+  double missing =
+      memory->bytes > 0 && bytes[0] * ranks_here > memory->bytes && bytes[1] * ranks_here <= memory->bytes;
+  smoe_group_max_f64(group, &missing, 1);
+  if (missing == 0) return;
+  smoe_note(
+      "updates wait for checkpoints, as with train.save: wait: the memory there is does not take a copy "
+      "of %.1f MiB per rank",
+      bytes[2] / MIB);
+  model->copy_bytes = 0;
+}
+
+smoe_status smoe_model_print_plan(smoe_model *model) {
   const smoe_params *params = &model->params;
+  const smoe_memory memory = smoe_memory_free();
+  const int ranks_here = smoe_group_ranks_here(&params->group);
+  if (model->copy_bytes > 0) settle_copy(model, &memory, ranks_here);
   double bytes[] = {(double)model->fixed.peak,        (double)model->tape.peak,
                     (double)model->scratch.peak,      smoe_model_most_bytes(model),
                     smoe_model_expected_bytes(model), model->library_bytes,
-                    smoe_params_shared_part(params)};
-  smoe_group_max_f64(&params->group, bytes, 7);
+                    smoe_params_shared_part(params),  model->copy_bytes};
+  smoe_group_max_f64(&params->group, bytes, 8);
   smoe_note("parameters: %lld shared, %lld in experts", (long long)smoe_params_total(params, SMOE_REPLICATED),
             (long long)smoe_params_total(params, SMOE_EXPERT));
   if (smoe_params_total_frozen(params) > 0)
@@ -29,6 +49,9 @@ smoe_status smoe_model_print_plan(const smoe_model *model) {
             "(model %.1f, tape %.1f, scratch %.1f%s)",
             params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,
             bytes[2] / MIB, shared);
+  if (bytes[7] > 0)
+    smoe_note("of these %.1f MiB for the copy of a checkpoint that is written in the background",
+              bytes[7] / MIB);
   if (params->shared)
     smoe_note("shared parameters: %.1f MiB, once for the ranks of each of %d node%s (comm.share: node)",
               (double)params->shared_bytes / MIB, params->topology.machines.n_nodes,
@@ -40,8 +63,6 @@ smoe_status smoe_model_print_plan(const smoe_model *model) {
     smoe_exchange_describe(&model->moe[0]->exchange, text, sizeof text);
     smoe_note("exchange of tokens: %s", text);
   }
-  const smoe_memory memory = smoe_memory_free();
-  const int ranks_here = smoe_group_ranks_here(&params->group);
   const double here = bytes[4] * ranks_here;
   if (memory.bytes > 0 && here > memory.bytes)
     return SMOE_FAIL(SMOE_ERR_MEMORY,

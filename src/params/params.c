@@ -468,6 +468,15 @@ double smoe_params_spared(const smoe_params *params) {
   return params->training ? reals * (double)sizeof(smoe_real) : 0;
 }
 
+size_t smoe_params_state_bytes(const smoe_params *params) {
+  size_t reals = 0;
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    reals += (params->training && slab->learns ? 3 : 1) * slab->slice_count;
+  }
+  return reals * sizeof(smoe_real);
+}
+
 uint64_t smoe_checksum(const smoe_real *values, size_t first, size_t n) {
   uint64_t sum = 0;
   for (size_t done = 0; done < n; done += SMOE_UNIT) {

@@ -1,10 +1,9 @@
-#include "stablemoe/bench.h"
-
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "bench_internal.h"
 #include "stablemoe/core_peak.h"
 #include "stablemoe/initial.h"
 #include "stablemoe/kernel.h"
@@ -96,7 +95,7 @@ static void add_loads(double *sum, const smoe_model *model, double factor) {
       sum[(size_t)m * n_experts + e] += factor * (double)model->moe[m]->load[e];
 }
 
-static double median(const double *values, int n) {
+double smoe_bench_median(const double *values, int n) {
   double *sorted = smoe_alloc((size_t)n * sizeof *sorted);
   memcpy(sorted, values, (size_t)n * sizeof *sorted);
   qsort(sorted, (size_t)n, sizeof *sorted, compare_doubles);
@@ -131,7 +130,7 @@ static smoe_status measure(smoe_step *step, const smoe_bench_options *options, i
   smoe_group_max_f64(group, seconds, options->updates);
   smoe_group_max_f64(group, processor, options->updates);
   SMOE_TRY(status);
-  stage->seconds = median(seconds, options->updates);
+  stage->seconds = smoe_bench_median(seconds, options->updates);
   stage->stage = result.stage;
   stage->loss = result.loss;
   stage->tokens_per_s = result.n_targets / stage->seconds;
@@ -247,7 +246,7 @@ static void measure_skips(smoe_bench *bench, smoe_step *step, const smoe_bench_o
     for (int k = 0; k < KINDS && i >= 0; k++) seconds[k * passes + i] = one[k];
   }
   smoe_group_max_f64(&step->model->params.group, seconds, KINDS * passes);
-  for (int k = 0; k < KINDS; k++) middle[k] = median(seconds + k * passes, passes);
+  for (int k = 0; k < KINDS; k++) middle[k] = smoe_bench_median(seconds + k * passes, passes);
   bench->evaluation_s = middle[0];
   bench->evaluation_processor_s = middle[1];
   bench->evaluation_all_s = middle[2];
@@ -273,6 +272,13 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
   if (status == SMOE_OK) measure_skips(bench, &step, options);
   for (int s = 0; s < bench->n_stages && status == SMOE_OK; s++)
     status = measure(&step, options, s == 0 ? 0 : settings->router.stage1_updates, &bench->stage[s]);
+  const smoe_bench_stage *last = &bench->stage[bench->n_stages - 1];
+  bench->save = (smoe_bench_save){NAN, NAN, NAN, NAN, NAN};
+  if (status == SMOE_OK && options->save)
+    status = smoe_bench_saves(&bench->save, &step, options->save,
+                              (bench->n_stages == 2 ? settings->router.stage1_updates : 0) + options->warmup +
+                                  options->updates,
+                              last->seconds);
   smoe_step_destroy(&step);
   SMOE_TRY(status);
   /* Before the measurements below take memory of their own. */
@@ -300,6 +306,8 @@ smoe_status smoe_bench_run(smoe_bench *bench, const smoe_config *config, const s
   SMOE_TRY(smoe_group_agree(group, task->ops->shape(task, &shape, true)));
   smoe_model *model = NULL;
   smoe_status status = smoe_model_create(&model, config, group, &shape, false);
+  if (status == SMOE_OK)
+    model->copy_bytes = options->save ? (double)smoe_params_state_bytes(&model->params) : 0;
   if (status == SMOE_OK && options->trace)
     status = smoe_group_agree(group, smoe_phase_trace_begin(options->trace, group->rank));
   if (status == SMOE_OK) status = run(bench, model, task, options);

@@ -26,6 +26,30 @@ static void print_phases(const smoe_bench *bench, FILE *out) {
   }
 }
 
+/* Seconds, and how many updates take as long. */
+static void print_cost(FILE *out, double seconds, double update_s) {
+  fprintf(out, "%.1f ms (%.2f updates)", 1e3 * seconds, seconds / update_s);
+}
+
+static void print_save(const smoe_bench *bench, FILE *out) {
+  const smoe_bench_save *save = &bench->save;
+  const double update_s = bench->stage[bench->n_stages - 1].seconds;
+  if (!isfinite(save->wait_s)) return;
+  fputs("  checkpoint   updates wait ", out);
+  print_cost(out, save->wait_s, update_s);
+  fprintf(out, "; written in the background");
+  if (!isfinite(save->held_s)) {
+    fputs(": no memory for the copy\n", out);
+    return;
+  }
+  fputs(" they wait ", out);
+  print_cost(out, save->held_s, update_s);
+  fputs(",\n               the next ", out);
+  fprintf(out, "%.0f take ", save->updates);
+  print_cost(out, save->extra_s, update_s);
+  fprintf(out, " longer with that; copy %.1f MiB per rank\n", save->copy_bytes / MIB);
+}
+
 static void print_table(const smoe_bench *bench, const smoe_settings *settings, int n_ranks, FILE *out) {
   fprintf(out, "%d rank%s; width %lld, ", n_ranks, n_ranks == 1 ? "" : "s", (long long)settings->model.width);
   if (strcmp(settings->model.family, "cnn") != 0)
@@ -72,6 +96,7 @@ static void print_table(const smoe_bench *bench, const smoe_settings *settings, 
     fprintf(out,
             "  exchange     %10.2f GB/s, waiting included; a bare MPI_Alltoallv of this size %.2f GB/s\n",
             1e-9 * bench->exchange_rate, 1e-9 * bench->bare_rate);
+  print_save(bench, out);
   fprintf(out, "  memory       %10.1f MiB planned, %.1f MiB peak: %.2f\n", bench->planned_bytes / MIB,
           bench->peak_bytes / MIB, bench->peak_bytes / bench->planned_bytes);
   print_phases(bench, out);
@@ -169,6 +194,15 @@ static void write_rates(smoe_json *json, const smoe_bench *bench) {
   number(json, "efficiency", bench->efficiency);
   number(json, "exchange_bytes_per_s", bench->exchange_rate);
   number(json, "bare_alltoallv_bytes_per_s", bench->bare_rate);
+  if (isfinite(bench->save.wait_s)) {
+    smoe_json_object(json, "checkpoint");
+    number(json, "wait_seconds", bench->save.wait_s);
+    number(json, "background_wait_seconds", bench->save.held_s);
+    number(json, "background_extra_seconds", bench->save.extra_s);
+    number(json, "background_updates", bench->save.updates);
+    number(json, "copy_bytes", bench->save.copy_bytes);
+    smoe_json_end(json);
+  }
   number(json, "planned_bytes", bench->planned_bytes);
   number(json, "peak_bytes", bench->peak_bytes);
 }

@@ -17,6 +17,7 @@
 #include "stablemoe/progress.h"
 #include "stablemoe/route_facts.h"
 #include "stablemoe/run_directory.h"
+#include "stablemoe/saver.h"
 #include "stablemoe/timer.h"
 #include "stablemoe/watchdog.h"
 #include "stop.h"
@@ -37,6 +38,7 @@ typedef struct run {
   smoe_patience patience;
   char *checkpoints, *routing; /* directories */
   smoe_run_lock *lock;         /* NULL on other ranks than 0 */
+  smoe_saver *saver;           /* NULL where updates wait for checkpoints */
   double launched;             /* seconds when the run was set up: run.max_minutes counts from here */
   int64_t done, saved; /* updates: of the model as it is, if one was begun here; of the newest checkpoint */
   int64_t n_sequences, n_tokens; /* read by training so far, by earlier lives of the run too */
@@ -201,7 +203,21 @@ static bool due(int64_t every, int64_t done) {
   return every > 0 && done % every == 0;
 }
 
-static smoe_status save(run *r, int64_t done) {
+/* Write a checkpoint, or begin to: the last ones of a run are waited for. */
+static smoe_status save_model(run *r, const smoe_checkpoint_meta *meta, bool wait) {
+  const smoe_settings *settings = r->settings;
+  const smoe_best *best = &r->patience.best;
+  const smoe_params *params = &r->model->params;
+  const smoe_saver_after after = {settings->train.keep_last, settings->train.keep_every, best->update};
+  if (r->saver && !wait) return smoe_saver_begin(r->saver, r->checkpoints, params, meta, &after);
+  SMOE_TRY(smoe_checkpoint_save(r->checkpoints, params, meta));
+  r->saved = meta->update;
+  if (best->update == meta->update && r->group->rank == 0)
+    smoe_checkpoint_point_best(r->checkpoints, meta->update);
+  return smoe_checkpoint_prune(r->checkpoints, r->group, after.keep_last, after.keep_every, after.best);
+}
+
+static smoe_status save(run *r, int64_t done, bool wait) {
   const smoe_settings *settings = r->settings;
   smoe_checkpoint_meta meta = {
       .update = done,
@@ -219,23 +235,36 @@ static smoe_status save(run *r, int64_t done) {
   SMOE_TRY_ALL(r->group, smoe_run_lock_check(r->lock, true));
   /* The log first: a checkpoint without its log would leave a hole after a resume. */
   smoe_status status = r->log ? smoe_routing_log_write(r->log, r->routing, done) : SMOE_OK;
-  if (status == SMOE_OK) status = smoe_checkpoint_save(r->checkpoints, &r->model->params, &meta);
+  if (status == SMOE_OK) status = save_model(r, &meta, wait);
   smoe_free(meta.configuration);
-  SMOE_TRY(status);
-  r->saved = done;
-  if (r->patience.best.update == done && r->group->rank == 0)
-    smoe_checkpoint_point_best(r->checkpoints, done);
-  return smoe_checkpoint_prune(r->checkpoints, r->group, settings->train.keep_last,
-                               settings->train.keep_every, r->patience.best.update);
+  return status;
 }
 
 /* A checkpoint that fails in mid-run may be passed over; the last one of a run may not. */
-static smoe_status save_as_asked(run *r, int64_t done, bool needed) {
-  const smoe_status status = save(r, done);
+static smoe_status pass_over(const run *r, int64_t update, smoe_status status, bool needed) {
   if (status != SMOE_ERR_IO || needed || r->settings->train.on_save_error == SMOE_SAVE_STOP) return status;
-  smoe_warn("update %lld: %s; training continues (train.on_save_error: continue)", (long long)done,
+  smoe_warn("update %lld: %s; training continues (train.on_save_error: continue)", (long long)update,
             smoe_last_error());
   return SMOE_OK;
+}
+
+/* Wait for the checkpoint that is being written, if one is. */
+static smoe_status end_save(run *r, int64_t *update) {
+  const smoe_status status = smoe_saver_finish(r->saver, update);
+  if (status == SMOE_OK && *update > 0) r->saved = *update;
+  return status;
+}
+
+static smoe_status save_as_asked(run *r, int64_t done, bool needed) {
+  int64_t before;
+  const smoe_status status = end_save(r, &before);
+  SMOE_TRY(pass_over(r, before, status, false));
+  return pass_over(r, done, save(r, done, needed), needed);
+}
+
+/* Asked before a file gets its name: the run may have lost its directory since the save began. */
+static smoe_status may_publish(void *context) {
+  return smoe_run_lock_check(((run *)context)->lock, true);
 }
 
 static void record(run *r, int64_t done, const smoe_step_result *result) {
@@ -304,6 +333,7 @@ static smoe_status one_update(run *r, int64_t update) {
       smoe_task_has_split(&r->task, SMOE_VALID) && (due(settings->train.evaluate_every, done) || last);
   if (evaluated) SMOE_TRY(validate(r, done, &valid, &best));
   SMOE_TRY_ALL(r->group, smoe_run_lock_check(r->lock, false));
+  smoe_saver_poll(r->saver);
   r->n_sequences += r->task.ops->n_units(&r->task);
   r->n_tokens += r->task.ops->n_targets(&r->task, update);
   SMOE_TRY_ALL(r->group, smoe_metrics_write(&r->metrics, done, r->n_tokens, &result,
@@ -380,6 +410,7 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   r->saved = update;
   SMOE_TRY(check_unasked(r, options, update));
   SMOE_TRY(try_saving(r));
+  if (r->model->copy_bytes > 0) smoe_saver_create(&r->saver, &r->model->params, may_publish, r);
   smoe_watchdog_start(r->group, settings->comm.watchdog_s, settings->comm.watchdog_end);
   smoe_stop_watch(r->group);
   if (options->trace) SMOE_TRY_ALL(r->group, smoe_phase_trace_begin(options->trace, r->group->rank));
@@ -392,6 +423,16 @@ static smoe_status train(run *r, const smoe_train_options *options) {
   return SMOE_OK;
 }
 
+/* A run that fails in mid-run leaves the checkpoint that it had begun. */
+static void end_last_save(run *r, smoe_status status) {
+  int64_t update;
+  char *report = smoe_strdup(smoe_last_error());
+  if (end_save(r, &update) != SMOE_OK)
+    smoe_warn("the checkpoint of update %lld was not saved: %s", (long long)update, smoe_last_error());
+  if (status != SMOE_OK) smoe_report_set(report);
+  smoe_free(report);
+}
+
 smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_train_options *options) {
   const smoe_settings *settings = smoe_config_settings(config);
   run r = {.config = config, .settings = settings, .group = group};
@@ -400,6 +441,7 @@ smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_
   smoe_patience_begin(&r.patience, settings);
   r.launched = smoe_seconds();
   smoe_status status = train(&r, options);
+  end_last_save(&r, status);
   smoe_watchdog_stop();
   /* Also of a run that failed: the trace of its last updates is wanted most then. */
   const smoe_status traced = smoe_phase_trace_end();
@@ -409,6 +451,7 @@ smoe_status smoe_train(smoe_config *config, const smoe_group *group, const smoe_
   if (r.log) smoe_routing_log_destroy(r.log);
   smoe_replay_close(&r.replay);
   smoe_run_lock_release(r.lock);
+  smoe_saver_destroy(r.saver);
   smoe_step_destroy(&r.step);
   smoe_model_destroy(r.model);
   smoe_task_close(&r.task);

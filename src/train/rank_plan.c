@@ -36,6 +36,7 @@ static void count_rank(smoe_plan *plan, const smoe_model *model, double *node_ex
     plan->model = (double)model->fixed.peak;
     plan->tape = (double)model->tape.peak;
     plan->scratch = (double)model->scratch.peak;
+    plan->copy = model->copy_bytes;
   }
   plan->shared_memory = most(plan->shared_memory, (double)model->params.shared_bytes);
   plan->rank_most = most(plan->rank_most, all);
@@ -358,9 +359,14 @@ static double bytes_with(const smoe_config *config, smoe_task *task, const smoe_
 }
 
 char *smoe_plan_advice(const smoe_config *config, smoe_task *task, const smoe_plan *plan, double node_bytes) {
+  enum { TRIED = 14 };
   const smoe_settings *settings = smoe_config_settings(config);
-  char *advice = smoe_strdup(""), *tried[12];
-  int per_node[12], n = 0;
+  char *advice = smoe_strdup(""), *tried[TRIED];
+  int per_node[TRIED], n = 0;
+  if (plan->copy > 0) {
+    per_node[n] = plan->per_node;
+    tried[n++] = smoe_strdup("train.save=wait");
+  }
   for (int64_t m = 2; m <= 8; m *= 2) {
     per_node[n] = plan->per_node;
     tried[n++] = smoe_sprintf("train.micro_batches=%lld", (long long)(m * settings->train.micro_batches));
@@ -371,7 +377,7 @@ char *smoe_plan_advice(const smoe_config *config, smoe_task *task, const smoe_pl
   tried[n++] = smoe_strdup("train.precision=bf16");
   per_node[n] = plan->per_node;
   tried[n++] = smoe_strdup("comm.share=node");
-  for (int p = plan->per_node / 2; p > 0 && n < 12; p /= 2) {
+  for (int p = plan->per_node / 2; p > 0 && n < TRIED; p /= 2) {
     per_node[n] = p;
     tried[n++] = smoe_strdup("");
   }

@@ -38,9 +38,11 @@ static void print_table(const smoe_plan *plan, double node_bytes, FILE *out) {
   fprintf(
       out,
       "  memory       %.1f MiB per rank expected with balanced routing, %.1f MiB at most (model %.1f, tape "
-      "%.1f, scratch %.1f, libraries %.1f)\n",
+      "%.1f, scratch %.1f, libraries %.1f",
       plan->rank_expected / MIB, plan->rank_most / MIB, plan->model / MIB, plan->tape / MIB,
       plan->scratch / MIB, plan->libraries / MIB);
+  if (plan->copy > 0) fprintf(out, ", copy for saving %.1f", plan->copy / MIB);
+  fputs(")\n", out);
   fprintf(out, "               %.2f GiB per node expected, %.2f GiB at most", plan->node_expected / GIB,
           plan->node_most / GIB);
   if (node_bytes > 0)
@@ -76,6 +78,7 @@ static void print_json(const smoe_plan *plan, double node_bytes, FILE *out) {
   smoe_json_real(&json, "model_bytes", plan->model, 15);
   smoe_json_real(&json, "tape_bytes", plan->tape, 15);
   smoe_json_real(&json, "scratch_bytes", plan->scratch, 15);
+  smoe_json_real(&json, "copy_bytes", plan->copy, 15);
   smoe_json_real(&json, "library_bytes", plan->libraries, 15);
   smoe_json_real(&json, "node_expected_bytes", plan->node_expected, 15);
   smoe_json_real(&json, "node_most_bytes", plan->node_most, 15);

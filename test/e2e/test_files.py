@@ -21,6 +21,7 @@ sys.argv.remove("--watch")
 
 SETTINGS = ("train.updates=2", "train.checkpoint_every=2", "schedule.warmup=1", "router.stage1_updates=1",
             "train.evaluate_every=2", "log.tokens_every=1")
+BESIDE = ["train.save=background", "train.checkpoint_every=1"]
 
 
 class Watched(p.ProgramTest):
@@ -64,6 +65,20 @@ class Order(Watched):
                 names = [call[-1] for call in calls if call[0] == "rename"]
                 self.assertLess(names.index(final), names.index(latest))
 
+    def test_background(self):
+        """The same order where a thread writes: of the checkpoint of update 1, which the next update does not wait for."""
+        for ranks in (1, 2):
+            with self.subTest(ranks=ranks):
+                log = self.path(f"beside-{ranks}.log")
+                self.assertFine(self.train(f"beside-{ranks}", BESIDE, ranks=ranks, env=self.watched(log)))
+                run, calls = os.path.realpath(self.path(f"beside-{ranks}")), self.calls(log)
+                final, latest = (os.path.join(run, "checkpoints", n) for n in ("step-000000001.h5", "latest"))
+                self.check(calls, final)
+                names = [call[-1] for call in calls if call[0] == "rename"]
+                self.assertLess(names.index(final), names.index(latest))
+                # Every rank flushes what it has written, and rank 0 the whole.
+                self.assertGreaterEqual(calls.count(["fsync", final + ".part"]), ranks + 1)
+
     def test_corpus(self):
         log, corpus = self.path("corpus.log"), os.path.realpath(self.path("other.h5"))
         self.assertFine(self.program.run("prepare", self.path("text.txt"), "-o", corpus, "--vocab", 300,
@@ -95,13 +110,13 @@ class Spoiled(Watched):
                 for at in (0, 9, size // 2, size - 1) if name == only[0] else (size - 1,):
                     yield name, begin + at
 
-    def check(self, folder, datasets):
-        name = f"{folder}/step-000000002.h5"
+    def check(self, folder, datasets, good="good", settings=(), update=2):
+        name = f"{folder}/step-{update:09d}.h5"
         jobs = {}
-        for dataset, offset in self.places(os.path.join(self.good, name), datasets):
-            run = f"{folder}-{len(jobs)}"
+        for dataset, offset in self.places(self.path(good, name), datasets):
+            run = f"{folder}-{update}-{len(jobs)}"
             jobs[dataset, offset] = lambda r=run, o=offset: (
-                r, self.train(r, env=self.watched(self.path(r + ".log"), f"{name}.part@{o}")))
+                r, self.train(r, settings, env=self.watched(self.path(r + ".log"), f"{name}.part@{o}")))
         for (dataset, offset), (run, result) in p.several(jobs, 2):
             with self.subTest(dataset, offset=offset):
                 with open(self.path(run + ".log")) as file:
@@ -113,6 +128,10 @@ class Spoiled(Watched):
     def test_checkpoint(self):
         self.check("checkpoints", ["param/embedding/table", "param/moe0/expert/ffn0/w1", "adam/v/norm/beta",
                                    "checksum/param/moe0/expert/ffn0/w1"])
+
+    def test_background(self):
+        self.trained("beside", BESIDE)
+        self.check("checkpoints", ["param/embedding/table", "checksum/param/moe0/expert/ffn0/w1"], "beside", BESIDE, 1)
 
     def test_routing_log(self):
         self.check("routing", ["load", "probe/distilled", "tokens/expert", "tokens/gate"])

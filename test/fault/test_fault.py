@@ -35,6 +35,9 @@ ONLY_RANK_0 = {"run.directory"} | PREPARE
 LATER = ["exchange.transfer@{last}#7", "exchange.plan@{last}#3", "corpus.read@{last}#12", "arena.reserve@{last}#3"]
 
 
+MAKES = r'smoe_part_(?:create|make)\([^"();]*"(\w+)"'
+
+
 def sites(source):
     """Names of all fault sites; those of a part file are named after what the file is."""
     texts = {}
@@ -43,12 +46,12 @@ def sites(source):
             texts[path] = file.read()
     found, kinds = set(), set()
     for path, text in texts.items():
-        # smoe_part_create(part, group, "checkpoint", ...
-        kinds.update(re.findall(r'smoe_part_create\([^"();]*"(\w+)"', text))
+        # smoe_part_create(part, group, "checkpoint", ..., or smoe_part_make
+        kinds.update(re.findall(MAKES, text))
     for path, text in texts.items():
         found.update(re.findall(r'smoe_fault\("([^"]+)"\)', text))
         # Where a file makes part files its places are of their kind, else of every kind.
-        own = set(re.findall(r'smoe_part_create\([^"();]*"(\w+)"', text)) or kinds
+        own = set(re.findall(MAKES, text)) or kinds
         found.update(f"{kind}.{place}" for place in re.findall(r'smoe_part_fault\([^",()]*,\s*"(\w+)"\)', text)
                      for kind in own)
         # Any other call has a name that this cannot read: only the one that joins kind and place is known.
