@@ -7,6 +7,27 @@
 
 static const double MIB = 1 << 20;
 
+/* Bytes of the worst case that balanced routing leaves untouched. */
+static double untouched(const smoe_model *model) {
+  double bytes = 0;
+  for (int i = 0, first = 1; i < model->n_layers; i++) {
+    const smoe_layer_ops *ops = model->layer[i].spec.ops;
+    if (!ops->untouched) continue;
+    bytes += ops->untouched(&model->layer[i], model->training && i >= model->lowest, first);
+    first = 0;
+  }
+  return bytes;
+}
+
+double smoe_model_most_bytes(const smoe_model *model) {
+  return (double)(model->fixed.peak + model->tape.peak + model->scratch.peak) +
+         smoe_params_shared_part(&model->params) + model->copy_bytes;
+}
+
+double smoe_model_expected_bytes(const smoe_model *model) {
+  return smoe_model_most_bytes(model) - untouched(model);
+}
+
 /* Give the copy of checkpoints up where it is what a machine's memory does not take. */
 static void settle_copy(smoe_model *model, const smoe_memory *memory, int ranks_here) {
   const smoe_group *group = &model->params.group;
