@@ -55,6 +55,12 @@ CASES = {
     "dense": ["moe.layers=0"],
     "causal": ["router.method=expert_choice", "router.expert_choice.causal=true"],
     "topk-3": ["router.method=topk", "router.topk.k=3", "moe.experts=6", "moe.capacity_factor=1.0", *TWO_LAYERS],
+    "topk-8-bf16": ["router.method=topk", "router.topk.k=8", "moe.experts=9", "moe.capacity_factor=0.9",
+                    "train.precision=bf16", *TWO_LAYERS],
+    "bf16": ["train.precision=bf16", "comm.overlap=2"],
+    "sparsemixer-bf16": ["router.method=sparsemixer", "router.sparsemixer.k=2", "train.precision=bf16"],
+    "decoder-8": ["model.family=decoder", "router.method=topk", "router.topk.k=8", "moe.experts=8", "moe.sublayers=1",
+                  "train.recompute=true", "train.micro_batches=2", "comm.overlap=1"],
     "multi-hash": ["router.method=hash", "router.hash.segments=2", "moe.inner=16"],
 }
 for features in ("bigram", "cnn", "transformer"):
@@ -76,7 +82,8 @@ GENERATED = ("plain", "two-layers", "hash-bigram", "cnn", "transformer", "dense"
 
 def methods(program):
     text = program.run("train", "--help").out
-    found = re.findall(r"^  (\w+) ", text.partition("Routing methods")[2].partition("\n\n")[0], re.M)
+    # Not those of one family of models alone.
+    found = re.findall(r"^  (\w+) (?!.*\(family )", text.partition("Routing methods")[2].partition("\n\n")[0], re.M)
     assert "stable" in found, text
     return [name for name in found if name != "replay"]
 

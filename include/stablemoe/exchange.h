@@ -154,18 +154,25 @@ double smoe_exchange_bare_seconds(const smoe_exchange *ex, size_t rows, int repe
 void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, const smoe_real *scale,
                    void *scratch);
 
-/** Bring the experts' results back to the tokens' ranks, one row per slot.
+/** Bring the experts' results back to the tokens' ranks, and leave them as they travelled.
  *
  *  Collective over the ranks of the replica.
  *
- *  out      out  [N, K, C]; rows of unused and dropped slots are zero
- *  rows     in   [M, C] in expert order
+ *  keep     out  [n_send] rows of ex->row_bytes; NULL: results last until scratch or rows is used again
+ *  rows     in   [M, C] in expert order; may be keep where smoe_exchange_in_place(ex)
  *  scratch       [smoe_exchange_scratch_rows(ex)] rows of ex->row_bytes
  *
- *  Writes:   out =
+ *  Returns [n_send, C] rows of the kept slots in send order: that of slot s is row ex->slot_place[s], and there is none
+ *  where that is -1. They are at keep; without it in scratch or rows.
+ *  Writes:   keep =
  *  Adjoint:  smoe_dispatch of slot rows.
  */
-void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch);
+smoe_operand smoe_combine_rows(const smoe_exchange *ex, void *keep, const smoe_real *rows, void *scratch);
+
+/** Whether results neither travel nor are rounded, so that what the experts write is what smoe_combine_rows
+ *  returns: on one rank in fp32. Local.
+ */
+bool smoe_exchange_in_place(const smoe_exchange *ex);
 
 /** Bring rows back and add them to their tokens: the adjoint of smoe_dispatch.
  *
@@ -201,8 +208,9 @@ void smoe_exchange_group(const smoe_exchange *ex, int g, int *first, int *end);
  *  smoe_exchange_end_rows and smoe_exchange_end_add.
  *
  *  rows, scale, scratch  as in smoe_dispatch; in use until the end
+ *  keep                  as in smoe_combine_rows; NULL with smoe_exchange_end_add
  */
-void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale,
+void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale, void *keep,
                          void *scratch);
 
 /** Wait for the rows of group g, and put them where its experts want them; group g + 1 departs. */
@@ -211,8 +219,8 @@ void smoe_exchange_take(const smoe_exchange *ex, smoe_real *out, int g);
 /** Send the results of group g back; does not wait. */
 void smoe_exchange_return(const smoe_exchange *ex, const smoe_real *rows, int g);
 
-/** Wait for all results; out as in smoe_combine_rows and smoe_combine_add. */
-void smoe_exchange_end_rows(const smoe_exchange *ex, smoe_real *out);
+/** Wait for all results; returned, or added to out, as by smoe_combine_rows and smoe_combine_add. */
+smoe_operand smoe_exchange_end_rows(const smoe_exchange *ex);
 void smoe_exchange_end_add(const smoe_exchange *ex, smoe_real *out);
 
 /** Give MPI time to move what is on its way; call it between products. Local, does not wait. */

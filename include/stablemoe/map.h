@@ -50,4 +50,15 @@ void smoe_swiglu_operand(smoe_operand h, const smoe_real *ab, size_t n, size_t f
 void smoe_swiglu_backward_operand(smoe_operand d, const smoe_real *dh, const smoe_real *ab, size_t n,
                                   size_t f);
 
+/* ---- rows that were kept as operands: the same bits as of the row in fp32 ---- */
+
+/** y [n] += s x [n], by the calling thread alone. */
+void smoe_add_scaled_operand(smoe_real *y, smoe_real s, smoe_operand x, size_t n);
+
+/** <x, y> over n elements, in the order of smoe_dot. */
+smoe_real smoe_dot_operand(const smoe_real *x, smoe_operand y, size_t n);
+
+/** x [n] in fp32: x itself, or buffer [n], into which a bf16 row is expanded. */
+const smoe_real *smoe_wide_operand(smoe_operand x, smoe_real *buffer, size_t n);
+
 #endif

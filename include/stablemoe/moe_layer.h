@@ -36,7 +36,8 @@ typedef struct smoe_moe_layer {
   smoe_real *mean, *rstd; /**< [N] */
   int32_t *expert;        /**< [N, K] as the exchange left it: -1 unused, -2 - e dropped */
   smoe_real *gate;        /**< [N, K] */
-  smoe_real *slot;        /**< [N, K, O] delta of each slot */
+  bool keeps;             /**< results are kept: something learns from them, gates or omega */
+  smoe_operand kept;      /**< [N K at most, O] delta of each slot as it travelled, in send order */
   smoe_real *router_tape; /**< one stretch of lane_tape reals per lane */
   int32_t *router_ints;   /**< one stretch of lane_ints integers per lane */
   size_t lane_tape, lane_ints;
@@ -47,7 +48,8 @@ typedef struct smoe_moe_layer {
   void *packing;      /**< [smoe_exchange_scratch_max] rows as they travel */
   smoe_real *rows;    /**< [M, C or O] */
   smoe_real *drows;   /**< [M, O] */
-  smoe_real *dgate;   /**< [N, K] */
+  smoe_real *wide;    /**< [O] a result in fp32, where those in bf16 meet an omega */
+  smoe_real *dgate;   /**< [N, K]; where results are kept */
   smoe_real *dnormed; /**< [N, C]; with a norm */
   smoe_real *dscaled; /**< [N, C] omega times dy; with routers that have an omega */
   smoe_real

@@ -62,7 +62,8 @@ void smoe_bf16_expand(smoe_real *y, const smoe_bf16 *x, size_t n);
 void smoe_bf16_round_row(smoe_bf16 *y, const smoe_real *x, smoe_real factor, size_t n);
 void smoe_bf16_expand_row(smoe_real *y, const smoe_bf16 *x, size_t n);
 
-/** y [n] += x [n], in fp32, by the calling thread alone. */
+/** y [n] += x [n], and y [n] += factor * x [n], in fp32, by the calling thread alone. */
 void smoe_bf16_add_row(smoe_real *y, const smoe_bf16 *x, size_t n);
+void smoe_bf16_add_row_scaled(smoe_real *y, smoe_real factor, const smoe_bf16 *x, size_t n);
 
 #endif

@@ -182,10 +182,16 @@ typedef struct smoe_router_ops {
   void (*report)(const smoe_router *router, const double *own, int64_t n);
 
   /** Add gradients of gates and losses: to dx [N, C] (NULL: the rows are data, of family cnn) and to the lane's gradient slab.
-   *  dgate [N, K] is dL/dgate (0 for unused and dropped slots), with everything divided by n_targets.
+   *  dgate [N, K] is dL/dgate (0 for unused and dropped slots), with everything divided by n_targets; NULL where
+   *  gates_learn says that there is none.
    */
   void (*backward)(const smoe_router *router, const smoe_route_call *call, const smoe_route_loads *loads,
                    smoe_real *dx, const smoe_real *dgate);
+
+  /** Whether gates have a gradient at all. False: backward gets dgate NULL, and the experts' results are not kept for
+   *  it. NULL: they have.
+   */
+  bool (*gates_learn)(const smoe_router *router);
 
   /** Methods whose backward estimates the gradient of a sampled choice: what it multiplies the true gradient of
    *  each slot's gate by, factor [N, K]. NULL: 1, the gradient is exact.

@@ -111,6 +111,11 @@ void smoe_bf16_add_row(smoe_real *restrict y, const smoe_bf16 *restrict x, size_
   for (size_t i = 0; i < n; i++) y[i] += expanded(x[i]);
 }
 
+void smoe_bf16_add_row_scaled(smoe_real *restrict y, smoe_real factor, const smoe_bf16 *restrict x,
+                              size_t n) {
+  for (size_t i = 0; i < n; i++) y[i] += factor * expanded(x[i]);
+}
+
 void smoe_bf16_round_row(smoe_bf16 *y, const smoe_real *x, smoe_real factor, size_t n) {
   rounding *kernel = fastest();
   if (factor == 1) {

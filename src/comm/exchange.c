@@ -1,8 +1,9 @@
 /* Moving the rows of a plan, there and back.
  *
  * Rows in send order stand at the front of scratch, rows in order of arrival behind them, on the
- * way there and on the way back. On one rank both orders are the same and nothing is sent: rows
- * are packed straight to where they are wanted, by way of scratch if they are rounded.
+ * way there and on the way back; results that are to be kept come back to where they are kept. On one
+ * rank both orders are the same and nothing is sent: rows are packed straight to where they are wanted,
+ * by way of scratch if they are rounded.
  */
 #include <math.h>
 #include <string.h>
@@ -57,13 +58,13 @@ static void arrive_add(const smoe_exchange *ex, smoe_real *restrict to, const vo
 
 /* ---- the transfer ---- */
 
-/* All rows at once, and waited for. */
-static void transfer(const smoe_exchange *ex, smoe_direction direction, char *scratch) {
+/* All rows at once, and waited for. results: where rows come back to. */
+static void transfer(const smoe_exchange *ex, smoe_direction direction, char *scratch, char *results) {
   const bool there = direction == SMOE_DISPATCH;
   pass_fault_site();
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
   if (ex->plain) {
-    char *first = scratch, *second = arrivals(ex, scratch);
+    char *first = there ? scratch : results, *second = arrivals(ex, scratch);
     const char *out = there ? first : second;
     char *in = there ? second : first;
     const int *out_count = there ? ex->send_count : ex->recv_count;
@@ -74,6 +75,7 @@ static void transfer(const smoe_exchange *ex, smoe_direction direction, char *sc
                            ex->topology->experts.comm));
   } else {
     ex->state->scratch = scratch;
+    ex->state->results = results;
     smoe_exchange_schedule_begin(ex, false);
     for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_expect(ex, direction, g, SMOE_NO_COUNTER);
     for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_send(ex, direction, g, SMOE_NO_COUNTER);
@@ -119,32 +121,35 @@ void smoe_dispatch(const smoe_exchange *ex, smoe_real *out, const smoe_real *row
     return;
   }
   pack_slots(ex, scratch, rows, scale, 0, ex->n_send);
-  transfer(ex, SMOE_DISPATCH, scratch);
+  transfer(ex, SMOE_DISPATCH, scratch, scratch);
   place_rows(ex, out, arrivals(ex, scratch), 0, ex->n_recv);
 }
 
-/* The experts' rows back on the tokens' ranks, in send order; valid until scratch is used again. */
-static const void *return_rows(const smoe_exchange *ex, const smoe_real *rows, char *scratch) {
-  if (ex->topology->experts.n_ranks == 1) {
-    if (!rounds(ex)) return rows;
-    smoe_bf16_round((smoe_bf16 *)scratch, rows, ex->n_send * ex->shape.width);
-    return scratch;
-  }
-  collect_rows(ex, arrivals(ex, scratch), rows, 0, ex->n_recv);
-  transfer(ex, SMOE_COMBINE, scratch);
-  return scratch;
+bool smoe_exchange_in_place(const smoe_exchange *ex) {
+  return ex->topology->experts.n_ranks == 1 && !rounds(ex);
 }
 
-static void write_slots(const smoe_exchange *ex, smoe_real *out, const char *returned) {
-  const size_t C = ex->shape.width, n_slots = ex->n_tokens * (size_t)ex->shape.n_slots;
-#pragma omp parallel for schedule(static) if (PARALLEL_MIN <= n_slots * C)
-  for (size_t s = 0; s < n_slots; s++) {
-    const int32_t place = ex->slot_place[s];
-    if (place < 0)
-      memset(out + s * C, 0, C * sizeof *out);
-    else
-      arrive(ex, out + s * C, returned + (size_t)place * ex->row_bytes);
+/* The experts' rows back on the tokens' ranks, in send order: at keep, or in rows or scratch until those are used. */
+static const void *return_rows(const smoe_exchange *ex, const smoe_real *rows, void *keep, char *scratch) {
+  char *results = keep ? keep : scratch;
+  if (smoe_exchange_in_place(ex)) {
+    if (!keep) return rows;
+    if (rows != keep && ex->n_send) memcpy(keep, rows, ex->n_send * ex->row_bytes);
+    return keep;
   }
+  if (ex->topology->experts.n_ranks == 1) {
+    smoe_bf16_round((smoe_bf16 *)results, rows, ex->n_send * ex->shape.width);
+    return results;
+  }
+  collect_rows(ex, arrivals(ex, scratch), rows, 0, ex->n_recv);
+  transfer(ex, SMOE_COMBINE, scratch, results);
+  return results;
+}
+
+/* Not changed through it; an operand may be. */
+static smoe_operand operand_of(const smoe_exchange *ex, const void *returned) {
+  return rounds(ex) ? (smoe_operand){.half = (smoe_bf16 *)returned}
+                    : (smoe_operand){.wide = (smoe_real *)returned};
 }
 
 static void add_slots(const smoe_exchange *ex, smoe_real *out, const char *returned) {
@@ -157,12 +162,12 @@ static void add_slots(const smoe_exchange *ex, smoe_real *out, const char *retur
     }
 }
 
-void smoe_combine_rows(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch) {
-  write_slots(ex, out, return_rows(ex, rows, scratch));
+smoe_operand smoe_combine_rows(const smoe_exchange *ex, void *keep, const smoe_real *rows, void *scratch) {
+  return operand_of(ex, return_rows(ex, rows, keep, scratch));
 }
 
 void smoe_combine_add(const smoe_exchange *ex, smoe_real *out, const smoe_real *rows, void *scratch) {
-  add_slots(ex, out, return_rows(ex, rows, scratch));
+  add_slots(ex, out, return_rows(ex, rows, NULL, scratch));
 }
 
 /* Group g's rows for all ranks, packed and on their way. */
@@ -179,17 +184,18 @@ static void depart(const smoe_exchange *ex, int g) {
   smoe_phase(phase);
 }
 
-void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale,
+void smoe_exchange_begin(const smoe_exchange *ex, const smoe_real *rows, const smoe_real *scale, void *keep,
                          void *scratch) {
   smoe_exchange_state *state = ex->state;
   state->rows = rows;
   state->scale = scale;
   state->scratch = scratch;
+  state->results = keep ? keep : scratch;
   pass_fault_site();
   const smoe_phase_kind phase = smoe_phase(SMOE_PHASE_TRANSFER);
   smoe_exchange_schedule_begin(ex, true);
   for (int g = 0; g < ex->n_groups; g++) smoe_exchange_schedule_expect(ex, SMOE_DISPATCH, g, SMOE_NO_COUNTER);
-  /* Results come back to where their rows departed from, which MPI must have let go of. */
+  /* Results may come back to where their rows departed from, which MPI must have let go of. */
   for (int g = 0; g < ex->n_groups; g++)
     smoe_exchange_schedule_expect(ex, SMOE_COMBINE, g, smoe_exchange_sent(ex, SMOE_DISPATCH, g));
   smoe_phase(phase);
@@ -228,14 +234,14 @@ static void wait_for_results(const smoe_exchange *ex) {
   smoe_phase(phase);
 }
 
-void smoe_exchange_end_rows(const smoe_exchange *ex, smoe_real *out) {
+smoe_operand smoe_exchange_end_rows(const smoe_exchange *ex) {
   wait_for_results(ex);
-  write_slots(ex, out, ex->state->scratch);
+  return operand_of(ex, ex->state->results);
 }
 
 void smoe_exchange_end_add(const smoe_exchange *ex, smoe_real *out) {
   wait_for_results(ex);
-  add_slots(ex, out, ex->state->scratch);
+  add_slots(ex, out, ex->state->results);
 }
 
 void smoe_exchange_progress(const smoe_exchange *ex) {

@@ -13,7 +13,8 @@ typedef enum smoe_direction { SMOE_DISPATCH, SMOE_COMBINE, SMOE_DIRECTIONS } smo
 struct smoe_exchange_state {
   smoe_messages *messages;
   const smoe_real *rows, *scale;
-  char *scratch;                   /* of ex->row_bytes */
+  char *scratch; /* of ex->row_bytes */
+  char *results; /* rows that come back, in send order: scratch, or memory that keeps them */
   size_t relayed[SMOE_DIRECTIONS]; /* rows of scratch that are given away for passing on */
   /* Per direction and group: messages to wait for. */
   int *arrived, *sent;

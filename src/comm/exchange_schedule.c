@@ -30,7 +30,8 @@ typedef struct transfer {
 static transfer transfer_of(const smoe_exchange *ex, smoe_direction direction, int g, int after) {
   const smoe_exchange_state *state = ex->state;
   const bool there = direction == SMOE_DISPATCH;
-  char *first = state->scratch, *second = state->scratch + ex->n_send * ex->row_bytes;
+  char *first = there ? state->scratch : state->results,
+       *second = state->scratch + ex->n_send * ex->row_bytes;
   return (transfer){
       .ex = ex,
       .messages = state->messages,

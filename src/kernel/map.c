@@ -2,6 +2,7 @@
 
 #include "stablemoe/bf16.h"
 #include "stablemoe/kernel.h"
+#include "vector.h"
 
 void smoe_map_forward(smoe_real *y, smoe_operand x, smoe_operand w, const smoe_real *b, size_t n, size_t c,
                       size_t o) {
@@ -58,4 +59,33 @@ void smoe_map_relu_backward(smoe_operand d, smoe_operand dy, smoe_operand w, smo
   }
   smoe_linear_backward_input(d.wide, dy.wide, w.wide, n, f, o, false);
   smoe_relu_backward(d.wide, h.wide, n * f);
+}
+
+/* ---- rows that were kept as operands ---- */
+
+void smoe_add_scaled_operand(smoe_real *y, smoe_real s, smoe_operand x, size_t n) {
+  if (x.half)
+    smoe_bf16_add_row_scaled(y, s, x.half, n);
+  else
+    smoe_add_rows_scaled(y, &s, 1, x.wide, 1, n);
+}
+
+/* Elements of a row that are expanded at a time: a multiple of PARTIALS, in the first cache. */
+enum { EXPANDED = 512 };
+
+smoe_real smoe_dot_operand(const smoe_real *x, smoe_operand y, size_t n) {
+  if (!y.half) return smoe_dot(x, y.wide, n);
+  smoe_real partial[PARTIALS] = {0}, wide[EXPANDED];
+  for (size_t i = 0; i < n; i += EXPANDED) {
+    const size_t m = n - i < EXPANDED ? n - i : EXPANDED;
+    smoe_bf16_expand_row(wide, y.half + i, m);
+    partials_add_products(partial, x + i, wide, m);
+  }
+  return partials_sum(partial);
+}
+
+const smoe_real *smoe_wide_operand(smoe_operand x, smoe_real *buffer, size_t n) {
+  if (!x.half) return x.wide;
+  smoe_bf16_expand_row(buffer, x.half, n);
+  return buffer;
 }

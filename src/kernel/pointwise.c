@@ -60,10 +60,7 @@ void smoe_add_rows_scaled(smoe_real *y, const smoe_real *s, size_t s_stride, con
 
 smoe_real smoe_dot(const smoe_real *x, const smoe_real *y, size_t n) {
   smoe_real partial[PARTIALS] = {0};
-  size_t i = 0;
-  for (; i + PARTIALS <= n; i += PARTIALS)
-    for (size_t j = 0; j < PARTIALS; j++) partial[j] += x[i + j] * y[i + j];
-  for (size_t j = 0; i < n; i++, j++) partial[j] += x[i] * y[i];
+  partials_add_products(partial, x, y, n);
   return partials_sum(partial);
 }
 

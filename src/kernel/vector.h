@@ -31,6 +31,16 @@ static inline smoe_real partials_sum(const smoe_real *partial) {
   return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
+/** Add the products of n elements to the partial sums; of a row in several calls all n but the last are multiples of
+ *  PARTIALS. */
+static inline void partials_add_products(smoe_real *restrict partial, const smoe_real *restrict x,
+                                         const smoe_real *restrict y, size_t n) {
+  size_t i = 0;
+  for (; i + PARTIALS <= n; i += PARTIALS)
+    for (size_t j = 0; j < PARTIALS; j++) partial[j] += x[i + j] * y[i + j];
+  for (size_t j = 0; i < n; i++, j++) partial[j] += x[i] * y[i];
+}
+
 /** The larger one; b where a is NaN. */
 static inline smoe_real larger(smoe_real a, smoe_real b) {
   return a > b ? a : b;

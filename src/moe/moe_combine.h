@@ -4,10 +4,14 @@
 
 #include "stablemoe/moe_layer.h"
 
-/** y [N, C] += sum over slots of gate omega delta; omega is 1 where the router has none. Local. */
-void smoe_moe_add_slots(const smoe_moe_layer *moe, smoe_real *y, size_t n);
+/** y [N, C] += sum over slots of gate omega delta; omega is 1 where the router has none. Local.
+ *  results: delta of the slots that were sent, in send order. */
+void smoe_moe_add_slots(const smoe_moe_layer *moe, smoe_real *y, smoe_operand results, size_t n);
 
-/** omega dy, and the gradient of omega from every slot of the rank's lanes.
+/** moe->dgate [N, K] = <ddelta, delta>, from the kept results; 0 for slots that were not sent. ddelta: [N, O]. Local. */
+void smoe_moe_gate_gradients(const smoe_moe_layer *moe, const smoe_real *ddelta, size_t n);
+
+/** omega dy, and the gradient of omega from every kept result of the rank's lanes.
  *
  *  Local.
  *  Writes: moe->dscaled =, the lanes' gradients of omega +=

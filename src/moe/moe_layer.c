@@ -86,6 +86,11 @@ static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings, 
   moe->router.table = table ? smoe_arena_ints(fixed, table) : NULL;
 }
 
+/* Whether a backward pass asks for the experts' results again. */
+static bool learns_from_results(const smoe_router *router) {
+  return router->omega >= 0 || !router->ops->gates_learn || router->ops->gates_learn(router);
+}
+
 static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   smoe_moe_layer *moe = layer->state;
   const smoe_router *router = &moe->router;
@@ -101,7 +106,8 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   }
   moe->expert = smoe_arena_ints(tape, n * k);
   moe->gate = smoe_arena_reals(tape, n * k);
-  moe->slot = smoe_arena_reals(tape, n * k * o);
+  moe->keeps = memory->training && learns_from_results(router);
+  if (moe->keeps) moe->kept = smoe_arena_operand(tape, layer->precision, n * k * o);
   moe->lane_tape = router->ops->tape_reals(router, tokens->lane_tokens);
   moe->router_tape = smoe_arena_reals(tape, (size_t)tokens->n_lanes * moe->lane_tape);
   moe->lane_ints = router->ops->tape_ints ? router->ops->tape_ints(router, tokens->lane_tokens) : 0;
@@ -119,10 +125,11 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
       moe->narrow.row_bytes > moe->exchange.row_bytes ? moe->narrow.row_bytes : moe->exchange.row_bytes;
   moe->packing = smoe_arena_take(scratch, smoe_exchange_scratch_max(&moe->exchange) * row_bytes);
   moe->rows = smoe_arena_reals(scratch, rows * wide);
+  if (router->omega >= 0) moe->wide = smoe_arena_reals(scratch, o);
   moe->router_scratch = smoe_arena_reals(scratch, router->ops->scratch_reals(router, tokens->lane_tokens));
   if (memory->training) {
     moe->drows = smoe_arena_reals(scratch, rows * o);
-    moe->dgate = smoe_arena_reals(scratch, n * k);
+    if (moe->keeps) moe->dgate = smoe_arena_reals(scratch, n * k);
     if (moe->norm != SMOE_NORM_NONE) moe->dnormed = smoe_arena_reals(scratch, n * c);
     if (router->omega >= 0) moe->dscaled = smoe_arena_reals(scratch, n * c);
     if (router->ops->estimates_experts && router->ops->estimates_experts(router))
@@ -137,21 +144,6 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
   if (!smoe_moe_overlaps(moe)) return;
   moe->experts.shape.pause = progress;
   moe->experts.shape.pause_of = &moe->exchange;
-}
-
-static double untouched_moe(const smoe_layer *layer, bool training, bool with_scratch) {
-  const smoe_moe_layer *moe = layer->state;
-  const smoe_params *params = moe->params;
-  const double share = (double)moe->exchange.n_local / (double)moe->router.n_experts;
-  const double balanced = (double)moe->exchange.shape.n_replica_max * moe->router.typical_slots * share;
-  const double rows = (double)smoe_exchange_rows_max(&moe->exchange) - balanced;
-  if (!(rows > 0) || params->n_experts == 0) return 0;
-  const double c = (double)moe->width * (double)sizeof(smoe_real);
-  const double packing = smoe_exchange_scratch_share(&moe->exchange) * (double)moe->exchange.row_bytes;
-  /* packing, rows, drows */
-  const double scratch =
-      packing + (training ? 2 : 1) * c + smoe_experts_scratch_bytes(&moe->experts, training);
-  return rows * (smoe_experts_tape_bytes(&moe->experts, training) + (with_scratch ? scratch : 0));
 }
 
 static void release_moe(smoe_layer *layer) {
@@ -315,13 +307,13 @@ static void forward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *y, 
   const size_t n = tokens->n_tokens, c = moe->width;
   const smoe_real *x = normed_input(moe, in, n);
   route(moe, x, pass);
-  smoe_moe_experts_forward(moe, x);
+  const smoe_operand results = smoe_moe_experts_forward(moe, x);
 
   smoe_phase(SMOE_PHASE_COMBINE);
   /* A rank without tokens may have no arrays. */
   if (n && layer->spec.out) memset(y, 0, n * moe->out * sizeof *y);
   if (n && !layer->spec.out) memcpy(y, in, n * c * sizeof *y);
-  smoe_moe_add_slots(moe, y, n);
+  smoe_moe_add_slots(moe, y, results, n);
   smoe_phase(SMOE_PHASE_EXPERTS);
   for (int lane = 0; lane < tokens->n_lanes && moe->shared.state; lane++) {
     const smoe_layer_call call = shared_call(moe, pass, lane, x);
@@ -354,15 +346,15 @@ static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy
   smoe_moe_layer *moe = layer->state;
   const smoe_router *router = &moe->router;
   const smoe_token_shape *tokens = shape_of(moe, pass);
-  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width, o = moe->out;
+  const size_t n = tokens->n_tokens, k = (size_t)router->n_slots, c = moe->width;
   const bool norm = moe->norm != SMOE_NORM_NONE;
   const smoe_real *x = norm ? moe->x : in;
   /* Gradient of norm(x); without a norm it joins dy at once. */
   smoe_real *dx = norm ? moe->dnormed : dy;
   smoe_phase(SMOE_PHASE_COMBINE);
-  /* y = x + sum_k gate_k delta_k: dgate = <dy, delta>; slots unused or dropped have delta = 0. */
+  /* y = x + sum_k gate_k delta_k: dgate = <dy, delta>. */
   const smoe_real *ddelta = smoe_moe_scale_backward(moe, tokens, dy);
-  for (size_t i = 0; i < n * k; i++) moe->dgate[i] = smoe_dot(ddelta + i / k * o, moe->slot + i * o, o);
+  if (moe->keeps) smoe_moe_gate_gradients(moe, ddelta, n);
   for (int lane = 0; lane < tokens->n_lanes && moe->spread; lane++) {
     const smoe_route_call call = call_of_lane(moe, lane, x, pass);
     smoe_moe_spread(moe, &call, moe->spread + (size_t)lane * tokens->lane_tokens * k);
@@ -384,7 +376,7 @@ static void backward_moe(smoe_layer *layer, const smoe_pass *pass, smoe_real *dy
     const smoe_route_call call = call_of_lane(moe, lane, x, pass);
     const size_t first = (size_t)lane * tokens->lane_tokens;
     router->ops->backward(router, &call, &loads, layer->spec.data ? NULL : dx + first * c,
-                          moe->dgate + first * k);
+                          moe->keeps ? moe->dgate + first * k : NULL);
   }
   if (norm) backward_norm(moe, pass, dy, in);
 }
@@ -453,11 +445,11 @@ static void extend_moe(smoe_layer *layer, const smoe_extend_call *call) {
   smoe_moe_skip_slots(moe, n);
   smoe_exchange_plan(&moe->exchange, moe->expert, n);
   moe->experts.shape.decoding = true;
-  smoe_moe_experts_forward(moe, x);
+  const smoe_operand results = smoe_moe_experts_forward(moe, x);
   moe->experts.shape.decoding = false;
   if (!n) return;
   memcpy(call->y, call->x, n * c * sizeof *call->y);
-  smoe_moe_add_slots(moe, call->y, n);
+  smoe_moe_add_slots(moe, call->y, results, n);
   const size_t lane_rows = shape_of(moe, call->pass)->lane_tokens;
   for (size_t first = 0; first < n && moe->shared.state; first += lane_rows) {
     const smoe_layer_call shared = {.pass = call->pass,
@@ -488,6 +480,6 @@ const smoe_layer_ops smoe_layer_moe = {
     .extend = extend_moe,
     .reorder = reorder_moe,
     .work = smoe_moe_work,
-    .untouched = untouched_moe,
+    .untouched = smoe_moe_untouched,
     .release = release_moe,
 };

@@ -274,5 +274,6 @@ const smoe_router_ops smoe_router_hash = {
     .scratch_reals = reals_hash,
     .choose = choose_hash,
     .gate = gate_hash,
+    .gates_learn = has_gate,
     .backward = backward_hash,
 };

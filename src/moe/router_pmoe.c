@@ -229,6 +229,10 @@ static void gate_separate(const smoe_router *router, const smoe_route_call *call
   for (size_t s = 0; s < n; s++) call->gate[s] = smoe_slot_expert(call->expert[s]) < 0 ? 0 : one;
 }
 
+static bool gates_learn_separate(const smoe_router *router) {
+  return false;
+}
+
 /* Class of the image that a row belongs to; -1: padding. Its target stands at its first row. */
 static int32_t class_of(const smoe_route_call *call, size_t row) {
   const int32_t *target = call->context->batch->target + (size_t)call->lane * call->n_tokens;
@@ -302,6 +306,7 @@ const smoe_router_ops smoe_router_pmoe_separate = {
     .scratch_reals = scratch_reals_pmoe,
     .choose = choose_pmoe,
     .gate = gate_separate,
+    .gates_learn = gates_learn_separate,
     .losses = losses_separate,
     .backward = backward_separate,
     .freeze = freeze_separate,

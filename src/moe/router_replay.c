@@ -173,5 +173,6 @@ const smoe_router_ops smoe_router_replay = {
     .scratch_reals = scratch_reals_replay,
     .choose = choose_replay,
     .gate = gate_replay,
+    .gates_learn = has_gate,
     .backward = backward_replay,
 };

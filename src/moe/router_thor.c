@@ -178,6 +178,10 @@ static void gate_thor(const smoe_router *router, const smoe_route_call *call) {
     call->gate[i] = call->expert[i] == -1 ? 0 : gate;
 }
 
+static bool gates_learn_thor(const smoe_router *router) {
+  return false;
+}
+
 static void backward_thor(const smoe_router *router, const smoe_route_call *call,
                           const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
 }
@@ -196,5 +200,6 @@ const smoe_router_ops smoe_router_thor = {
     .scratch_reals = no_reals_thor,
     .choose = choose_thor,
     .gate = gate_thor,
+    .gates_learn = gates_learn_thor,
     .backward = backward_thor,
 };

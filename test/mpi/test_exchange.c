@@ -8,129 +8,7 @@
 
 #include <string.h>
 
-#include "harness.h"
-#include "stablemoe/random.h"
-
-enum { TOKENS = 41, WIDTH = 5, SLOTS_MAX = 2, EXPERTS_MAX = 7, GUARD = 12345 };
-
-/* How tokens choose, and how they lie on the ranks. */
-typedef enum { RANDOM, ALL_TO_ONE, ONE_IDLE, HOLES, NONE, N_CHOICES } choice_kind;
-typedef enum { EVEN, FIRST_EMPTY, LAST_EMPTY, ALL_ON_LAST, NO_TOKENS, N_LAYOUTS } layout_kind;
-
-static const char *const choice_name[] = {"random", "all to one", "one idle", "holes", "none"};
-static const char *const layout_name[] = {"even", "first empty", "last empty", "all on last", "no tokens"};
-
-/* The whole micro-batch, as one rank sees it. */
-typedef struct {
-  int n_experts, n_slots;
-  double factor;
-  choice_kind choice;
-  int first[64];                      /* [R + 1] tokens of the ranks */
-  int32_t chosen[TOKENS * SLOTS_MAX]; /* before capacity */
-  int32_t kept[TOKENS * SLOTS_MAX];   /* after it, dropped ones as -2 - expert */
-  int n_rows;                         /* of this rank's experts */
-  int row_slot[TOKENS * SLOTS_MAX];   /* [n_rows] global slot of each, in expert order */
-  int64_t offset[EXPERTS_MAX + 1];    /* [n_local + 1] */
-  int64_t load[EXPERTS_MAX];
-  int64_t n_assigned, n_dropped;
-} world;
-
-static smoe_group group;
-static smoe_topology topology;
-static int32_t *expert_at; /**< the experts' places; NULL: in order */
-static smoe_exchange_options options;
-static char label[400];
-
-static int first_rank(void) {
-  return group.rank - topology.experts.rank;
-}
-
-static smoe_real token_value(int token, size_t c) {
-  return (smoe_real)smoe_random_normal(1, SMOE_RANDOM_TEST, 0, (uint64_t)token * WIDTH + c);
-}
-
-static smoe_real result_value(int slot, size_t c) {
-  return (smoe_real)smoe_random_normal(1, SMOE_RANDOM_TEST, 1, (uint64_t)slot * WIDTH + c);
-}
-
-static smoe_real scale_value(int slot) {
-  return (smoe_real)smoe_random_normal(1, SMOE_RANDOM_TEST, 2, (uint64_t)slot);
-}
-
-static int tokens_before(layout_kind layout, int rank, int n_ranks) {
-  switch (layout) {
-  case EVEN:
-    return TOKENS * rank / n_ranks;
-  case FIRST_EMPTY:
-    return n_ranks == 1 ? TOKENS * rank : rank == 0 ? 0 : TOKENS * (rank - 1) / (n_ranks - 1);
-  case LAST_EMPTY:
-    return n_ranks == 1 ? TOKENS * rank : rank >= n_ranks - 1 ? TOKENS : TOKENS * rank / (n_ranks - 1);
-  case ALL_ON_LAST:
-    return rank == n_ranks ? TOKENS : 0;
-  default:
-    return 0;
-  }
-}
-
-/* Slots of one token mostly choose different experts, but need not. */
-static int32_t choose(const world *w, int token, int k) {
-  const int E = w->n_experts;
-  const uint64_t bits = smoe_random_bits(1, SMOE_RANDOM_TEST, 3, (uint64_t)token);
-  const int32_t expert = (int32_t)((bits % (uint64_t)E + (uint64_t)k) % (uint64_t)E);
-  switch (w->choice) {
-  case ALL_TO_ONE:
-    return k == 0 ? E - 1 : -1;
-  case ONE_IDLE:
-    return expert == E / 2 && E > 1 ? (expert + w->n_slots) % E : expert;
-  case HOLES: /* some slots unused, some tokens without any expert */
-    return bits >> (40 + k) & 1 || bits >> 60 == 0 ? -1 : expert;
-  case NONE:
-    return -1;
-  default:
-    return expert;
-  }
-}
-
-static void make_world(world *w, int n_experts, int n_slots, double factor, choice_kind choice,
-                       layout_kind layout) {
-  *w = (world){.n_experts = n_experts, .n_slots = n_slots, .factor = factor, .choice = choice};
-  for (int r = 0; r <= group.n_ranks; r++) w->first[r] = tokens_before(layout, r, group.n_ranks);
-  const int n_tokens = w->first[group.n_ranks];
-  int n_routed = 0;
-  for (int t = 0; t < n_tokens; t++) {
-    bool routed = false;
-    for (int k = 0; k < n_slots; k++) {
-      w->chosen[t * n_slots + k] = choose(w, t, k);
-      routed = routed || w->chosen[t * n_slots + k] >= 0;
-    }
-    n_routed += routed;
-  }
-  const int64_t share = (int64_t)(factor * (n_routed * n_slots) / n_experts);
-  const int64_t room = factor > 0 ? share > 1 ? share : 1 : INT64_MAX;
-  for (int s = 0; s < n_tokens * n_slots; s++) {
-    const int32_t e = w->kept[s] = w->chosen[s];
-    if (e < 0) continue;
-    w->n_assigned++;
-    if (w->load[e]++ < room) continue;
-    w->kept[s] = -2 - e;
-    w->n_dropped++;
-  }
-  const int g = topology.experts.rank, n_ranks = topology.experts.n_ranks;
-  const int first = smoe_expert_first(n_experts, g, n_ranks),
-            end = smoe_expert_first(n_experts, g + 1, n_ranks);
-  const int slot = w->first[first_rank()] * n_slots, slot_end = w->first[first_rank() + n_ranks] * n_slots;
-  for (int place = first; place < end; place++) {
-    for (int s = slot; s < slot_end; s++)
-      if (w->kept[s] == smoe_expert_at(expert_at, place)) w->row_slot[w->n_rows++] = s;
-    w->offset[place - first + 1] = w->n_rows;
-  }
-  snprintf(label, sizeof label,
-           "rank %d of %d (%d, %d nodes), %d experts, %d slots, factor %g, %s, %s, kind %d, alltoallv %d, "
-           "overlap %d, slices %g",
-           group.rank, group.n_ranks, n_ranks, topology.nodes.n_nodes, n_experts, n_slots, factor,
-           choice_name[choice], layout_name[layout], (int)options.kind, (int)options.alltoallv,
-           options.overlap, options.slice_bytes);
-}
+#include "exchange_world.h"
 
 static int same(const void *a, const void *b, size_t bytes) {
   return memcmp(a, b, bytes) == 0;
@@ -199,7 +77,7 @@ static double dot(const smoe_real *a, const smoe_real *b, size_t n) {
 
 /* Memory of one call, each piece exactly as large as promised and then a guard. */
 typedef struct {
-  smoe_real *x, *scale, *slots, *sums, *out, *rows, *scratch;
+  smoe_real *x, *scale, *slots, *sums, *out, *rows, *scratch, *keep;
 } buffers;
 
 static smoe_real *guarded(size_t n) {
@@ -217,7 +95,8 @@ static buffers make_buffers(const smoe_exchange *ex, const world *w) {
                guarded(N * WIDTH),
                guarded(M * WIDTH),
                guarded(M * WIDTH),
-               guarded(smoe_exchange_scratch_rows(ex) * WIDTH)};
+               guarded(smoe_exchange_scratch_rows(ex) * WIDTH),
+               guarded(ex->n_send * WIDTH)};
   for (size_t i = 0; i < N * WIDTH; i++)
     b.x[i] = b.sums[i] = token_value(first + (int)(i / WIDTH), i % WIDTH);
   for (size_t s = 0; s < N * K; s++) b.scale[s] = scale_value(first * w->n_slots + (int)s);
@@ -243,6 +122,29 @@ static void free_buffers(buffers *b) {
   smoe_free(b->out);
   smoe_free(b->rows);
   smoe_free(b->scratch);
+  smoe_free(b->keep);
+}
+
+/* Where results are to be kept, with nothing in it; NULL: nowhere. */
+static smoe_real *keep_of(const smoe_exchange *ex, buffers *b, bool keep) {
+  for (size_t i = 0; i < ex->n_send * WIDTH; i++) b->keep[i] = NAN;
+  return keep ? b->keep : NULL;
+}
+
+/* slots [N, K, C] of results in send order: zero where nothing was sent. */
+static void spread_results(const smoe_exchange *ex, buffers *b, smoe_operand results, bool kept) {
+  CHECK(!kept || results.wide == b->keep, "%s", label);
+  for (size_t s = 0; s < ex->n_tokens * (size_t)ex->shape.n_slots; s++) {
+    const int32_t place = ex->slot_place[s];
+    for (size_t c = 0; c < WIDTH; c++)
+      b->slots[s * WIDTH + c] = place < 0 ? 0 : results.wide[(size_t)place * WIDTH + c];
+  }
+  CHECK(b->keep[ex->n_send * WIDTH] == GUARD, "%s", label);
+}
+
+static void combine_slots(const smoe_exchange *ex, buffers *b, const smoe_real *rows, bool keep) {
+  smoe_real *kept = keep_of(ex, b, keep);
+  spread_results(ex, b, smoe_combine_rows(ex, kept, rows, fresh(ex, b)), keep);
 }
 
 /* Dispatch with factors on one side, combine and the factors on the other. */
@@ -255,7 +157,7 @@ static void check_adjoint(const smoe_exchange *ex, const world *w, buffers *b) {
   CHECK_NEAR(dot(b->out, b->rows, M * WIDTH), dot(b->x, dx, N * WIDTH), 1e-5, 1);
 
   smoe_dispatch(ex, b->out, b->x, b->scale, fresh(ex, b));
-  smoe_combine_rows(ex, b->slots, b->rows, fresh(ex, b));
+  combine_slots(ex, b, b->rows, true);
   for (size_t i = 0; i < N * WIDTH; i++) dx[i] = 0;
   for (size_t i = 0; i < N * K * WIDTH; i++)
     dx[i / (K * WIDTH) * WIDTH + i % WIDTH] += b->scale[i / WIDTH] * b->slots[i];
@@ -268,7 +170,7 @@ static void check_round_trip(const smoe_exchange *ex, const world *w, buffers *b
   const size_t K = (size_t)w->n_slots;
   const int32_t *kept = w->kept + w->first[group.rank] * w->n_slots;
   smoe_dispatch(ex, b->out, b->x, NULL, fresh(ex, b));
-  smoe_combine_rows(ex, b->slots, b->out, fresh(ex, b));
+  combine_slots(ex, b, b->out, false);
   for (size_t i = 0; i < ex->n_tokens * K * WIDTH; i++) {
     const smoe_real x = b->x[i / (K * WIDTH) * WIDTH + i % WIDTH];
     CHECK(b->slots[i] == (kept[i / WIDTH] < 0 ? 0 : x), "element %zu: %s", i, label);
@@ -276,8 +178,10 @@ static void check_round_trip(const smoe_exchange *ex, const world *w, buffers *b
 }
 
 /* The same by groups: rows of a group are there when it is taken, and results come back by themselves. */
-static void pass_groups(const smoe_exchange *ex, const world *w, buffers *b, const smoe_real *scale) {
-  smoe_exchange_begin(ex, b->x, scale, fresh(ex, b));
+static void pass_groups(const smoe_exchange *ex, const world *w, buffers *b, const smoe_real *scale,
+                        bool keep) {
+  smoe_real *kept = keep_of(ex, b, keep);
+  smoe_exchange_begin(ex, b->x, scale, kept, fresh(ex, b));
   int next = 0;
   for (int g = 0; g < ex->n_groups; g++) {
     int first, end;
@@ -304,10 +208,12 @@ static void check_groups(const smoe_exchange *ex, const world *w, buffers *b) {
   for (size_t i = 0; i < ex->n_tokens * (size_t)w->n_slots * WIDTH; i++) b->slots[i] = NAN;
   for (size_t i = 0; i < ex->n_tokens * WIDTH; i++)
     b->sums[i] = token_value(first + (int)(i / WIDTH), i % WIDTH);
-  pass_groups(ex, w, b, NULL);
-  smoe_exchange_end_rows(ex, b->slots);
-  for (size_t i = 0; i < ex->n_recv * WIDTH; i++) b->out[i] = NAN;
-  pass_groups(ex, w, b, b->scale);
+  for (int keep = 0; keep < 2; keep++) {
+    pass_groups(ex, w, b, NULL, keep);
+    spread_results(ex, b, smoe_exchange_end_rows(ex), keep);
+    for (size_t i = 0; i < ex->n_recv * WIDTH; i++) b->out[i] = NAN;
+  }
+  pass_groups(ex, w, b, b->scale, false);
   smoe_exchange_end_add(ex, b->sums);
   check_combine(ex, w, b->slots, b->sums);
 }
@@ -326,9 +232,11 @@ static void test_case(smoe_exchange *ex, const world *w) {
   check_dispatch(ex, w, b.out, false);
   smoe_dispatch(ex, b.out, b.x, b.scale, fresh(ex, &b));
   check_dispatch(ex, w, b.out, true);
-  smoe_combine_rows(ex, b.slots, b.rows, fresh(ex, &b));
   smoe_combine_add(ex, b.sums, b.rows, fresh(ex, &b));
-  check_combine(ex, w, b.slots, b.sums);
+  for (int keep = 0; keep < 2; keep++) {
+    combine_slots(ex, &b, b.rows, keep);
+    check_combine(ex, w, b.slots, b.sums);
+  }
   check_adjoint(ex, w, &b);
   check_round_trip(ex, w, &b);
   check_groups(ex, w, &b);

@@ -31,6 +31,7 @@ static size_t wrong(const smoe_real *rows, size_t n, size_t first) {
   return count;
 }
 
+/* Every slot sends a row, all to one expert: send order is that of the tokens. */
 static void there_and_back(const smoe_exchange *ex, const char *name, smoe_real *x, smoe_real *out,
                            smoe_real *scratch) {
   const size_t n = ex->n_tokens, mine = (size_t)group.rank * n, other = (size_t)(1 - group.rank) * n;
@@ -38,14 +39,14 @@ static void there_and_back(const smoe_exchange *ex, const char *name, smoe_real 
   memset(out, 0xff, n * WIDTH * sizeof *out);
   const double start = smoe_seconds();
   if (smoe_exchange_overlap(ex)) {
-    smoe_exchange_begin(ex, x, NULL, scratch);
+    smoe_exchange_begin(ex, x, NULL, NULL, scratch);
     smoe_exchange_take(ex, out, 0);
     smoe_exchange_return(ex, out, 0);
     for (int g = 1; g < smoe_exchange_overlap(ex); g++) {
       smoe_exchange_take(ex, out, g);
       smoe_exchange_return(ex, out, g);
     }
-    smoe_exchange_end_rows(ex, x);
+    memcpy(x, smoe_exchange_end_rows(ex).wide, n * WIDTH * sizeof *x);
   } else {
     smoe_dispatch(ex, out, x, NULL, scratch);
     memset(x, 0xff, n * WIDTH * sizeof *x);

@@ -287,6 +287,24 @@ static void not_a_number(void) {
   sides_free(&s);
 }
 
+/* Rows that were kept as operands: the bits of the same numbers in fp32, over several expanded pieces. */
+static void kept_rows(size_t n) {
+  smoe_real *x = values_uniform(n, 21), *wide = values_uniform(n, 22), *y = values_uniform(n, 23);
+  smoe_real *same = values_copy(y, n), *buffer = values_copy(y, n);
+  smoe_bf16 *half = smoe_alloc((n + 1) * sizeof *half);
+  const smoe_operand row = {.half = half}, plain = {.wide = wide};
+  smoe_bf16_round(half, wide, n);
+  smoe_bf16_expand(wide, half, n);
+  const smoe_real dot = smoe_dot(x, wide, n), half_dot = smoe_dot_operand(x, row, n), scale = -0.7f;
+  CHECK(dot == half_dot && dot == smoe_dot_operand(x, plain, n), "%zu: %g for %g", n, half_dot, dot);
+  CHECK(smoe_wide_operand(plain, buffer, n) == wide, "%zu", n);
+  CHECK(memcmp(smoe_wide_operand(row, buffer, n), wide, n * sizeof *wide) == 0, "%zu", n);
+  smoe_add_scaled_operand(y, scale, row, n);
+  smoe_add_scaled_operand(same, scale, plain, n);
+  CHECK(memcmp(y, same, n * sizeof *y) == 0, "%zu", n);
+  smoe_free(x), smoe_free(wide), smoe_free(y), smoe_free(same), smoe_free(buffer), smoe_free(half);
+}
+
 static void all(void) {
   const size_t size[] = {0, 1, 5, 33};
   for (size_t i = 0; i < 4; i++)
@@ -300,6 +318,7 @@ static void all(void) {
   places(130, 67, 96);
   repeated();
   relu_backward();
+  for (size_t i = 0; i < 6; i++) kept_rows((const size_t[]){0, 1, 31, 512, 1056, 2000}[i]);
   not_a_number();
 }
 
