@@ -89,6 +89,17 @@ typedef struct smoe_exchange {
 void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, const smoe_exchange_shape *shape,
                            smoe_arena *arena);
 
+/** An exchange of rows of `width` reals that goes by the plans of another one: it shares their arrays, and has a row
+ *  datatype and messages of its own.
+ *
+ *  Local.
+ *  of  in  declared on the same arena, and released after ex
+ */
+void smoe_exchange_declare_with(smoe_exchange *ex, const smoe_exchange *of, size_t width, smoe_arena *arena);
+
+/** Go by the plan that `of` has made. Local. */
+void smoe_exchange_follow(smoe_exchange *ex, const smoe_exchange *of);
+
 /** Free the row datatype; fine for a zeroed plan. Local. */
 void smoe_exchange_release(smoe_exchange *ex);
 

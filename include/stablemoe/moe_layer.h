@@ -26,7 +26,7 @@ typedef struct smoe_moe_layer {
   smoe_router router;
   smoe_experts experts;
   smoe_exchange exchange;
-  smoe_exchange narrow; /**< the same plan for rows of O reals; where O is not width */
+  smoe_exchange narrow; /**< for rows of O reals, by the plan of exchange; where O is not width */
   smoe_params *params;
   int gamma, beta;   /**< of the layer's own norm; -1: none */
   smoe_layer shared; /**< feed-forward layer of the shared experts, without norm; zeroed: none */

@@ -117,8 +117,12 @@ void smoe_exchange_blocks_declare(smoe_exchange *ex, smoe_arena *arena) {
   const size_t n = (size_t)ex->topology->experts.n_ranks * ((size_t)ex->n_groups + 1);
   ex->send_block = smoe_arena_take(arena, n * sizeof *ex->send_block);
   ex->recv_block = smoe_arena_take(arena, n * sizeof *ex->recv_block);
-  ex->state = NULL;
-  if (!arena->base) return;
+}
+
+void smoe_exchange_rows_create(smoe_exchange *ex) {
+  const bool half = ex->shape.precision == SMOE_BF16;
+  SMOE_MPI(MPI_Type_contiguous((int)ex->shape.width, half ? MPI_UINT16_T : SMOE_MPI_REAL, &ex->row_type));
+  SMOE_MPI(MPI_Type_commit(&ex->row_type));
   check_tags(ex);
   const size_t counters = SMOE_DIRECTIONS * (size_t)ex->n_groups;
   ex->state = smoe_alloc(sizeof *ex->state);
@@ -137,6 +141,11 @@ void smoe_exchange_blocks_release(smoe_exchange *ex) {
   ex->state = NULL;
 }
 
+static bool is_plain(const smoe_exchange *ex) {
+  return !smoe_exchange_by_nodes(ex) && ex->shape.options.alltoallv == SMOE_ALLTOALLV_AUTO &&
+         !smoe_exchange_overlap(ex) && !needs_slices(ex);
+}
+
 void smoe_exchange_blocks(smoe_exchange *ex) {
   const int G = ex->topology->experts.n_ranks, me = ex->topology->experts.rank, n = ex->n_groups;
   for (int r = 0; r < G; r++) {
@@ -149,8 +158,16 @@ void smoe_exchange_blocks(smoe_exchange *ex) {
       recv[g + 1] = recv[g] + (int)smoe_exchange_rows_between(ex, SMOE_DISPATCH, r, me, g);
     }
   }
-  const smoe_exchange_options *options = &ex->shape.options;
   ex->n_relay = smoe_exchange_by_nodes(ex) ? relayed_rows(ex) : 0;
-  ex->plain = !smoe_exchange_by_nodes(ex) && options->alltoallv == SMOE_ALLTOALLV_AUTO &&
-              !smoe_exchange_overlap(ex) && !needs_slices(ex);
+  ex->plain = is_plain(ex);
+}
+
+void smoe_exchange_follow(smoe_exchange *ex, const smoe_exchange *of) {
+  const smoe_exchange own = *ex;
+  *ex = *of;
+  ex->shape = own.shape;
+  ex->row_type = own.row_type;
+  ex->row_bytes = own.row_bytes;
+  ex->state = own.state;
+  ex->plain = is_plain(ex); /* longer rows may need slices */
 }

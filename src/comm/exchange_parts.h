@@ -23,8 +23,11 @@ struct smoe_exchange_state {
 /* Whether rows go by way of nodes: where that is asked for and there are several. Local. */
 bool smoe_exchange_by_nodes(const smoe_exchange *ex);
 
-/* Memory for the blocks; for the state too, unless the arena measures. Local. */
+/* Memory for the blocks. Local. */
 void smoe_exchange_blocks_declare(smoe_exchange *ex, smoe_arena *arena);
+
+/* The row datatype, and the state of transfers. Local. */
+void smoe_exchange_rows_create(smoe_exchange *ex);
 
 /* Local; fine for a zeroed plan. */
 void smoe_exchange_blocks_release(smoe_exchange *ex);

@@ -26,6 +26,14 @@ size_t smoe_exchange_rows_max(const smoe_exchange *ex) {
   return (size_t)(per_expert * ex->n_local);
 }
 
+static void declare_rows(smoe_exchange *ex, size_t width, const smoe_arena *arena) {
+  ex->shape.width = width;
+  ex->row_bytes = width * smoe_precision_bytes(ex->shape.precision);
+  ex->row_type = MPI_DATATYPE_NULL;
+  ex->state = NULL;
+  if (arena->base) smoe_exchange_rows_create(ex);
+}
+
 void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, const smoe_exchange_shape *shape,
                            smoe_arena *arena) {
   const smoe_group *group = &topology->experts;
@@ -52,14 +60,13 @@ void smoe_exchange_declare(smoe_exchange *ex, const smoe_topology *topology, con
   ex->recv_count = smoe_arena_take(arena, G * sizeof *ex->recv_count);
   ex->recv_offset = smoe_arena_take(arena, G * sizeof *ex->recv_offset);
 
-  ex->row_bytes = shape->width * smoe_precision_bytes(shape->precision);
-  ex->row_type = MPI_DATATYPE_NULL;
-  if (arena->base) {
-    const bool half = shape->precision == SMOE_BF16;
-    SMOE_MPI(MPI_Type_contiguous((int)shape->width, half ? MPI_UINT16_T : SMOE_MPI_REAL, &ex->row_type));
-    SMOE_MPI(MPI_Type_commit(&ex->row_type));
-  }
   smoe_exchange_blocks_declare(ex, arena);
+  declare_rows(ex, shape->width, arena);
+}
+
+void smoe_exchange_declare_with(smoe_exchange *ex, const smoe_exchange *of, size_t width, smoe_arena *arena) {
+  *ex = *of;
+  declare_rows(ex, width, arena);
 }
 
 void smoe_exchange_release(smoe_exchange *ex) {

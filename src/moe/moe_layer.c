@@ -76,11 +76,7 @@ static void layout_exchange(smoe_moe_layer *moe, const smoe_settings *settings, 
                                      .expert_at =
                                          smoe_params_experts(moe->params, moe->experts.number)->expert_at};
   smoe_exchange_declare(&moe->exchange, &moe->params->topology, &shape, fixed);
-  if (moe->out != moe->width) {
-    smoe_exchange_shape narrow = shape;
-    narrow.width = moe->out;
-    smoe_exchange_declare(&moe->narrow, &moe->params->topology, &narrow, fixed);
-  }
+  if (moe->out != moe->width) smoe_exchange_declare_with(&moe->narrow, &moe->exchange, moe->out, fixed);
   moe->load = smoe_arena_take(fixed, (size_t)router->n_experts * sizeof *moe->load);
   const size_t table = router->ops->table_ints ? router->ops->table_ints(router) : 0;
   moe->router.table = table ? smoe_arena_ints(fixed, table) : NULL;
@@ -148,8 +144,8 @@ static void layout_moe(smoe_layer *layer, const smoe_layer_memory *memory) {
 
 static void release_moe(smoe_layer *layer) {
   smoe_moe_layer *moe = layer->state;
-  smoe_exchange_release(&moe->exchange);
   smoe_exchange_release(&moe->narrow);
+  smoe_exchange_release(&moe->exchange);
   if (moe->shared.state) smoe_layer_destroy(&moe->shared);
 }
 
@@ -222,7 +218,7 @@ static void add_loads(smoe_moe_layer *moe) {
 static void plan(smoe_moe_layer *moe, size_t n) {
   smoe_phase(SMOE_PHASE_PLAN);
   smoe_exchange_plan(&moe->exchange, moe->expert, n);
-  if (moe->out != moe->width) smoe_exchange_plan(&moe->narrow, moe->expert, n);
+  if (moe->out != moe->width) smoe_exchange_follow(&moe->narrow, &moe->exchange);
   add_loads(moe);
 }
 

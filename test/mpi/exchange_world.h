@@ -6,7 +6,7 @@
 #include "stablemoe/exchange.h"
 #include "stablemoe/random.h"
 
-enum { TOKENS = 41, WIDTH = 5, SLOTS_MAX = 2, EXPERTS_MAX = 7, GUARD = 12345 };
+enum { TOKENS = 41, WIDTH = 5, OTHER = 3, SLOTS_MAX = 2, EXPERTS_MAX = 7, GUARD = 12345 };
 
 /* How tokens choose, and how they lie on the ranks. */
 typedef enum { RANDOM, ALL_TO_ONE, ONE_IDLE, HOLES, NONE, N_CHOICES } choice_kind;

@@ -218,7 +218,25 @@ static void check_groups(const smoe_exchange *ex, const world *w, buffers *b) {
   check_combine(ex, w, b->slots, b->sums);
 }
 
-static void test_case(smoe_exchange *ex, const world *w) {
+/* Rows of another width by the same plan: there and back. */
+static void check_follower(smoe_exchange *other, const smoe_exchange *ex, const world *w) {
+  smoe_exchange_follow(other, ex);
+  const size_t n = ex->n_tokens * OTHER, first = (size_t)w->first[group.rank];
+  smoe_real *x = smoe_alloc((n + 1) * sizeof *x), *out = smoe_alloc((ex->n_recv * OTHER + 1) * sizeof *out);
+  smoe_real *scratch = smoe_alloc((smoe_exchange_scratch_rows(other) + 1) * other->row_bytes);
+  for (size_t i = 0; i < n; i++) x[i] = token_value((int)(first + i / OTHER), i % OTHER);
+  smoe_dispatch(other, out, x, NULL, scratch);
+  for (size_t i = 0; i < ex->n_recv * OTHER; i++)
+    CHECK(out[i] == token_value(w->row_slot[i / OTHER] / w->n_slots, i % OTHER), "%zu: %s", i, label);
+  const smoe_operand results = smoe_combine_rows(other, NULL, out, scratch);
+  for (size_t s = 0; s < ex->n_tokens * (size_t)w->n_slots; s++)
+    for (size_t c = 0; c < OTHER && ex->slot_place[s] >= 0; c++)
+      CHECK(results.wide[(size_t)ex->slot_place[s] * OTHER + c] == x[s / (size_t)w->n_slots * OTHER + c],
+            "slot %zu: %s", s, label);
+  smoe_free(x), smoe_free(out), smoe_free(scratch);
+}
+
+static void test_case(smoe_exchange *ex, smoe_exchange *other, const world *w) {
   const int first = w->first[group.rank], n = w->first[group.rank + 1] - first;
   int32_t expert[TOKENS * SLOTS_MAX];
   memcpy(expert, w->chosen + first * w->n_slots, (size_t)(n * w->n_slots) * sizeof *expert);
@@ -227,6 +245,7 @@ static void test_case(smoe_exchange *ex, const world *w) {
   /* With a wrong number of rows nothing below would make sense; all ranks leave together. */
   if (smoe_group_agree(&group, ex->n_recv == (size_t)w->n_rows ? SMOE_OK : SMOE_ERR_BUG) != SMOE_OK) return;
 
+  if (other) check_follower(other, ex, w);
   buffers b = make_buffers(ex, w);
   smoe_dispatch(ex, b.out, b.x, NULL, fresh(ex, &b));
   check_dispatch(ex, w, b.out, false);
@@ -250,19 +269,21 @@ static void test_shape(int n_experts, int n_slots, double factor) {
   const smoe_exchange_shape shape = {n_experts, n_slots, WIDTH,   TOKENS,   TOKENS,
                                      factor,    0,       options, expert_at};
   smoe_arena arena;
-  smoe_exchange ex;
+  smoe_exchange ex, other;
   smoe_arena_measure(&arena, "exchange");
   smoe_exchange_declare(&ex, &topology, &shape, &arena);
   smoe_exchange_release(&ex);
   if (smoe_arena_reserve(&arena) != SMOE_OK) SMOE_PANIC(SMOE_ERR_MEMORY, "%s", smoe_last_error());
   smoe_exchange_declare(&ex, &topology, &shape, &arena);
+  smoe_exchange_declare_with(&other, &ex, OTHER, &arena);
   for (int c = 0; c < N_CHOICES; c++) {
     for (int l = 0; l < N_LAYOUTS; l++) {
       world w;
       make_world(&w, n_experts, n_slots, factor, (choice_kind)c, (layout_kind)l);
-      test_case(&ex, &w);
+      test_case(&ex, l == EVEN && c == HOLES ? &other : NULL, &w);
     }
   }
+  smoe_exchange_release(&other);
   smoe_exchange_release(&ex);
   smoe_arena_release(&arena);
 }
