@@ -83,7 +83,7 @@ static smoe_status check_decoder(const smoe_config *config) {
                "its attention, "
                "and moe.skip_below its experts",
                b);
-  SMOE_CHECK(settings->moe.sublayers == 1, SMOE_ERR_CONFIG,
+  SMOE_CHECK(settings->moe.layers == 0 || settings->moe.sublayers == 1, SMOE_ERR_CONFIG,
              "moe.sublayers %lld: in family decoder an expert is one feed-forward layer",
              (long long)settings->moe.sublayers);
   return SMOE_OK;

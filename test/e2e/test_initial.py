@@ -56,12 +56,12 @@ class Initial(p.ProgramTest):
 
     def test_table_and_rest(self):
         """What the file lacks is drawn; what it has too much of is named, and left out where that is asked for."""
-        more = ("model.family=decoder", "moe.sublayers=1", "moe.layers=0", "model.blocks=3")
+        more = ("model.family=decoder", "moe.layers=0", "model.blocks=3")
         result = self.train("more", (*more, f"train.initial={self.dense}/checkpoints/step-000000002.h5"))
         self.assertFine(result)
         for pattern in (r"block1/ffn +\d+  taken", r"block2/attention +\d+  drawn", r"\(2 updates\)"):
             self.assertRegex(result.out + result.err, pattern)
-        fewer = ("model.family=decoder", "moe.sublayers=1", "moe.layers=0", "model.blocks=1", f"train.initial={self.dense}")
+        fewer = ("model.family=decoder", "moe.layers=0", "model.blocks=1", f"train.initial={self.dense}")
         self.assertRefused(self.train("fewer", fewer, ranks=2), "config", "fit nowhere.*block1/attention")
         result = self.train("fewer", (*fewer, "train.initial_ignore=block1/*"))
         self.assertFine(result)
