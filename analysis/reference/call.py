@@ -80,7 +80,8 @@ def gap(score, k=1):
     if score.shape[0] == 0 or k < 1:
         return np.inf
     top = -np.sort(-score, axis=-1)[:, : k + 1]
-    return float((top[:, :-1] - top[:, 1:]).min())
+    finite = np.isfinite(top[:, 1:])  # the others are never chosen
+    return float(np.where(finite, top[:, :-1] - np.where(finite, top[:, 1:], 0), np.inf).min())
 
 
 def best(score, k):

@@ -311,7 +311,11 @@ class Hash:
 
 
 class Mask(Switch):
-    """MaskMoE (Su et al. 2024): Switch among the experts that a token id sees."""
+    """MaskMoE (Su et al. 2024): Switch, or top-k, among the experts that a token id sees."""
+
+    @staticmethod
+    def slots(config):
+        return int(config.router.get("k", 1))
 
     def route(self, call, x):
         seen = call.params[f"{call.prefix}/router/visible"].astype(int)[np.maximum(call.token, 0)]
@@ -319,10 +323,14 @@ class Mask(Switch):
         for column in seen.T:
             rows = np.flatnonzero(column >= 0)
             score[rows, column[rows]] = (x[rows] * centroid(call)[column[rows]]).sum(axis=1)
-        p, expert = probabilities(call, score), masked(call, argmax(score))[:, None]
+        k = self.slots(call.config)
+        p, order = probabilities(call, score), best(score, k)
+        expert = np.where(call.real[:, None] & np.isfinite(np.take_along_axis(score, order, 1)), order, -1)
         gate = np.where(expert >= 0, np.take_along_axis(p, np.maximum(expert, 0), 1), 0.0)
+        if call.config.router.get("normalise") == "true":
+            gate = gate / np.where(call.real, gate.sum(axis=1), 1)[:, None]
         several = (seen >= 0).sum(axis=1) > 1
-        return Routing(expert, gate, gap(score[call.real & several]), cache={"p": p, "several": several})
+        return Routing(expert, gate, gap(score[call.real & several], k), cache={"p": p, "several": several})
 
     def balanced(self, call, routing):
         """Probabilities in the balance loss: those of tokens with one expert are left out where the key says so."""
@@ -335,13 +343,18 @@ class Mask(Switch):
         return {"balance": balance_loss(call, self.balanced(call, routing), self.share(load))}
 
     def backward(self, call, x, routing, load, dgate, scale, grads):
-        p = routing.cache["p"]
-        dp = gates_to_experts(dgate, routing.expert, p.shape[1])
+        p, gate = routing.cache["p"], routing.gate
+        normalised = call.config.router.get("normalise") == "true"
+        dp = np.zeros_like(p) if normalised else gates_to_experts(dgate, routing.expert, p.shape[1])
         if call.training:
             slope = balance_slope(call, p, self.share(load), scale)
             with_rare = call.config.router["rare_balance"] == "true"
             dp = dp + np.where(with_rare | routing.cache["several"][:, None], slope, 0.0)
-        return scores_backward(call, x, softmax_backward(p, dp), grads)
+        dscore = softmax_backward(p, dp)
+        if normalised:
+            d = gate * (dgate - (gate * dgate).sum(axis=1, keepdims=True))
+            dscore = dscore + gates_to_experts(d, routing.expert, p.shape[1])
+        return scores_backward(call, x, dscore, grads)
 
 
 class Replay:

@@ -1,25 +1,26 @@
 /* MaskMoE (Su et al. 2024): each token id sees a fixed set of experts in each MoE layer, few where it is rare.
  *
  *   m_{w,e} = 0 for visible experts of id w, minus infinity for the others; drawn before training, never changed
- *   p_t = softmax(W x_t + m_{w_t}), a_t = argmax p_t, y_t = x_t + p_{t,a} (f_a(x_t) - x_t)
- *   balance loss of Switch on the masked probabilities.
+ *   p_t = softmax(W x_t + m_{w_t}); T_t the k largest p_t, or all visible ones where that is less
+ *   y_t = x_t + sum over T_t of g_{t,a} (f_a(x_t) - x_t),  g = p, or p over its sum over T_t
+ *   balance loss of Switch on the masked probabilities, over all choices.
  * Ids that see one expert have p = 1 and no router gradient: they are routed as in Hash layers. Ids that see all are
- * routed as in Switch. doc/methods/mask.md says what the paper leaves open and how it is here.
+ * routed as in Switch, or for k > 1 as by top-k. doc/methods/mask.md says what the paper leaves open and how it is here.
  */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hash_table.h"
-#include "softmax_scores.h"
 #include "stablemoe/kernel.h"
 #include "stablemoe/random.h"
+#include "top_choice.h"
 
 typedef struct mask_options {
   double frequent_share;
-  int64_t frequent_count, frequent_visible, rare_visible;
+  int64_t frequent_count, frequent_visible, rare_visible, k;
   int draw; /* index into draws */
-  bool rare_balance;
+  bool rare_balance, normalise;
   double balance_weight;
 } mask_options;
 
@@ -38,6 +39,10 @@ static const smoe_key keys[] = {
      "Experts that a frequent token id sees in each MoE layer; moe.experts if that is less."},
     {"router.mask.rare_visible", SMOE_KEY_INT, KEY(rare_visible), "1", 1, 65536, NULL, "experts",
      "Experts that any other token id sees; 1 routes it by a fixed table."},
+    {"router.mask.k", SMOE_KEY_INT, KEY(k), "1", 1, SMOE_TOP_MOST, NULL, "experts",
+     "Experts that each token visits, of those that its id sees; all of them where that is less."},
+    {"router.mask.normalise", SMOE_KEY_BOOL, KEY(normalise), "false", 0, 0, NULL, "",
+     "Make the gates of a token's experts add up to 1."},
     {"router.mask.draw", SMOE_KEY_CHOICE, KEY(draw), "random", 0, 0, draws, "",
      "First visible expert of each id: uniform, or balanced over the experts by how often ids occur."},
     {"router.mask.rare_balance", SMOE_KEY_BOOL, KEY(rare_balance), "true", 0, 0, NULL, "",
@@ -50,24 +55,37 @@ static const smoe_keyset keyset_mask = {keys, sizeof keys / sizeof *keys, sizeof
 
 enum { VISIBLE, CENTROID };
 
+static int64_t at_most(int64_t value, int64_t most) {
+  return value < most ? value : most;
+}
+
+/* The most experts that any id sees. */
+static int64_t most_visible(const mask_options *options, int64_t e) {
+  const int64_t frequent = at_most(options->frequent_visible, e), rare = at_most(options->rare_visible, e);
+  return frequent > rare ? frequent : rare;
+}
+
+static smoe_status check_mask(const smoe_config *config) {
+  const mask_options *options = smoe_config_options(config, &keyset_mask);
+  const int64_t most = most_visible(options, smoe_config_settings(config)->moe.experts);
+  SMOE_CHECK(options->k <= most, SMOE_ERR_CONFIG,
+             "router.mask.k %lld is more than any token id sees: %lld of moe.experts %lld "
+             "(router.mask.frequent_visible, router.mask.rare_visible)",
+             (long long)options->k, (long long)most, (long long)smoe_config_settings(config)->moe.experts);
+  return SMOE_OK;
+}
+
 static int slots_mask(const smoe_config *config) {
-  return 1;
+  return (int)((const mask_options *)smoe_config_options(config, &keyset_mask))->k;
 }
 
 static smoe_router_scope scope_mask(const smoe_router *router) {
   return SMOE_SCOPE_TOKEN;
 }
 
-static int64_t at_most(int64_t value, int64_t most) {
-  return value < most ? value : most;
-}
-
-/* Columns of the table: the most experts that any id sees. */
+/* Columns of the table. */
 static size_t columns_of(const smoe_router *router) {
-  const mask_options *options = router->options;
-  const int64_t e = router->n_experts;
-  const int64_t frequent = at_most(options->frequent_visible, e), rare = at_most(options->rare_visible, e);
-  return (size_t)(frequent > rare ? frequent : rare);
+  return (size_t)most_visible(router->options, router->n_experts);
 }
 
 static void declare_mask(smoe_router *router, smoe_params *params) {
@@ -173,25 +191,26 @@ static void hide(const smoe_router *router, const smoe_route_call *call, smoe_re
 }
 
 static void choose_mask(const smoe_router *router, const smoe_route_call *call) {
-  const size_t n = call->n_tokens, e = (size_t)router->n_experts;
+  const size_t n = call->n_tokens, e = (size_t)router->n_experts, k = (size_t)router->n_slots;
   smoe_real *z = call->tape;
   smoe_scores_forward(z, call->x, smoe_params_shared(router->params, router->index[CENTROID]), n,
                       router->width, e);
   hide(router, call, z);
-  smoe_route_argmax(call->expert, z, call->token, n, router->n_experts);
-  /* Where no visible score is finite the choice is still a visible expert. */
-  for (size_t t = 0; t < n; t++)
-    if (call->expert[t] >= 0 && !isfinite(z[t * e + (size_t)call->expert[t]]))
-      call->expert[t] = (int32_t)visible_of(router, call->token[t])[0];
+  smoe_scores_top(call->expert, k, z, call->token, n, e, k);
+  /* Where no visible score is finite the first choice is still a visible expert. */
+  for (size_t t = 0; t < n; t++) {
+    int32_t *first = call->expert + t * k;
+    if (*first >= 0 && !isfinite(z[t * e + (size_t)*first]))
+      *first = (int32_t)visible_of(router, call->token[t])[0];
+  }
   smoe_scores_softmax(z, call->token, n, e);
 }
 
 static void gate_mask(const smoe_router *router, const smoe_route_call *call) {
-  const size_t e = (size_t)router->n_experts;
-  for (size_t t = 0; t < call->n_tokens; t++) {
-    const int32_t a = smoe_slot_expert(call->expert[t]);
-    call->gate[t] = a < 0 ? 0 : call->tape[t * e + (size_t)a];
-  }
+  const mask_options *options = router->options;
+  const size_t e = (size_t)router->n_experts, k = (size_t)router->n_slots;
+  for (size_t t = 0; t < call->n_tokens; t++)
+    smoe_top_gates(call->gate + t * k, call->tape + t * e, call->expert + t * k, k, options->normalise);
 }
 
 /* Whether the token has a part in the balance loss. */
@@ -217,18 +236,23 @@ static void losses_mask(const smoe_router *router, const smoe_route_call *call, 
 static void backward_mask(const smoe_router *router, const smoe_route_call *call,
                           const smoe_route_loads *loads, smoe_real *dx, const smoe_real *dgate) {
   const mask_options *options = router->options;
-  const size_t n = call->n_tokens, c = router->width, e = (size_t)router->n_experts;
+  const size_t n = call->n_tokens, c = router->width, e = (size_t)router->n_experts,
+               k = (size_t)router->n_slots;
   const smoe_real *centroid = smoe_params_shared(router->params, router->index[CENTROID]);
   smoe_real *dz = call->scratch, *f = call->scratch + n * e;
   const double weight = call->context->training ? options->balance_weight : 0;
   smoe_load_shares(f, loads, e);
   smoe_balance_backward(dz, f, (smoe_real)(weight / (double)call->context->n_targets), n, e);
-  for (size_t t = 0; t < n; t++) {
-    const int32_t a = smoe_slot_expert(call->expert[t]);
+  for (size_t t = 0; t < n; t++)
     if (!balances(router, call, t)) memset(dz + t * e, 0, e * sizeof *dz);
-    if (a >= 0) dz[t * e + (size_t)a] += dgate[t]; /* gate = p_a */
+  for (size_t i = 0; i < n * k && !options->normalise; i++) {
+    const int32_t a = smoe_slot_expert(call->expert[i]);
+    if (a >= 0) dz[i / k * e + (size_t)a] += dgate[i]; /* gate = p_a */
   }
   smoe_scores_softmax_backward(dz, call->tape, n, e); /* 0 for invisible experts: p is */
+  for (size_t t = 0; t < n && options->normalise; t++)
+    smoe_top_gates_backward(dz + t * e, call->tape + t * e, call->gate + t * k, dgate + t * k,
+                            call->expert + t * k, k, false);
   smoe_linear_backward_weight(smoe_params_lane_grad(router->params, router->index[CENTROID], call->lane),
                               NULL, dz, call->x, n, c, e);
   smoe_linear_backward_input(dx, dz, centroid, n, c, e, true);
@@ -238,6 +262,7 @@ const smoe_router_ops smoe_router_mask = {
     .name = "mask",
     .title = "MaskMoE: the likeliest of the experts that a token id sees; rare ids see one",
     .keyset = &keyset_mask,
+    .check = check_mask,
     .scope = scope_mask,
     .slots = slots_mask,
     .declare = declare_mask,

@@ -114,8 +114,7 @@ void smoe_top_choose(const smoe_top *top) {
   if (options->forced_balance) smoe_scores_in_turn(router, call);
 }
 
-/* The gates of one token: s of its choices, over their sum where normalised. */
-static void gates_of(smoe_real *gate, const smoe_real *s, const int32_t *expert, size_t k, bool normalise) {
+void smoe_top_gates(smoe_real *gate, const smoe_real *s, const int32_t *expert, size_t k, bool normalise) {
   smoe_real sum = 0;
   for (size_t j = 0; j < k; j++) {
     const int32_t a = smoe_slot_expert(expert[j]);
@@ -129,7 +128,7 @@ void smoe_top_gate(const smoe_top *top) {
   const smoe_route_call *call = top->call;
   const size_t e = (size_t)top->router->n_experts, k = (size_t)top->router->n_slots;
   for (size_t t = 0; t < call->n_tokens; t++)
-    gates_of(call->gate + t * k, top->tape + t * e, call->expert + t * k, k, top->options->normalise);
+    smoe_top_gates(call->gate + t * k, top->tape + t * e, call->expert + t * k, k, top->options->normalise);
 }
 
 /* ---- losses and gradients ---- */
@@ -155,8 +154,8 @@ void smoe_top_losses(const smoe_top *top, const smoe_route_loads *loads, smoe_ro
 }
 
 /* Gates that add up to 1: of a softmax dz_j += g_j (dg_j - <g, dg>), of sigmoids that times 1 - s_j. */
-static void normalised_backward(smoe_real *dz, const smoe_real *s, const smoe_real *gate,
-                                const smoe_real *dgate, const int32_t *expert, size_t k, bool sigmoid) {
+void smoe_top_gates_backward(smoe_real *dz, const smoe_real *s, const smoe_real *gate, const smoe_real *dgate,
+                             const int32_t *expert, size_t k, bool sigmoid) {
   smoe_real mean = 0;
   for (size_t j = 0; j < k; j++) mean += gate[j] * dgate[j];
   for (size_t j = 0; j < k; j++) {
@@ -200,8 +199,8 @@ smoe_real *smoe_top_backward(const smoe_top *top, const smoe_route_loads *loads,
   smoe_real *dz = top->scratch;
   scores_backward(top, loads, dgate);
   for (size_t t = 0; t < n && options->normalise; t++)
-    normalised_backward(dz + t * e, tape.s + t * e, call->gate + t * k, dgate + t * k, call->expert + t * k,
-                        k, is_sigmoid(options));
+    smoe_top_gates_backward(dz + t * e, tape.s + t * e, call->gate + t * k, dgate + t * k,
+                            call->expert + t * k, k, is_sigmoid(options));
   if (has_z_loss(options) && call->context->training)
     smoe_z_loss_backward(dz, tape.score, tape.log_sum,
                          (smoe_real)(options->z_loss_weight / (double)call->context->n_targets), n, e);

@@ -93,6 +93,17 @@ void smoe_top_choose(const smoe_top *top);
 /** The router's gate. */
 void smoe_top_gate(const smoe_top *top);
 
+/** The gates [K] of one token: s of its choices, over their sum if normalised; 0 for unused slots. */
+void smoe_top_gates(smoe_real *gate, const smoe_real *s, const int32_t *expert, size_t k, bool normalise);
+
+/** dz [E] += the gradient of the scores through one token's gates that add up to 1.
+ *
+ *  s, gate, expert  in  [E], [K], [K] of the token; dgate [K] its gates' gradient
+ *  sigmoid          in  gates are of sigmoids; false: of a softmax
+ */
+void smoe_top_gates_backward(smoe_real *dz, const smoe_real *s, const smoe_real *gate, const smoe_real *dgate,
+                             const int32_t *expert, size_t k, bool sigmoid);
+
 /** The router's losses. */
 void smoe_top_losses(const smoe_top *top, const smoe_route_loads *loads, smoe_route_sums *sums);
 

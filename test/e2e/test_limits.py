@@ -14,6 +14,12 @@ SAME = {
     "mask-switch": (["router.method=mask", "router.mask.frequent_visible=4", "router.mask.rare_visible=4",
                      "router.mask.balance_weight=0.02"],
                     ["router.method=switch", "router.switch.jitter=0", "router.switch.balance_weight=0.02"]),
+    # And visits several: top-k, with gates that add up to 1 and with those that are probabilities.
+    "mask-topk": (["router.method=mask", "router.mask.k=3", "router.mask.normalise=true", "router.mask.rare_visible=4",
+                   "router.mask.balance_weight=0.02"],
+                  ["router.method=topk", "router.topk.k=3", "router.topk.balance_weight=0.02"]),
+    "mask-topk-plain": (["router.method=mask", "router.mask.k=2", "router.mask.rare_visible=4"],
+                        ["router.method=topk", "router.topk.k=2", "router.topk.normalise=false"]),
     # The best expert alone takes part: top-1 with gate 1, whose router has no gradient.
     "sparsemixer-top-1": (["router.method=sparsemixer", "router.sparsemixer.epsilon=0", "router.sparsemixer.omega=false",
                            "router.sparsemixer.bias=false", "router.sparsemixer.balance_weight=0"],
@@ -47,6 +53,11 @@ class Limits(p.ProgramTest):
                 for n in shared:
                     if not (name == "mask-hash" and n.endswith("router/centroid")):
                         self.assertTrue((a[n] == b[n]).all(), n)
+
+    def test_more_than_any_id_sees(self):
+        result = self.train("mask-k", FORM + ["router.method=mask", "router.mask.k=3", "router.mask.frequent_visible=2"])
+        self.assertEqual(result.code, 2, result)
+        self.assertRegex(result.err, "router.mask.k 3 is more than any token id sees: 2 of moe.experts 4")
 
     def test_table_of_another_run(self):
         """Hash layers whose table is another run's distilled router: its experts of stage 2, learned gates."""

@@ -143,6 +143,12 @@ METHODS = {
     "mask-rare": ({"router.method": "mask", "router.mask.draw": "balanced", "router.mask.rare_balance": "false",
                    "router.mask.frequent_visible": 2, "router.mask.balance_weight": 0.4,
                    "train.micro_batches": 2}, {}),
+    # Rare ids see one expert and fill one slot of two or three.
+    "mask-2": (dict(INCONVENIENT, **{"router.method": "mask", "router.mask.k": 2, "router.mask.frequent_visible": 3,
+                                     "router.mask.frequent_share": 0.6, "router.mask.balance_weight": 0.4}),
+               {"dropped": True}),
+    "mask-3": ({"router.method": "mask", "router.mask.k": 3, "router.mask.normalise": "true",
+                "router.mask.rare_balance": "false", "router.mask.balance_weight": 0.4}, {}),
     # Two levels; a lane is on one of two nodes, or of four.
     "smile": (dict(INCONVENIENT, **{"router.method": "smile", "moe.experts": 6, "moe.nodes": 3,
                                     "router.smile.balance_weight": 0.4, "router.smile.place_balance_weight": 0.7}),
@@ -251,7 +257,8 @@ RUNS = {
                    "model.skip.weight": 3, "optimizer.clip": 0, "optimizer.lr": 0.1},
     "mask": {"router.method": "mask", "router.mask.frequent_visible": 3, "router.mask.balance_weight": 0.5},
     "mask-count": {"router.method": "mask", "router.mask.draw": "balanced", "router.mask.frequent_count": 30,
-                   "router.mask.rare_visible": 2, "router.mask.frequent_visible": 9},
+                   "router.mask.rare_visible": 2, "router.mask.frequent_visible": 9, "router.mask.k": 3,
+                   "router.mask.normalise": "true"},
     "thor": {"router.method": "thor", "router.thor.draw": "sequence", "router.thor.distinct": "true",
              "router.thor.consistency": 2},
     "smile": {"router.method": "smile", "moe.experts": 6, "moe.nodes": 3, "router.smile.balance_weight": 0.5,
