@@ -56,6 +56,7 @@ typedef enum smoe_on_save_error { SMOE_SAVE_STOP, SMOE_SAVE_CONTINUE } smoe_on_s
 typedef enum smoe_placement_kind { SMOE_PLACE_BY_LOAD, SMOE_PLACE_IN_ORDER } smoe_placement_kind;
 /** Who has a copy of the values of replicated parameters. */
 typedef enum smoe_share_kind { SMOE_SHARE_NODE, SMOE_SHARE_RANK } smoe_share_kind;
+typedef enum smoe_reduction_kind { SMOE_REDUCTION_DIRECT, SMOE_REDUCTION_TWO_LEVEL } smoe_reduction_kind;
 typedef enum smoe_optimizer_kind { SMOE_ADAM, SMOE_SGD } smoe_optimizer_kind;
 
 typedef enum smoe_schedule_kind {
@@ -147,6 +148,7 @@ typedef struct smoe_settings {
     int64_t expert_ranks; /**< G; 0: automatic */
     int exchange;         /**< smoe_exchange_kind (exchange.h) */
     int share;            /**< smoe_share_kind */
+    int reduction;        /**< smoe_reduction_kind */
     int64_t node_ranks;   /**< 0: as the machines are */
     int alltoallv;        /**< smoe_alltoallv */
     int64_t overlap;      /**< groups of experts; 0: off */

@@ -9,6 +9,7 @@
 #define STABLEMOE_LANES_H
 
 #include "stablemoe/nodes.h"
+#include "stablemoe/window.h"
 
 typedef struct smoe_lanes {
   int n_lanes; /**< of the whole run */
@@ -84,5 +85,33 @@ void smoe_share_slices_nodes(const smoe_group *group, const smoe_nodes *nodes, s
 
 /** Whether it is this rank that brings the slice of owner to its node: its own, or by a message. Local. */
 bool smoe_share_brings(const smoe_group *group, const smoe_nodes *nodes, int owner);
+
+/** Lanes of all ranks of a node together. Local; the ranks of each node must be consecutive. */
+smoe_lanes smoe_lanes_of_node(int n_lanes, const smoe_group *group, const smoe_nodes *nodes, int node);
+
+/** Ordered reduction where the ranks of a node see each other's slabs: the sums of smoe_reduce_lanes, bit for bit, first
+ *  within nodes, then between them.
+ *
+ *  Collective over group. The tree is cut by nodes as smoe_reduce_lanes cuts it by ranks.
+ *
+ *  nodes    in     of group, each of consecutive ranks (smoe_nodes_consecutive)
+ *  window   in     in which the slabs of this rank's node are
+ *  slice    out    [slice count] sum over all lanes of the slice this rank owns
+ *  slabs    inout  [smoe_lanes_of_node, count] of all lanes of the node; destroyed
+ *  scratch         smoe_reduce_scratch_nodes(...) reals
+ *
+ *  Order:  every rank adds up the node's lanes in some slices, its own and one of each other node's ranks that it is the
+ *          partner of (nodes.h), and sends the sums there to their owners. Begins and ends with a fence.
+ *  Cost:   for each slice a message of its size from each other node, where the node's lanes are one subtree
+ */
+void smoe_reduce_lanes_nodes(const smoe_group *group, const smoe_nodes *nodes, const smoe_window *window,
+                             int n_lanes, smoe_real *slice, smoe_real *slabs, smoe_real *scratch,
+                             size_t count);
+
+/** Messages of that reduction from a node to the owner of each slice elsewhere. Local. */
+int smoe_reduce_nodes_of(int n_lanes, const smoe_group *group, const smoe_nodes *nodes, int node);
+
+/** Reals of scratch that smoe_reduce_lanes_nodes needs on this rank. Local. */
+size_t smoe_reduce_scratch_nodes(const smoe_group *group, const smoe_nodes *nodes, int n_lanes, size_t count);
 
 #endif

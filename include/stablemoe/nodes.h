@@ -34,6 +34,9 @@ void smoe_nodes_find_memory(smoe_nodes *nodes, const smoe_group *group, int64_t 
 /** Ranks of a node. Local. */
 int smoe_nodes_count(const smoe_nodes *nodes, int node);
 
+/** Whether each node has consecutive ranks. Local. */
+bool smoe_nodes_consecutive(const smoe_nodes *nodes);
+
 /** The rank of a node that a rank of another one deals with, so that all have as much to do. Local. */
 int smoe_nodes_partner(const smoe_nodes *nodes, int node, int rank);
 

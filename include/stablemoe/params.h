@@ -101,10 +101,13 @@ typedef struct smoe_params {
   int n_params;
   smoe_slab *slab; /**< [n_slabs]; moves in memory while parameters are declared */
   int n_slabs;
-  int n_moe;           /**< MoE layers with experts so far; 0 for a dense model */
-  int n_experts;       /**< most experts of a MoE layer; 0 for a dense model */
+  int n_moe;     /**< MoE layers with experts so far; 0 for a dense model */
+  int n_experts; /**< most experts of a MoE layer; 0 for a dense model */
+  bool
+      summed; /**< the ranks of a node see each other's gradients of replicated parameters, and add them up */
   bool shared;         /**< the ranks of a node have one copy of the replicated slabs' values */
   size_t shared_bytes; /**< of that copy; there once the table is laid out. 0 where nothing is shared */
+  size_t summed_bytes; /**< of those gradients of all ranks of the node; 0 where they are not in the window */
   smoe_window window;  /**< which holds it; zero until smoe_params_take_window */
   bool laid_out;       /**< slabs and offsets of parameters are final */
   bool training;       /**< laid out with gradients and moments */
@@ -147,10 +150,12 @@ void smoe_params_round(smoe_params *params);
  */
 void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training);
 
-/** Keep values of replicated parameters once for the ranks of each of topology->machines, if any has several. Local; before
- *  the table is laid out. smoe_params_keep_copies takes it back.
+/** Keep memory of replicated parameters together for the ranks of each of topology->machines, if any has several. Local;
+ *  before the table is laid out.
+ *
+ *  values  in  the values once; gradients: where each sees those of the others (if each node has consecutive ranks)
  */
-void smoe_params_share(smoe_params *params);
+void smoe_params_share(smoe_params *params, bool values, bool gradients);
 
 /** Take the memory for that, where the table is laid out and shares values.
  *
@@ -160,11 +165,16 @@ void smoe_params_share(smoe_params *params);
  */
 smoe_status smoe_params_take_window(smoe_params *params, bool only_check);
 
-/** Have a copy of all values on every rank; the table is to be laid out again. Local. */
-void smoe_params_keep_copies(smoe_params *params);
+/** Give up the gradients of others, or, if there are none, the common copy of values; the table is to be laid out again.
+ *  Local. Returns what is done instead, for a message.
+ */
+const char *smoe_params_share_less(smoe_params *params);
 
-/** This rank's part of the shared bytes, all ranks of a node having as much. Local. */
+/** This rank's part of the window: an equal one of the values, and its own gradients. Local. */
 double smoe_params_shared_part(const smoe_params *params);
+
+/** Bytes of the window beyond that part which this rank touches, too. Local. */
+double smoe_params_shared_others(const smoe_params *params);
 
 /** Wait for the ranks that share values: what was written before is seen behind it, and what was read before may be
  *  written. Collective over these ranks; nothing where values are not shared.

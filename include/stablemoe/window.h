@@ -15,12 +15,18 @@ typedef struct smoe_window {
   MPI_Win win;
 } smoe_window;
 
+/** A part of a window. */
+typedef struct smoe_window_part {
+  size_t bytes; /**< a multiple of 64 */
+  int rank;     /**< of the node, that touches it first; -1: all do, equal shares of it in their order */
+} smoe_window_part;
+
 /** See whether the nodes have room for such windows, without making them.
  *
  *  Collective over world.
  *
  *  world  in  all ranks; here: those of this rank's node
- *  bytes  in  of the window of a node, the same on all
+ *  bytes  in  of the window of this node
  *  Errors:  SMOE_ERR_MEMORY, agreed over world: the file system from which MPI takes shared memory is too small.
  */
 smoe_status smoe_window_check_room(const smoe_group *world, const smoe_group *here, size_t bytes);
@@ -29,12 +35,11 @@ smoe_status smoe_window_check_room(const smoe_group *world, const smoe_group *he
  *
  *  Collective over world.
  *
- *  part  in  [n_parts] bytes of its parts, which follow one another. The ranks touch equal shares of each part first, in
- *            their order, so that its pages are spread over the sockets as the ranks are
+ *  part  in  [n_parts] its parts, which follow one another; pages lie on the socket of the rank that touches them first
  *  Errors:   SMOE_ERR_MEMORY, agreed over world; nothing is left to release then.
  */
 smoe_status smoe_window_create(smoe_window *window, const smoe_group *world, const smoe_group *here,
-                               const size_t *part, int n_parts);
+                               const smoe_window_part *part, int n_parts);
 
 /** Wait for the ranks that share a window; then each sees what the others wrote. Collective over window->here. */
 void smoe_window_fence(const smoe_window *window);

@@ -26,31 +26,28 @@ static int min_int(int a, int b) {
   return a < b ? a : b;
 }
 
-/* End of the largest node of the tree that begins at a lane and lies before end. */
-static int node_end(int n_lanes, int lane, int end) {
+int smoe_tree_node_end(int n_lanes, int lane, int end) {
   int step = 1;
   while (step < n_lanes && lane % (2 * step) == 0 && min_int(lane + 2 * step, n_lanes) <= end) step *= 2;
   return min_int(lane + step, n_lanes);
 }
 
+int smoe_tree_nodes(int n_lanes, int first, int end) {
+  int n = 0;
+  for (int lane = first; lane < end; lane = smoe_tree_node_end(n_lanes, lane, end)) n++;
+  return n;
+}
+
 int smoe_reduce_nodes(int n_lanes, int rank, int n_ranks) {
   const smoe_lanes own = smoe_lanes_of_rank(n_lanes, rank, n_ranks);
-  const int end = own.first + own.count;
-  int n = 0;
-  for (int lane = own.first; lane < end; lane = node_end(n_lanes, lane, end)) n++;
-  return n;
+  return smoe_tree_nodes(n_lanes, own.first, own.first + own.count);
 }
 
 static void add(smoe_real *restrict a, const smoe_real *restrict b, size_t n) {
   for (size_t i = 0; i < n; i++) a[i] += b[i];
 }
 
-/* Add up every node of the tree that lies within the lanes first .. end - 1, in place.
- *
- * at[lane] is the node that begins there, NULL where a larger one covers the lane:
- * nodes nest, so a right child is missing exactly where its parent is already there.
- */
-static void add_nodes(smoe_real *const *at, int n_lanes, int first, int end, size_t count) {
+void smoe_tree_add(smoe_real *const *at, int n_lanes, int first, int end, size_t count) {
 #pragma omp parallel for schedule(static) if (count > 4 * BLOCK)
   for (size_t block = 0; block < count; block += BLOCK) {
     const size_t n = count - block < BLOCK ? count - block : BLOCK;
@@ -122,7 +119,7 @@ static int round_next(reduce_round *round, const smoe_group *group, int n_lanes,
     round->recv_count[r] = 0;
     round->recv_offset[r] = (int)(round->received / SMOE_UNIT);
     if (lane == end) continue;
-    round->lane[r] = node_end(n_lanes, lane, end);
+    round->lane[r] = smoe_tree_node_end(n_lanes, lane, end);
     if (r == group->rank) {
       mine = lane;
     } else {
@@ -169,14 +166,14 @@ void smoe_reduce_lanes(const smoe_group *group, const smoe_lanes *lanes, smoe_re
   smoe_real **at = smoe_alloc((size_t)n_lanes * sizeof *at);
 
   for (int lane = first; lane < end; lane++) at[lane] = slabs + (size_t)(lane - first) * count;
-  add_nodes(at, n_lanes, first, end, count);
+  smoe_tree_add(at, n_lanes, first, end, count);
   if (group->n_ranks > 1) {
     /* From here on at[] points to slices, and only to the nodes that were not added to a larger one. */
     for (int lane = first; lane < end; lane++) at[lane] = NULL;
-    for (int lane = first; lane < end; lane = node_end(n_lanes, lane, end))
+    for (int lane = first; lane < end; lane = smoe_tree_node_end(n_lanes, lane, end))
       at[lane] = slabs + (size_t)(lane - first) * count + own_first;
     exchange_nodes(group, lanes, at, slabs, scratch, count);
-    add_nodes(at, n_lanes, 0, n_lanes, own_count);
+    smoe_tree_add(at, n_lanes, 0, n_lanes, own_count);
   }
   if (own_count) memcpy(slice, at[0], own_count * sizeof *slice);
   smoe_free(at);

@@ -65,6 +65,12 @@ int smoe_nodes_count(const smoe_nodes *nodes, int node) {
   return nodes->first[node + 1] - nodes->first[node];
 }
 
+bool smoe_nodes_consecutive(const smoe_nodes *nodes) {
+  for (int i = 0; i < nodes->first[nodes->n_nodes]; i++)
+    if (nodes->rank[i] != i) return false;
+  return true;
+}
+
 int smoe_nodes_partner(const smoe_nodes *nodes, int node, int rank) {
   return nodes->rank[nodes->first[node] + nodes->place[rank] % smoe_nodes_count(nodes, node)];
 }

@@ -48,12 +48,17 @@ static smoe_status touch(char *first, char *end) {
 }
 
 /* This rank's share of every part. */
-static smoe_status touch_parts(const smoe_window *window, const size_t *part, int n_parts) {
+static smoe_status touch_parts(const smoe_window *window, const smoe_window_part *part, int n_parts) {
   const size_t rank = (size_t)window->here.rank, n = (size_t)window->here.n_ranks;
   char *at = window->base;
   for (int i = 0; i < n_parts; i++) {
-    SMOE_TRY(touch(at + part[i] / n * rank, rank + 1 < n ? at + part[i] / n * (rank + 1) : at + part[i]));
-    at += part[i];
+    char *end = at + part[i].bytes;
+    const size_t share = part[i].bytes / n;
+    if (part[i].rank == window->here.rank)
+      SMOE_TRY(touch(at, end));
+    else if (part[i].rank < 0)
+      SMOE_TRY(touch(at + share * rank, rank + 1 < n ? at + share * (rank + 1) : end));
+    at = end;
   }
   return SMOE_OK;
 }
@@ -72,9 +77,9 @@ static void allocate(smoe_window *window) {
 }
 
 smoe_status smoe_window_create(smoe_window *window, const smoe_group *world, const smoe_group *here,
-                               const size_t *part, int n_parts) {
+                               const smoe_window_part *part, int n_parts) {
   *window = (smoe_window){.here = *here};
-  for (int i = 0; i < n_parts; i++) window->bytes += part[i];
+  for (int i = 0; i < n_parts; i++) window->bytes += part[i].bytes;
   SMOE_TRY(smoe_window_check_room(world, here, window->bytes));
   allocate(window);
   const smoe_status status = smoe_group_agree(world, touch_parts(window, part, n_parts));
@@ -115,7 +120,8 @@ static smoe_status check(const smoe_window *window, size_t part) {
 smoe_status smoe_window_try(const smoe_group *world, const smoe_group *here, size_t bytes) {
   smoe_window window;
   const size_t part = bytes / (size_t)here->n_ranks;
-  SMOE_TRY(smoe_window_create(&window, world, here, &bytes, 1));
+  const smoe_window_part all = {bytes, -1};
+  SMOE_TRY(smoe_window_create(&window, world, here, &all, 1));
   for (size_t i = 0; i < part; i++) window.base[(size_t)here->rank * part + i] = (char)byte_of(here->rank, i);
   smoe_window_fence(&window);
   const smoe_status status = smoe_group_agree(world, check(&window, part));

@@ -27,6 +27,7 @@ static const char *const precisions[] = {"fp32", "bf16", NULL};
 static const char *const positions[] = {"middle", "top", "bottom", "scattered", NULL};
 static const char *const froms[] = {"none", "ffn", NULL};
 static const char *const exchanges[] = {"direct", "two_level", NULL};
+static const char *const reductions[] = {"direct", "two_level", NULL};
 static const char *const shares[] = {"node", "rank", NULL};
 static const char *const alltoallvs[] = {"auto", "linear", "pairwise", NULL};
 static const char *const patience_metrics[] = {"loss", "bleu", NULL};
@@ -212,9 +213,14 @@ static const smoe_key keys[] = {
            "Who has a copy of the parameters that are not in experts: the ranks of a node one together, in "
            "shared memory, or every rank. Where a node lacks shared memory (/dev/shm), every rank has one. "
            "Results are the same."),
+    CHOICE(
+        comm.reduction, "direct", reductions,
+        "How gradients are summed: from rank to rank; or within a node, where gradients then are in shared "
+        "memory (/dev/shm), and then in one message from node to node for each rank's part. Results are the "
+        "same."),
     INT(comm.node_ranks, "0", 0, 65536, "ranks",
-        "Consecutive ranks that comm.exchange=two_level and comm.share=node take for a node; 0: those that "
-        "share memory."),
+        "Consecutive ranks that are taken for a node by comm.exchange and comm.reduction two_level and by "
+        "comm.share node; 0: those that share memory."),
     CHOICE(comm.alltoallv, "auto", alltoallvs,
            "Order of the direct exchange's messages: MPI_Alltoallv, which chooses by itself, all at once, or "
            "in rounds of one partner each. Results are the same."),

@@ -175,14 +175,14 @@ static void measure(smoe_model *model) {
   layout(model);
 }
 
-/* Memory that the ranks of a node have together; where a node cannot give it, every rank keeps copies. */
+/* Memory that the ranks of a node have together: as much of what is asked for as the nodes can give. */
 static void share(smoe_model *model, bool plan_only) {
   smoe_params *params = &model->params;
-  if (params->group.planned_per_node > 0 || smoe_params_take_window(params, plan_only) == SMOE_OK) return;
-  smoe_warn("%s; until then every rank has a copy of the shared parameters, as with comm.share: rank",
-            smoe_last_error());
-  smoe_params_keep_copies(params);
-  measure(model);
+  if (params->group.planned_per_node > 0) return;
+  while (smoe_params_take_window(params, plan_only) != SMOE_OK) {
+    smoe_warn("%s; until then %s", smoe_last_error(), smoe_params_share_less(params));
+    measure(model);
+  }
 }
 
 /* Tokens that the ranks of this replica have together. */
@@ -258,11 +258,13 @@ smoe_status smoe_model_create(smoe_model **out, const smoe_config *config, const
   SMOE_TRY(smoe_topology_create(&model->topology, group, n_experts, settings->comm.expert_ranks));
   if (settings->comm.exchange == SMOE_EXCHANGE_TWO_LEVEL && n_experts > 0)
     smoe_nodes_find(&model->topology.nodes, &model->topology.experts, settings->comm.node_ranks);
-  if (settings->comm.share == SMOE_SHARE_NODE && group->n_ranks > 1)
+  const bool shares = settings->comm.share == SMOE_SHARE_NODE,
+             sums = shape->training && settings->comm.reduction == SMOE_REDUCTION_TWO_LEVEL;
+  if (group->n_ranks > 1 && (shares || sums))
     smoe_topology_find_machines(&model->topology, settings->comm.node_ranks);
   smoe_params_begin(&model->params, group, &lanes);
   smoe_params_set_topology(&model->params, &model->topology);
-  smoe_params_share(&model->params);
+  smoe_params_share(&model->params, shares, sums);
   const size_t context = shape->context ? shape->context : (size_t)settings->model.context;
   model->shape[SMOE_MAIN] = smoe_model_token_shape(model, shape->lane_sequences, context);
   if (shape->source_context)

@@ -28,6 +28,23 @@ double smoe_model_expected_bytes(const smoe_model *model) {
   return smoe_model_most_bytes(model) - untouched(model);
 }
 
+/* What comes of comm.reduction: two_level. */
+static void describe_reduction(const smoe_model *model) {
+  const smoe_params *params = &model->params;
+  const smoe_nodes *nodes = &params->topology.machines;
+  if (smoe_config_settings(model->config)->comm.reduction != SMOE_REDUCTION_TWO_LEVEL || !model->training)
+    return;
+  double bytes = (double)params->summed_bytes;
+  smoe_group_max_f64(&params->group, &bytes, 1);
+  if (params->summed)
+    smoe_note("reduction: within each of %d node%s, whose ranks have at most %.1f MiB of gradients in shared "
+              "memory, then between nodes",
+              nodes->n_nodes, nodes->n_nodes == 1 ? "" : "s", bytes / MIB);
+  else if (nodes->n_nodes > 0 && !smoe_nodes_consecutive(nodes))
+    smoe_warn("comm.reduction: two_level wants nodes of consecutive ranks, and these are dealt out in turn: "
+              "the reduction is direct; start ranks in blocks (mpirun --map-by core, srun -m block)");
+}
+
 /* Give the copy of checkpoints up where it is what a machine's memory does not take. */
 static void settle_copy(smoe_model *model, const smoe_memory *memory, int ranks_here) {
   const smoe_group *group = &model->params.group;
@@ -65,7 +82,8 @@ smoe_status smoe_model_print_plan(smoe_model *model) {
     smoe_note("no gradient is computed below '%s', the first of %d layers that learns",
               model->layer[model->lowest].spec.name, model->n_layers);
   char shared[64] = "";
-  if (params->shared) snprintf(shared, sizeof shared, ", part of the node's %.1f", bytes[6] / MIB);
+  const bool together = params->shared || params->summed;
+  if (together) snprintf(shared, sizeof shared, ", part of the node's %.1f", bytes[6] / MIB);
   smoe_note("memory per rank (largest of %d): %.1f MiB expected with balanced routing; at most %.1f MiB "
             "(model %.1f, tape %.1f, scratch %.1f%s)",
             params->group.n_ranks, bytes[4] / MIB, bytes[3] / MIB, bytes[0] / MIB, bytes[1] / MIB,
@@ -77,6 +95,7 @@ smoe_status smoe_model_print_plan(smoe_model *model) {
     smoe_note("shared parameters: %.1f MiB, once for the ranks of each of %d node%s (comm.share: node)",
               (double)params->shared_bytes / MIB, params->topology.machines.n_nodes,
               params->topology.machines.n_nodes == 1 ? "" : "s");
+  describe_reduction(model);
   smoe_note("libraries per rank, in memory already: %.1f MiB; with the expected part of the plan %.1f MiB",
             bytes[5] / MIB, (bytes[4] + bytes[5]) / MIB);
   if (model->n_moe) {

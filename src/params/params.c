@@ -130,23 +130,24 @@ static void lay_out_values(smoe_params *params, smoe_slab *slab, smoe_arena *are
   params->shared_bytes += half_bytes;
 }
 
-static void lay_out(smoe_slab *slab, smoe_arena *arena, bool training) {
+static void lay_out(smoe_params *params, smoe_slab *slab, smoe_arena *arena, bool training) {
   slab->m = slab->v = slab->grad = slab->grad_own = NULL;
   if (!training || !slab->learns) return;
   slab->m = take_zero(arena, slab->slice_count);
   slab->v = take_zero(arena, slab->slice_count);
-  slab->grad = take_zero(arena, (size_t)slab->lanes.count * slab_size(slab));
+  if (smoe_slab_summed(params, slab))
+    slab->grad = smoe_params_lay_out_summed(params, slab);
+  else
+    slab->grad = take_zero(arena, (size_t)slab->lanes.count * slab_size(slab));
   slab->grad_own = slab->lanes.n_lanes > 1 ? take_zero(arena, slab->slice_count) : slab->grad;
 }
 
 void smoe_params_layout(smoe_params *params, smoe_arena *arena, bool training) {
   if (!params->laid_out) place_params(params);
   params->training = training;
-  params->shared_bytes = 0;
-  for (int s = 0; s < params->n_slabs; s++) {
-    lay_out_values(params, &params->slab[s], arena);
-    lay_out(&params->slab[s], arena, training);
-  }
+  params->shared_bytes = params->summed_bytes = 0;
+  for (int s = 0; s < params->n_slabs; s++) lay_out_values(params, &params->slab[s], arena);
+  for (int s = 0; s < params->n_slabs; s++) lay_out(params, &params->slab[s], arena, training);
 }
 
 void smoe_params_end(smoe_params *params) {
@@ -279,7 +280,10 @@ void smoe_params_scale_experts(smoe_params *params, smoe_real factor) {
 void smoe_params_reduce(smoe_params *params, smoe_real *scratch) {
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *slab = &params->slab[s];
-    if (slab->learns && slab->count > 0 && slab->grad_own != slab->grad)
+    if (!slab->learns || slab->count == 0 || slab->grad_own == slab->grad) continue;
+    if (smoe_slab_summed(params, slab))
+      smoe_params_reduce_summed(params, slab, scratch);
+    else
       smoe_reduce_lanes(&slab->holders, &slab->lanes, slab->grad_own, slab->grad, scratch, slab_size(slab));
   }
 }
@@ -289,7 +293,10 @@ size_t smoe_params_reduce_scratch(const smoe_params *params) {
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *slab = &params->slab[s];
     if (!slab->learns) continue;
-    const size_t reals = smoe_reduce_scratch(&slab->holders, &slab->lanes, slab_size(slab));
+    const size_t reals = smoe_slab_summed(params, slab)
+                             ? smoe_reduce_scratch_nodes(&params->group, &params->topology.machines,
+                                                         slab->lanes.n_lanes, slab->count)
+                             : smoe_reduce_scratch(&slab->holders, &slab->lanes, slab_size(slab));
     if (reals > most) most = reals;
   }
   return most;

@@ -3,36 +3,98 @@
 
 #include <string.h>
 
-void smoe_params_share(smoe_params *params) {
+void smoe_params_share(smoe_params *params, bool values, bool gradients) {
   const smoe_nodes *machines = &params->topology.machines;
   SMOE_ASSERT(!params->laid_out);
-  params->shared = machines->n_nodes > 0 && machines->n_nodes < params->group.n_ranks;
+  const bool several = machines->n_nodes > 0 && machines->n_nodes < params->group.n_ranks;
+  params->shared = values && several;
+  params->summed = gradients && several && smoe_nodes_consecutive(machines);
 }
 
-void smoe_params_keep_copies(smoe_params *params) {
+const char *smoe_params_share_less(smoe_params *params) {
   smoe_window_release(&params->window);
+  if (params->summed) {
+    params->summed = false;
+    return "gradients are summed from rank to rank, as with comm.reduction: direct";
+  }
   params->shared = false;
+  return "every rank has a copy of the shared parameters, as with comm.share: rank";
+}
+
+/* Lanes of the ranks of this node. */
+static smoe_lanes lanes_here(const smoe_params *params) {
+  const smoe_nodes *machines = &params->topology.machines;
+  return smoe_lanes_of_node(params->lanes.n_lanes, &params->group, machines,
+                            machines->node[params->group.rank]);
+}
+
+/* Gradients of all lanes of the node stand behind the values, in the order of the lanes. */
+static smoe_real *summed_slabs(const smoe_params *params) {
+  return params->window.base ? (smoe_real *)(params->window.base + params->shared_bytes) : NULL;
+}
+
+smoe_real *smoe_params_lay_out_summed(smoe_params *params, const smoe_slab *slab) {
+  const smoe_lanes lanes = lanes_here(params);
+  smoe_real *slabs = summed_slabs(params);
+  params->summed_bytes = (size_t)lanes.count * slab->count * sizeof *slabs;
+  return slabs ? slabs + (size_t)(params->lanes.first - lanes.first) * slab->count : NULL;
+}
+
+void smoe_params_reduce_summed(const smoe_params *params, const smoe_slab *slab, smoe_real *scratch) {
+  smoe_reduce_lanes_nodes(&params->group, &params->topology.machines, &params->window, slab->lanes.n_lanes,
+                          slab->grad_own, summed_slabs(params), scratch, slab->count);
+}
+
+/* The parts of the window, in memory of smoe_alloc. */
+static smoe_window_part *window_parts(const smoe_params *params, int *n) {
+  const smoe_group *here = &params->topology.here;
+  smoe_window_part *part = smoe_alloc((size_t)(2 * SMOE_SLAB_EXPERTS + here->n_ranks) * sizeof *part);
+  *n = 0;
+  for (int s = 0; s < SMOE_SLAB_EXPERTS && params->shared; s++) { /* in the order of the layout */
+    const smoe_slab *slab = &params->slab[s];
+    part[(*n)++] = (smoe_window_part){slab->count * sizeof *slab->value, -1};
+    part[(*n)++] = (smoe_window_part){slab->half_count * sizeof *slab->half, -1};
+  }
+  for (int i = 0; i < here->n_ranks && params->summed_bytes > 0; i++) {
+    const int rank = params->group.rank - here->rank + i; /* a node's ranks are consecutive then */
+    const int lanes = smoe_lanes_of_rank(params->lanes.n_lanes, rank, params->group.n_ranks).count;
+    part[(*n)++] =
+        (smoe_window_part){(size_t)lanes * params->slab[SMOE_SLAB_REPLICATED].count * sizeof(smoe_real), i};
+  }
+  return part;
 }
 
 smoe_status smoe_params_take_window(smoe_params *params, bool only_check) {
   const smoe_group *here = &params->topology.here;
-  size_t part[2 * SMOE_SLAB_EXPERTS];
-  if (!params->shared) return SMOE_OK;
-  if (only_check) return smoe_window_check_room(&params->group, here, params->shared_bytes);
-  for (int s = 0; s < SMOE_SLAB_EXPERTS; s++) { /* in the order of the layout */
-    const smoe_slab *slab = &params->slab[s];
-    part[2 * s] = slab->count * sizeof *slab->value;
-    part[2 * s + 1] = slab->half_count * sizeof *slab->half;
-  }
-  return smoe_window_create(&params->window, &params->group, here, part, 2 * SMOE_SLAB_EXPERTS);
+  if (!params->shared && !params->summed) return SMOE_OK;
+  if (only_check)
+    return smoe_window_check_room(&params->group, here, params->shared_bytes + params->summed_bytes);
+  int n;
+  smoe_window_part *part = window_parts(params, &n);
+  const smoe_status status = smoe_window_create(&params->window, &params->group, here, part, n);
+  smoe_free(part);
+  return status;
 }
 
 double smoe_params_shared_part(const smoe_params *params) {
-  return params->shared ? (double)params->shared_bytes / params->topology.here.n_ranks : 0;
+  double bytes = params->shared ? (double)params->shared_bytes / params->topology.here.n_ranks : 0;
+  if (params->summed_bytes > 0)
+    bytes +=
+        (double)params->lanes.count * (double)params->slab[SMOE_SLAB_REPLICATED].count * sizeof(smoe_real);
+  return bytes;
+}
+
+double smoe_params_shared_others(const smoe_params *params) {
+  const double n = params->topology.here.n_ranks;
+  double bytes = params->shared ? (double)params->shared_bytes * (1 - 1 / n) : 0;
+  if (params->summed_bytes > 0) /* of the other ranks' lanes what it adds up */
+    bytes += (double)(lanes_here(params).count - params->lanes.count) *
+             (double)params->slab[SMOE_SLAB_REPLICATED].count * sizeof(smoe_real) / n;
+  return bytes;
 }
 
 void smoe_params_fence(const smoe_params *params) {
-  if (params->window.base) smoe_window_fence(&params->window);
+  if (params->shared && params->window.base) smoe_window_fence(&params->window);
 }
 
 bool smoe_params_writes(const smoe_params *params) {

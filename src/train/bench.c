@@ -283,7 +283,7 @@ static smoe_status run(smoe_bench *bench, smoe_model *model, smoe_task *task,
   SMOE_TRY(status);
   /* Before the measurements below take memory of their own. */
   /* What ranks share counts in each process that reads it. */
-  const double others = (double)model->params.shared_bytes - smoe_params_shared_part(&model->params);
+  const double others = smoe_params_shared_others(&model->params);
   double bytes[] = {smoe_model_expected_bytes(model) + others + model->library_bytes, smoe_peak_memory()};
   smoe_group_max_f64(group, bytes, 2);
   bench->planned_bytes = bytes[0];

@@ -38,7 +38,8 @@ static void count_rank(smoe_plan *plan, const smoe_model *model, double *node_ex
     plan->scratch = (double)model->scratch.peak;
     plan->copy = model->copy_bytes;
   }
-  plan->shared_memory = most(plan->shared_memory, (double)model->params.shared_bytes);
+  plan->shared_memory =
+      most(plan->shared_memory, (double)(model->params.shared_bytes + model->params.summed_bytes));
   plan->rank_most = most(plan->rank_most, all);
   if (first || lanes < plan->lanes_least) plan->lanes_least = lanes;
   if (first || lanes > plan->lanes_most) plan->lanes_most = lanes;
@@ -132,6 +133,18 @@ static void send_reduction(const traffic *t, const members *m, int n_lanes, size
     const int nodes = smoe_reduce_nodes(n_lanes, i, m->n);
     for (int j = 0; j < m->n; j++)
       send(t, member(m, i), member(m, j), nodes, nodes * slice_bytes(count, j, m->n));
+  }
+}
+
+/* smoe_reduce_lanes_nodes: to the slice's owner the nodes of the tree that each other node has, from one rank there. */
+static void send_two_level(const traffic *t, const smoe_model *model, size_t count) {
+  const smoe_nodes *nodes = &model->params.topology.machines;
+  const smoe_group all = group_of(t->plan, 0);
+  for (int x = 0; x < nodes->n_nodes; x++) {
+    const int n = smoe_reduce_nodes_of(model->params.lanes.n_lanes, &all, nodes, x);
+    for (int r = 0; r < all.n_ranks; r++)
+      if (x != nodes->node[r])
+        send(t, smoe_nodes_partner(nodes, x, r), r, n, n * slice_bytes(count, r, all.n_ranks));
   }
 }
 
@@ -260,7 +273,10 @@ static void send_slab(const traffic *t, const smoe_model *model, const smoe_slab
   for (int set = 0, n = 1; set < n; set++) {
     n = holders_of(t->plan, slab, set, &m);
     const size_t size = slab_size_at(t->plan, slab, set);
-    if (phase == SMOE_PLAN_REDUCTION) send_reduction(t, &m, slab->lanes.n_lanes, size);
+    if (phase == SMOE_PLAN_REDUCTION && model->params.summed && slab->n_experts == 0)
+      send_two_level(t, model, size);
+    else if (phase == SMOE_PLAN_REDUCTION)
+      send_reduction(t, &m, slab->lanes.n_lanes, size);
     if (phase == SMOE_PLAN_NORMS)
       send_allgather(t, &m, sizeof(double) * (double)size / SMOE_UNIT / m.n); /* a double for each unit */
     if (phase == SMOE_PLAN_SHARING && shared) send_slices(t, &model->params.topology.machines, size);

@@ -41,6 +41,9 @@ VARIANTS = {
     # Copies of the backbone on every rank; of the ranks of nodes that have several, or other numbers, of ranks.
     "copies": (["comm.share=rank", "train.precision=bf16"], False),
     "nodes": (["comm.node_ranks=2", "train.precision=bf16", "train.micro_batches=2", "comm.exchange=two_level"], False),
+    "two-level-sums": (["comm.reduction=two_level", "comm.node_ranks=2", "moe.experts=5", "train.lanes=7",
+                        "train.batch_sequences=14", "moe.layers=2", "moe.position=scattered"], False),
+    "two-level-sums-node": (["comm.reduction=two_level", "comm.share=rank", "train.precision=bf16"], False),
     "dense": (["moe.layers=0"], None),
     # Products of bf16, rows that travel so, and their copies of experts that move.
     "bf16": (["train.precision=bf16", "moe.layers=2", "moe.position=scattered", "moe.sublayers=2",
@@ -70,7 +73,8 @@ VARIANTS["images-deep"] = (["data.corpus=IMAGES", "model.family=vision", "model.
                             "router.expert_choice.evaluation=experts", "comm.overlap=2", "train.recompute=true"], None)
 
 # With --small, on more than two ranks: every way of the exchange, replicas, threads.
-SMALL = ("two-layers", "uneven", "replicas", "threads", "overlap", "two-level", "bf16", "copies", "nodes")
+SMALL = ("two-layers", "uneven", "replicas", "threads", "overlap", "two-level", "bf16", "copies", "nodes",
+         "two-level-sums", "two-level-sums-node")
 
 # Distilled routers that look at more than the word, and choices of methods that draw random numbers.
 for features in ("bigram", "cnn", "transformer"):

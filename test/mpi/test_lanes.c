@@ -6,6 +6,7 @@
 #include "harness.h"
 #include "stablemoe/arena.h"
 #include "stablemoe/random.h"
+#include "stablemoe/topology.h"
 
 static smoe_group group;
 
@@ -91,6 +92,42 @@ static void test_reduce(int n_lanes, size_t count) {
   smoe_free(expected);
 }
 
+/* Nodes of so many consecutive ranks, each with the slabs of its lanes in a window. */
+static void test_reduce_nodes(int n_lanes, size_t count, int node_ranks) {
+  smoe_topology topology = smoe_topology_whole(&group);
+  smoe_topology_find_machines(&topology, node_ranks);
+  const smoe_nodes *nodes = &topology.machines;
+  const smoe_lanes here = smoe_lanes_of_node(n_lanes, &group, nodes, nodes->node[group.rank]);
+  const smoe_lanes lanes = smoe_lanes_of_rank(n_lanes, group.rank, group.n_ranks);
+  const size_t first = smoe_slice_first(count, group.rank, group.n_ranks);
+  const size_t n = smoe_slice_first(count, group.rank + 1, group.n_ranks) - first;
+  const size_t n_scratch = smoe_reduce_scratch_nodes(&group, nodes, n_lanes, count);
+  const smoe_real guard = 12345;
+  smoe_real *scratch = smoe_alloc((n_scratch + 1) * sizeof *scratch);
+  smoe_real *slice = smoe_alloc((n + 1) * sizeof *slice);
+  smoe_window window;
+  const smoe_window_part part = {(size_t)here.count * count * sizeof *slice, -1};
+  CHECK(smoe_window_create(&window, &group, &topology.here, &part, 1) == SMOE_OK, "%s", smoe_last_error());
+  smoe_real *slabs = (smoe_real *)window.base, *own = slabs + (size_t)(lanes.first - here.first) * count;
+  for (size_t i = 0; i <= n_scratch; i++) scratch[i] = guard;
+  slice[n] = guard;
+  for (int turn = 0; turn < 2; turn++) { /* the second update of the slabs finds nobody still reading */
+    for (int l = 0; l < lanes.count; l++)
+      for (size_t i = 0; i < count; i++) own[(size_t)l * count + i] = (smoe_real)value_of(lanes.first + l, i);
+    smoe_reduce_lanes_nodes(&group, nodes, &window, n_lanes, slice, slabs, scratch, count);
+    int wrong = 0;
+    for (size_t i = 0; i < n; i++) wrong += slice[i] != node_real(n_lanes, top_level(n_lanes), 0, first + i);
+    CHECK(wrong == 0, "%d numbers of rank %d, %d lanes of %zu, nodes of %d ranks", wrong, group.rank, n_lanes,
+          count, node_ranks);
+  }
+  CHECK(scratch[n_scratch] == guard && slice[n] == guard, "written beyond the end");
+  CHECK(n_scratch == 0 || scratch[n_scratch - 1] != guard, "more scratch asked for than used");
+  smoe_window_release(&window);
+  smoe_free(scratch);
+  smoe_free(slice);
+  smoe_topology_release(&topology);
+}
+
 static void test_slices(size_t count) {
   CHECK(smoe_slice_first(count, 0, group.n_ranks) == 0);
   CHECK(smoe_slice_first(count, group.n_ranks, group.n_ranks) == count);
@@ -111,6 +148,8 @@ int main(int argc, char **argv) {
     for (size_t u = 0; u < sizeof units / sizeof units[0]; u++) {
       test_slices(units[u] * SMOE_UNIT);
       test_reduce(n_lanes[l], units[u] * SMOE_UNIT);
+      for (int node_ranks = 1; node_ranks <= group.n_ranks && u % 2; node_ranks++)
+        test_reduce_nodes(n_lanes[l], units[u] * SMOE_UNIT, node_ranks);
     }
   }
   smoe_group_end(&group);

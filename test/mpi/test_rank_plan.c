@@ -115,7 +115,8 @@ static void check_shared(const smoe_plan *plan, const smoe_model *model, const d
 static void check_memory(const smoe_plan *plan, const smoe_model *model, const smoe_group *group,
                          const char *what) {
   const double expected = smoe_model_expected_bytes(model);
-  double bytes[] = {expected, smoe_model_most_bytes(model), (double)model->params.shared_bytes};
+  double bytes[] = {expected, smoe_model_most_bytes(model),
+                    (double)(model->params.shared_bytes + model->params.summed_bytes)};
   double *of_rank = smoe_alloc((size_t)group->n_ranks * sizeof *of_rank), node = 0;
   PMPI_Allgather(&expected, 1, MPI_DOUBLE, of_rank, 1, MPI_DOUBLE, MPI_COMM_WORLD);
   for (int first = 0; first < group->n_ranks; first += PER_NODE) {
@@ -176,6 +177,11 @@ int main(int argc, char **argv) {
                {"overlap", {"comm.overlap=2", "moe.experts=8", NULL}},
                {"seven lanes", {"train.lanes=7", "train.batch_sequences=28", NULL}},
                {"replicas", {"comm.expert_ranks=2", NULL}},
+               {"two-level sums", {"comm.reduction=two_level", NULL}},
+               {"two-level sums, copies", {"comm.reduction=two_level", "comm.share=rank", NULL}},
+               {"two-level sums, seven lanes",
+                {"comm.reduction=two_level", "train.lanes=7", "train.batch_sequences=28", NULL}},
+               {"two-level sums, replicas", {"comm.reduction=two_level", "comm.expert_ranks=2", NULL}},
                {"copies", {"comm.share=rank", NULL}},
                {"copies, replicas", {"comm.share=rank", "comm.expert_ranks=2", NULL}}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

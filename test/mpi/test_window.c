@@ -44,6 +44,7 @@ static void test_tables(void) {
   const smoe_group planned = {.comm = MPI_COMM_SELF, .n_ranks = 7, .planned_per_node = 4};
   smoe_nodes nodes;
   smoe_nodes_find_memory(&nodes, &planned, 3);
+  CHECK(smoe_nodes_consecutive(&nodes));
   CHECK(nodes.n_nodes == 4 && memcmp(nodes.node, expected, sizeof expected) == 0);
   CHECK(smoe_nodes_partner(&nodes, 2, 1) == 5 && smoe_nodes_partner(&nodes, 2, 2) == 4 &&
         smoe_nodes_partner(&nodes, 3, 1) == 6);
@@ -58,7 +59,8 @@ static void test_window(int block) {
   smoe_window window;
   smoe_topology_find_machines(&topology, block);
   const smoe_group *here = &topology.here;
-  const size_t part[] = {N * sizeof(int), 0, 3 * N * sizeof(int)}; /* pages of parts meet within */
+  /* Pages of parts meet within. */
+  const smoe_window_part part[] = {{N * sizeof(int), -1}, {0, -1}, {3 * N * sizeof(int), here->n_ranks - 1}};
   CHECK(smoe_window_create(&window, &group, here, part, 3) == SMOE_OK, "%s", smoe_last_error());
   CHECK((uintptr_t)window.base % 64 == 0 && window.bytes == 4 * N * sizeof(int));
   int *at = (int *)window.base, wrong = 0;
@@ -83,9 +85,9 @@ static void test_room(void) {
   smoe_topology topology = smoe_topology_whole(&group);
   smoe_window window;
   smoe_topology_find_machines(&topology, 0);
-  const size_t much = (size_t)1 << 46;
+  const smoe_window_part much = {(size_t)1 << 46, -1};
   CHECK(smoe_window_check_room(&group, &topology.here, 1000) == SMOE_OK);
-  CHECK(smoe_window_check_room(&group, &topology.here, much) == SMOE_ERR_MEMORY);
+  CHECK(smoe_window_check_room(&group, &topology.here, much.bytes) == SMOE_ERR_MEMORY);
   CHECK(smoe_window_create(&window, &group, &topology.here, &much, 1) == SMOE_ERR_MEMORY && !window.base);
   CHECK(strstr(smoe_last_error(), "has room for"), "'%s'", smoe_last_error());
   smoe_topology_release(&topology);
@@ -145,6 +147,7 @@ static void test_all_slices(size_t count) {
     first[n] = at;
     nodes = (smoe_nodes){.n_nodes = n, .node = node, .first = first, .rank = rank, .place = place};
     check_table(&nodes, "in turn");
+    CHECK(smoe_nodes_consecutive(&nodes) == (n == 1 || n == group.n_ranks), "%d nodes", n);
     test_slices(&nodes, count, "in turn");
   }
 }
