@@ -62,13 +62,19 @@ def _parser() -> argparse.ArgumentParser:
                              "all that a machine with other work on it can say (default wall)")
     parser.add_argument("--memory", metavar="GIB", type=float, default=math.inf,
                         help="a rank's memory for parameters, gradients and moments: splits that need more are left out")
+    parser.add_argument("--plan", metavar="PLAN", type=Path, nargs="+",
+                        help="forecast the updates that `stablemoe train --dry-run --ranks N --json` planned, each a file "
+                             "of its output, in place of --ranks and --config: work, messages and bytes are the plan's")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, help="where the figure goes (default: the study)")
     return parser
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.plan and (options.config or options.per_node or options.keys):
+        parser.error("--plan: the model and the nodes are those of the plan; leave --config, -P and --per-node out")
     message = analysis.ensure_modules(["-m", "analysis", "scaling", *arguments], ("numpy", "matplotlib", "yaml"))
     if message is not None:
         print(message, file=sys.stderr)

@@ -225,7 +225,8 @@ def all_to_all(network: Network, place: Place, group: int, stride: int, sent: fl
                           + bytes_far / network.bandwidth_out)
 
 
-def _link(network: Network, place: Place) -> tuple[float, float]:
+def link(network: Network, place: Place) -> tuple[float, float]:
+    """Latency of a message of the slowest link that ranks use, and seconds per byte."""
     if place.ranks > place.per_node:
         return network.latency_out, max(1 / network.bandwidth_out, 1 / network.bandwidth_in)
     return network.latency_in, 1 / network.bandwidth_in
@@ -233,13 +234,13 @@ def _link(network: Network, place: Place) -> tuple[float, float]:
 
 def ring(network: Network, place: Place, group: int, received: float, at_once: int = 1) -> float:
     """Seconds of an all-gather in a ring; at_once rings share a node's link."""
-    latency, per_byte = _link(network, place)
+    latency, per_byte = link(network, place)
     return place.turns * ((group - 1) * latency + at_once * received * (1 - 1 / group) * per_byte)
 
 
 def tree(network: Network, place: Place, group: int, received: float) -> float:
     """Seconds of a small all-gather by doubling."""
-    latency, per_byte = _link(network, place)
+    latency, per_byte = link(network, place)
     return place.turns * (math.ceil(math.log2(group)) * latency + received * per_byte) if group > 1 else 0.0
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis import scaling_figures, scaling_forecast, scaling_model, scaling_plan, scaling_study
+from analysis import scaling_figures, scaling_forecast, scaling_model, scaling_plan, scaling_planned, scaling_study
 from analysis.scaling_forecast import Forecast
 from analysis.scaling_model import Costs
 from analysis.scaling_study import Study, StudyError
@@ -100,6 +100,23 @@ def forecast_text(forecasts: list[Forecast], title: str, memory: float = math.in
     return "\n".join(lines)
 
 
+def _network_text(costs: Costs) -> str:
+    return f"{1e6 * costs.network.latency_out:g} us, {8e-9 * costs.network.bandwidth_out:g} Gbit/s"
+
+
+def _plans(options: argparse.Namespace, costs: Costs, study: Study) -> int:
+    """Forecast what was planned; returns the exit status."""
+    plans = [scaling_planned.read(path) for path in options.plan]
+    measured = study.points[0].bench.get("precision", "fp32")
+    others = sorted({plan.counts["precision"] for plan in plans} - {measured})
+    if others:
+        print(f"note: planned in {', '.join(others)}; the study's rates are those of {measured}")
+    costs = adjusted(costs, study, options.rate and 1e9 * options.rate, options.imbalance, options.network)
+    title = f"forecast for {len(plans)} plan{'s' if len(plans) > 1 else ''}, between nodes {_network_text(costs)}"
+    print("\n" + scaling_planned.text(costs, plans, title, options.memory * 2 ** 30))
+    return 0
+
+
 def run(options: argparse.Namespace) -> int:
     """Fit, test, forecast, draw; returns the exit status."""
     study = scaling_study.load(options.study, options.clock)
@@ -108,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
     costs = scaling_model.fit(study)
     print(costs_text(costs, study))
     print(error_text(study))
+    if options.plan:
+        return _plans(options, costs, study)
     point = study.points[0]
     shape, batch, name = scaling_model.shape_of(point), scaling_model.batch_of(point), "forecast"
     if study.about["mode"] == "weak":
@@ -120,8 +139,7 @@ def run(options: argparse.Namespace) -> int:
     costs = adjusted(costs, study, options.rate and 1e9 * options.rate, options.imbalance, options.network)
     cores = study.cores(point)
     per_node = options.per_node or max(1, int(cores))
-    link = f"{1e6 * costs.network.latency_out:g} us, {8e-9 * costs.network.bandwidth_out:g} Gbit/s"
-    title += f", {per_node} rank{'s' if per_node > 1 else ''} per node, between nodes {link}"
+    title += f", {per_node} rank{'s' if per_node > 1 else ''} per node, between nodes {_network_text(costs)}"
     both, memory = [], options.memory * 2 ** 30
     for mode, text in (("strong", "strong scaling: the same batch on all"),
                        ("weak", f"weak scaling: a rank has what it would have on {options.base_ranks}")):

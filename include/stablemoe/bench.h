@@ -85,6 +85,9 @@ typedef struct smoe_bench_options {
 /** FLOP of one update: products only, causal attention at its half square, backward twice forward. Local. */
 double smoe_bench_flops(const smoe_model *model);
 
+/** FLOP of the GEMM calls of some work, without work->other. Local. */
+double smoe_bench_product_flops(const smoe_work *work);
+
 /** Run and measure.
  *
  *  Collective over group. the task may be synthetic. Errors: agreed on all ranks.

@@ -165,6 +165,9 @@ smoe_batch smoe_model_batch(const smoe_model *model, const int32_t *input, const
  *  if all parameters learned. Local. Free work.product with smoe_free. */
 smoe_work smoe_model_work(const smoe_model *model, bool everything);
 
+/** Those of one layer of the list. Local. Free work.product with smoe_free. */
+smoe_work smoe_model_layer_work(const smoe_model *model, int layer, bool everything);
+
 /** Logits [V] of one row of this rank after a forward pass. Local. */
 void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits);
 

@@ -20,6 +20,16 @@ typedef enum smoe_plan_phase {
   SMOE_PLAN_PHASES
 } smoe_plan_phase;
 
+/** Kinds of work that have rates of their own. */
+typedef enum smoe_plan_work {
+  SMOE_PLAN_LINEAR, /**< FLOP: products of the blocks and of what is around them */
+  SMOE_PLAN_ATTENTION,
+  SMOE_PLAN_HEAD,
+  SMOE_PLAN_EXPERTS, /**< of MoE layers, their routers included */
+  SMOE_PLAN_PASSES,  /**< rows times width of the passes over memory, one for each block and each MoE layer */
+  SMOE_PLAN_WORKS
+} smoe_plan_work;
+
 /** Of all ranks in one update; within: to ranks of the same node, between: to those of other nodes. */
 typedef struct smoe_plan_traffic {
   double messages_within, bytes_within;
@@ -35,8 +45,15 @@ typedef struct smoe_plan {
   int64_t shared, in_experts;      /**< parameters */
   int64_t tokens;                  /**< of an update */
   double flops;                    /**< of an update, all ranks together */
-  double model, tape, scratch;     /**< bytes of the rank that takes most */
-  double copy;                     /**< its copy of a checkpoint that is written in the background; 0: none */
+  double work[SMOE_PLAN_WORKS];    /**< the same by kind, and the passes */
+  double
+      reduction_bytes; /**< that zeroing and adding up gradients moves in the memory of the rank with most */
+  double adam_parameters;   /**< that the optimizer of the rank with most steps */
+  int lanes, micro_batches; /**< of the configuration */
+  int n_experts;            /**< E; 0 for a dense model */
+  smoe_precision precision;
+  double model, tape, scratch; /**< bytes of the rank that takes most */
+  double copy;                 /**< its copy of a checkpoint that is written in the background; 0: none */
   double rank_expected,
       rank_most; /**< its bytes with balanced routing; if all tokens went to one rank's experts */
   double node_expected, node_most; /**< the same of the node that takes most */
@@ -48,6 +65,9 @@ typedef struct smoe_plan {
 
 /** "counts", "exchange", ... Local. */
 const char *smoe_plan_phase_name(smoe_plan_phase phase);
+
+/** "linear", "attention", ... Local. */
+const char *smoe_plan_work_name(smoe_plan_work work);
 
 /** Plan an update with balanced routing.
  *

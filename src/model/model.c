@@ -460,17 +460,26 @@ void smoe_model_logits(smoe_model *model, size_t row, smoe_real *logits) {
                          false);
 }
 
-smoe_work smoe_model_work(const smoe_model *model, bool everything) {
-  smoe_work work = {.everything = everything};
+static void add_work(const smoe_model *model, int layer, smoe_work *work) {
+  const smoe_layer *l = &model->layer[layer];
   smoe_token_shape shape[SMOE_STREAMS];
   for (int s = 0; s < SMOE_STREAMS; s++) {
     shape[s] = model->shape[s];
     shape[s].n_lanes = model->params.lanes.n_lanes; /* of all ranks: theirs may differ */
   }
-  for (int i = 0; i < model->n_layers; i++) {
-    work.forward_only = model->training && !is_reached(model, i) && !everything;
-    if (model->layer[i].spec.ops->work) model->layer[i].spec.ops->work(&model->layer[i], shape, &work);
-  }
+  work->forward_only = model->training && !is_reached(model, layer) && !work->everything;
+  if (l->spec.ops->work) l->spec.ops->work(l, shape, work);
+}
+
+smoe_work smoe_model_work(const smoe_model *model, bool everything) {
+  smoe_work work = {.everything = everything};
+  for (int i = 0; i < model->n_layers; i++) add_work(model, i, &work);
+  return work;
+}
+
+smoe_work smoe_model_layer_work(const smoe_model *model, int layer, bool everything) {
+  smoe_work work = {.everything = everything};
+  add_work(model, layer, &work);
   return work;
 }
 

@@ -14,11 +14,16 @@ static double product_flops(const smoe_product *p) {
   return 2.0 * (double)p->m * (double)p->n * (double)p->k;
 }
 
+double smoe_bench_product_flops(const smoe_work *work) {
+  double sum = 0;
+  for (size_t i = 0; i < work->n; i++) sum += work->product[i].count * product_flops(&work->product[i]);
+  return sum;
+}
+
 static double flops_of(const smoe_model *model, bool everything) {
   const smoe_settings *settings = smoe_config_settings(model->config);
   const smoe_work work = smoe_model_work(model, everything);
-  double sum = work.other;
-  for (size_t i = 0; i < work.n; i++) sum += work.product[i].count * product_flops(&work.product[i]);
+  const double sum = work.other + smoe_bench_product_flops(&work);
   smoe_free(work.product);
   return sum * (double)settings->train.micro_batches;
 }

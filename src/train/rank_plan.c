@@ -14,6 +14,11 @@ const char *smoe_plan_phase_name(smoe_plan_phase phase) {
   return names[phase];
 }
 
+const char *smoe_plan_work_name(smoe_plan_work work) {
+  static const char *const names[SMOE_PLAN_WORKS] = {"linear", "attention", "head", "experts", "passes"};
+  return names[work];
+}
+
 static smoe_group group_of(const smoe_plan *plan, int rank) {
   return (smoe_group){
       .comm = MPI_COMM_SELF, .rank = rank, .n_ranks = plan->n_ranks, .planned_per_node = plan->per_node};
@@ -23,6 +28,22 @@ static smoe_group group_of(const smoe_plan *plan, int rank) {
 
 static double most(double a, double b) {
   return a > b ? a : b;
+}
+
+/* What a rank does with gradients and parameters that it has or owns. */
+static void count_slabs(smoe_plan *plan, const smoe_params *params) {
+  double moved = 0, stepped = 0;
+  for (int s = 0; s < params->n_slabs; s++) {
+    const smoe_slab *slab = &params->slab[s];
+    if (!slab->learns) continue;
+    const double size = (double)slab->n_local * (double)slab->count, slice = (double)slab->slice_count;
+    /* Every lane is set to zero and all but one added, then the slices of the other holders; at last a copy. */
+    moved += slab->lanes.count * size + 3.0 * (slab->lanes.count - 1) * size +
+             3.0 * (slab->holders.n_ranks - 1) * slice + (slab->lanes.n_lanes > 1 ? 2 * slice : 0);
+    stepped += slice;
+  }
+  plan->reduction_bytes = most(plan->reduction_bytes, moved * sizeof(smoe_real));
+  plan->adam_parameters = most(plan->adam_parameters, stepped);
 }
 
 static void count_rank(smoe_plan *plan, const smoe_model *model, double *node_expected, double *node_most) {
@@ -45,6 +66,7 @@ static void count_rank(smoe_plan *plan, const smoe_model *model, double *node_ex
   if (first || lanes > plan->lanes_most) plan->lanes_most = lanes;
   if (first || experts < plan->experts_least) plan->experts_least = experts;
   if (first || experts > plan->experts_most) plan->experts_most = experts;
+  count_slabs(plan, &model->params);
   *node_expected += expected;
   *node_most += all;
 }
@@ -70,6 +92,25 @@ static smoe_status plan_memory(smoe_plan *plan, const smoe_config *config, const
       smoe_model_destroy(model);
   }
   return status;
+}
+
+/* ---- work ---- */
+
+static void plan_work(smoe_plan *plan, const smoe_model *model, double micro_batches) {
+  for (int i = 0; i < model->n_layers; i++) {
+    const smoe_layer_spec *spec = &model->layer[i].spec, *before = i > 0 ? &model->layer[i - 1].spec : NULL;
+    const smoe_work work = smoe_model_layer_work(model, i, false);
+    const smoe_plan_work kind = spec->moe >= 0                    ? SMOE_PLAN_EXPERTS
+                                : &model->layer[i] == model->head ? SMOE_PLAN_HEAD
+                                                                  : SMOE_PLAN_LINEAR;
+    const bool begins =
+        spec->block >= 0 && (!before || before->block != spec->block || before->stream != spec->stream);
+    const double rows = (double)model->shape[spec->stream].n_global * (double)spec->width;
+    plan->work[kind] += micro_batches * smoe_bench_product_flops(&work);
+    plan->work[SMOE_PLAN_ATTENTION] += micro_batches * work.other;
+    plan->work[SMOE_PLAN_PASSES] += micro_batches * rows * (begins + (spec->moe >= 0));
+    smoe_free(work.product);
+  }
 }
 
 /* ---- messages ---- */
@@ -340,7 +381,13 @@ smoe_status smoe_plan_make(smoe_plan *plan, const smoe_config *config, smoe_task
     plan->expert_ranks = model->n_moe ? model->topology.experts.n_ranks : 0;
     plan->shared = smoe_params_total(&model->params, SMOE_REPLICATED);
     plan->in_experts = smoe_params_total(&model->params, SMOE_EXPERT);
+    const smoe_settings *settings = smoe_config_settings(config);
     plan->flops = smoe_bench_flops(model);
+    plan_work(plan, model, (double)settings->train.micro_batches);
+    plan->lanes = (int)settings->train.lanes;
+    plan->micro_batches = (int)settings->train.micro_batches;
+    plan->n_experts = model->n_moe ? (int)settings->moe.experts : 0;
+    plan->precision = (smoe_precision)settings->train.precision;
     for (smoe_plan_phase p = 0; p < SMOE_PLAN_PHASES; p++)
       plan_phase(plan, model, smoe_config_settings(config), p);
   }

@@ -71,7 +71,17 @@ static void print_json(const smoe_plan *plan, double node_bytes, FILE *out) {
   smoe_json_int(&json, "shared_parameters", plan->shared);
   smoe_json_int(&json, "expert_parameters", plan->in_experts);
   smoe_json_int(&json, "tokens", plan->tokens);
+  smoe_json_int(&json, "lanes", plan->lanes);
+  smoe_json_int(&json, "micro_batches", plan->micro_batches);
+  smoe_json_int(&json, "experts", plan->n_experts);
+  smoe_json_text(&json, "precision", smoe_precision_name(plan->precision));
   smoe_json_real(&json, "flops", plan->flops, 9);
+  smoe_json_object(&json, "work");
+  for (smoe_plan_work w = 0; w < SMOE_PLAN_WORKS; w++)
+    smoe_json_real(&json, smoe_plan_work_name(w), plan->work[w], 15);
+  smoe_json_end(&json);
+  smoe_json_real(&json, "reduction_bytes", plan->reduction_bytes, 15);
+  smoe_json_real(&json, "adam_parameters", plan->adam_parameters, 15);
   smoe_json_object(&json, "memory");
   smoe_json_real(&json, "rank_expected_bytes", plan->rank_expected, 15);
   smoe_json_real(&json, "rank_most_bytes", plan->rank_most, 15);

@@ -134,6 +134,21 @@ static void check_memory(const smoe_plan *plan, const smoe_model *model, const s
   CHECK(plan->node_expected == node, "%s: planned %.17g, taken %.17g", what, plan->node_expected, node);
 }
 
+/* The kinds of work are all there is, and the rank that steps most parameters steps as many as planned. */
+static void check_work(const smoe_plan *plan, const smoe_model *model, const smoe_group *group,
+                       const char *what) {
+  double sum = 0, stepped = 0;
+  for (smoe_plan_work w = 0; w < SMOE_PLAN_PASSES; w++) sum += plan->work[w];
+  CHECK(fabs(sum - plan->flops) <= 1e-9 * plan->flops && plan->work[SMOE_PLAN_EXPERTS] > 0,
+        "%s: %.17g of %.17g", what, sum, plan->flops);
+  for (int s = 0; s < model->params.n_slabs; s++)
+    if (model->params.slab[s].m) stepped += (double)model->params.slab[s].slice_count;
+  smoe_group_max_f64(group, &stepped, 1);
+  CHECK(plan->adam_parameters == stepped, "%s: planned %.17g, stepped %.17g", what, plan->adam_parameters,
+        stepped);
+  CHECK(plan->reduction_bytes >= stepped * sizeof(smoe_real), "%s", what);
+}
+
 static void compare(const smoe_group *group, const char *const *keys, const char *what) {
   model_fixture f;
   smoe_task task;
@@ -145,6 +160,7 @@ static void compare(const smoe_group *group, const char *const *keys, const char
   smoe_task_synthetic(&task, f.config, group, FIXTURE_VOCABULARY);
   fixture_try(smoe_plan_make(&plan, f.config, &task, group->n_ranks, PER_NODE), what);
   check_memory(&plan, f.model, group, what);
+  check_work(&plan, f.model, group, what);
 
   take(total);
   fixture_gradients(&f);
