@@ -37,6 +37,7 @@ typedef struct smoe_key {
   const char *const *choices; /**< NULL-terminated, for CHOICE */
   const char *unit;           /**< "tokens", "s", "" */
   const char *help;           /**< one sentence */
+  bool adjustable; /**< of a trained model too: changes neither which parameters it has nor what they mean */
 } smoe_key;
 
 /** The keys that fill one struct. */
@@ -195,6 +196,12 @@ smoe_status smoe_config_parse(smoe_config *config, const char *text, const char 
 
 /** Set one key from "section.key=value". Local. Errors: as smoe_config_load. */
 smoe_status smoe_config_override(smoe_config *config, const char *assignment);
+
+/** smoe_config_override on the configuration of a trained model: of those keys alone that are adjustable.
+ *
+ *  Local. Errors: as smoe_config_override; SMOE_ERR_CONFIG naming the keys that can be set where it is another one.
+ */
+smoe_status smoe_config_adjust(smoe_config *config, const char *assignment);
 
 /** Check what involves several keys (heads divide width, lanes divide the batch, ...),
  *  and resolve the defaults that follow from others (inner, stage1_updates, probe_every). Local.

@@ -14,6 +14,7 @@
 #include "text_stream.h"
 
 typedef struct options {
+  smoe_words set;
   const char *corpus, *tokens, *translations, *images;
   int split; /* smoe_split */
   int precision;
@@ -45,6 +46,7 @@ static const smoe_option OPTIONS[] = {
      "of a translation model: write direction, source, reference and translation of each pair to FILE, "
      "separated "
      "by tabs"},
+    SMOE_APP_SET_OPTION(options),
     SMOE_BEST_OPTION(options),
     {0, "images", SMOE_OPTION_OUTPUT, offsetof(options, images), "FILE",
      "of a model of images: write class, prediction and loss of each image, and the patches that each expert "
@@ -197,7 +199,7 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   const options *o = values;
   smoe_app_model m;
   viewer v = {0};
-  const smoe_app_opening opening = {.corpus = o->corpus, .precision = o->precision};
+  const smoe_app_opening opening = {.corpus = o->corpus, .precision = o->precision, .set = &o->set};
   char path[4096];
   SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
   smoe_status status = smoe_app_task_open(&m, group, path, &opening);

@@ -12,6 +12,7 @@
 #include "text_stream.h"
 
 typedef struct options {
+  smoe_words set;
   smoe_words prompts;
   const char *prompt_file, *corpus;
   int64_t n_tokens, n_samples;
@@ -40,6 +41,7 @@ static const smoe_option OPTIONS[] = {
      "choose among the fewest likeliest tokens that together have probability X (default 1: all)", 0, 1},
     {0, "seed", SMOE_OPTION_INT, offsetof(options, sampling.seed), "N",
      "another seed, another text (default 1)", 0, INT64_MAX},
+    SMOE_APP_SET_OPTION(options),
     SMOE_BEST_OPTION(options),
     {0, "precision", SMOE_OPTION_CHOICE, offsetof(options, precision), NULL, SMOE_APP_PRECISION_HELP,
      .choices = smoe_app_precisions},
@@ -252,7 +254,8 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_prompts prompts;
   smoe_app_model m = {0};
   session s = {.m = &m, .group = group, .o = o};
-  const smoe_app_opening opening = {.corpus = o->corpus, .single = true, .precision = o->precision};
+  const smoe_app_opening opening = {
+      .corpus = o->corpus, .single = true, .precision = o->precision, .set = &o->set};
   smoe_status status = smoe_prompts_read(&prompts, group, &o->prompts, o->prompt_file);
   char path[4096];
   if (status == SMOE_OK)

@@ -53,6 +53,8 @@ static smoe_status configure(smoe_app_model *m, const char *path, const smoe_app
   char *origin = smoe_sprintf("configuration in '%s'", path);
   smoe_status status = smoe_config_parse(m->config, m->meta.configuration, origin);
   smoe_free(origin);
+  for (size_t i = 0; opening->set && i < opening->set->n && status == SMOE_OK; i++)
+    status = smoe_config_adjust(m->config, opening->set->word[i]);
   /* Capacity is a share of a batch, and a text alone has none to share. */
   if (status == SMOE_OK && opening->single) status = smoe_config_override(m->config, "moe.capacity_factor=0");
   if (status == SMOE_OK) status = set_precision(m, opening->precision);

@@ -12,7 +12,16 @@ typedef struct smoe_app_opening {
   const char *corpus; /**< corpus to use instead of the one it was trained on; NULL: that one */
   bool single;        /**< one sequence at a time (generation), and no capacity; else the training's batch */
   int precision;      /**< index into smoe_app_precisions */
+  const smoe_words *set; /**< KEY=VALUE over what it was trained with (smoe_config_adjust); NULL: none */
 } smoe_app_opening;
+
+/** The option -P of a subcommand whose struct has smoe_words `set`. */
+#define SMOE_APP_SET_OPTION(type)                                                                            \
+  {                                                                                                          \
+    'P', "set", SMOE_OPTION_KEYS, offsetof(type, set), "KEY=VALUE",                                          \
+        "set one configuration key over its value in training, of those that change no parameter, such as "  \
+        "router.thor.evaluation; may be repeated"                                                            \
+  }
 
 /** Values of the option --precision: "trained" (that of the training), "fp32", "bf16"; NULL-terminated. */
 extern const char *const smoe_app_precisions[];

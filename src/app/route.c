@@ -10,11 +10,13 @@
 #include "text_stream.h"
 
 typedef struct options {
+  smoe_words set;
   const char *corpus;
   bool json, best;
 } options;
 
 static const smoe_option OPTIONS[] = {
+    SMOE_APP_SET_OPTION(options),
     SMOE_BEST_OPTION(options),
     {0, "json", SMOE_OPTION_FLAG, offsetof(options, json), NULL, "one JSON object instead of a table"},
     {'c', "corpus", SMOE_OPTION_FILE, offsetof(options, corpus), "FILE",
@@ -286,7 +288,8 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   if (status == SMOE_OK)
     status = smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best);
   if (status == SMOE_OK)
-    status = smoe_app_model_open(&m, group, path, &(smoe_app_opening){.corpus = o->corpus, .single = true});
+    status = smoe_app_model_open(&m, group, path,
+                                 &(smoe_app_opening){.corpus = o->corpus, .single = true, .set = &o->set});
   if (status == SMOE_OK) status = with_model(&m, o, text, bytes);
   smoe_app_model_close(&m);
   smoe_free(text);

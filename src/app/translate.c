@@ -9,6 +9,7 @@
 #include "translate_lines.h"
 
 typedef struct options {
+  smoe_words set;
   const char *corpus, *to;
   int64_t n_best, max_length, beam, batch;
   double length_penalty;
@@ -33,6 +34,7 @@ static const smoe_option OPTIONS[] = {
      "sentences of each of train.lanes lanes that are translated at a time (default 8)", 1, 65536},
     {0, "truncate", SMOE_OPTION_FLAG, offsetof(options, truncate), NULL,
      "cut a sentence that is longer than the model's context (default: an error line, and no translation)"},
+    SMOE_APP_SET_OPTION(options),
     SMOE_BEST_OPTION(options),
     {0, "precision", SMOE_OPTION_CHOICE, offsetof(options, precision), NULL, SMOE_APP_PRECISION_HELP,
      .choices = smoe_app_precisions},
@@ -203,7 +205,8 @@ static smoe_status run(const smoe_group *group, const void *values, const smoe_a
   smoe_app_model m = {0};
   lines l = {0};
   smoe_tokenizer *tokenizer = NULL;
-  const smoe_app_opening opening = {.corpus = o->corpus, .single = true, .precision = o->precision};
+  const smoe_app_opening opening = {
+      .corpus = o->corpus, .single = true, .precision = o->precision, .set = &o->set};
   char path[4096];
   SMOE_TRY(smoe_app_checkpoint_choose(path, sizeof path, group, arguments->word[0], o->best));
   smoe_status status = smoe_app_task_open(&m, group, path, &opening);

@@ -132,6 +132,34 @@ smoe_status smoe_config_override(smoe_config *config, const char *assignment) {
   return status;
 }
 
+/* A refusal that names the keys that can be set. */
+static smoe_status refuse_adjustment(const smoe_config *config, const char *name) {
+  char *names = smoe_strdup("");
+  for (size_t i = 0; i < config->n_entries; i++) {
+    const smoe_key *key = config->entries[i].key;
+    if (!key->adjustable) continue;
+    char *longer = smoe_sprintf("%s%s%s", names, names[0] ? ", " : "", key->name);
+    smoe_free(names);
+    names = longer;
+  }
+  const smoe_status status =
+      SMOE_FAIL(SMOE_ERR_CONFIG,
+                "option -P: %s is what the model was trained with; of a trained model these can be set: %s",
+                name, names);
+  smoe_free(names);
+  return status;
+}
+
+smoe_status smoe_config_adjust(smoe_config *config, const char *assignment) {
+  const char *equals = strchr(assignment, '=');
+  char *name = equals ? smoe_sprintf("%.*s", (int)(equals - assignment), assignment) : smoe_strdup("");
+  const smoe_config_entry *entry = smoe_config_find(config, name);
+  const smoe_status status = entry && !entry->key->adjustable ? refuse_adjustment(config, name)
+                                                              : smoe_config_override(config, assignment);
+  smoe_free(name);
+  return status;
+}
+
 const smoe_settings *smoe_config_settings(const smoe_config *config) {
   return config->values[0];
 }

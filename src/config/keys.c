@@ -5,21 +5,22 @@
 
 #include "stablemoe/arena.h"
 
-/* The path of a value in smoe_settings is the name of its key, so one cannot be given without the other. */
-#define INT(path, def, min, max, unit, help)                                                                 \
-  { #path, SMOE_KEY_INT, offsetof(smoe_settings, path), def, min, max, NULL, unit, help }
-#define REAL(path, def, min, max, unit, help)                                                                \
-  { #path, SMOE_KEY_REAL, offsetof(smoe_settings, path), def, min, max, NULL, unit, help }
-#define BOOL(path, def, help)                                                                                \
-  { #path, SMOE_KEY_BOOL, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
-#define TEXT(path, def, help)                                                                                \
-  { #path, SMOE_KEY_TEXT, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
-#define PATH(path, def, help)                                                                                \
-  { #path, SMOE_KEY_PATH, offsetof(smoe_settings, path), def, 0, 0, NULL, "", help }
-#define LIST(path, help)                                                                                     \
-  { #path, SMOE_KEY_LIST, offsetof(smoe_settings, path), "", 0, 0, NULL, "", help }
-#define CHOICE(path, def, choices, help)                                                                     \
-  { #path, SMOE_KEY_CHOICE, offsetof(smoe_settings, path), def, 0, 0, choices, "", help }
+/* The path of a value in smoe_settings is the name of its key, so one cannot be given without the
+ * other. Behind the help may stand true: adjustable. */
+#define INT(path, def, min, max, unit, ...)                                                                  \
+  { #path, SMOE_KEY_INT, offsetof(smoe_settings, path), def, min, max, NULL, unit, __VA_ARGS__ }
+#define REAL(path, def, min, max, unit, ...)                                                                 \
+  { #path, SMOE_KEY_REAL, offsetof(smoe_settings, path), def, min, max, NULL, unit, __VA_ARGS__ }
+#define BOOL(path, def, ...)                                                                                 \
+  { #path, SMOE_KEY_BOOL, offsetof(smoe_settings, path), def, 0, 0, NULL, "", __VA_ARGS__ }
+#define TEXT(path, def, ...)                                                                                 \
+  { #path, SMOE_KEY_TEXT, offsetof(smoe_settings, path), def, 0, 0, NULL, "", __VA_ARGS__ }
+#define PATH(path, def, ...)                                                                                 \
+  { #path, SMOE_KEY_PATH, offsetof(smoe_settings, path), def, 0, 0, NULL, "", __VA_ARGS__ }
+#define LIST(path, ...)                                                                                      \
+  { #path, SMOE_KEY_LIST, offsetof(smoe_settings, path), "", 0, 0, NULL, "", __VA_ARGS__ }
+#define CHOICE(path, def, choices, ...)                                                                      \
+  { #path, SMOE_KEY_CHOICE, offsetof(smoe_settings, path), def, 0, 0, choices, "", __VA_ARGS__ }
 
 /* In the order of the enums in config.h. */
 static const char *const products[] = {"auto", "openblas", "onednn", NULL};
@@ -46,10 +47,11 @@ static const smoe_key keys[] = {
         "Seed of every random number (initial values, order of the data, noise): the same seed repeats the "
         "run."),
     INT(run.threads, "0", 0, 1024, "threads",
-        "Threads of each rank; 0: OMP_NUM_THREADS, or 1 if it is not set."),
+        "Threads of each rank; 0: OMP_NUM_THREADS, or 1 if it is not set.", true),
     CHOICE(run.products, "auto", products,
            "Library of single-precision GEMM; auto: oneDNN if the build has it and the CPU has AVX-512, else "
-           "OpenBLAS. The two differ in rounding."),
+           "OpenBLAS. The two differ in rounding.",
+           true),
     INT(run.log_every, "10", 1, MANY, "updates", "Updates between two lines of progress in the log."),
     REAL(run.max_minutes, "0", 0, INFINITY, "minutes",
          "Time after which the run saves a checkpoint and ends with exit code 75, to be resumed; 0: no "
@@ -84,7 +86,8 @@ static const smoe_key keys[] = {
         "Inner width of the experts' feed-forward sublayers; 0: four times model.width."),
     REAL(moe.capacity_factor, "0", 0, INFINITY, "",
          "Tokens that an expert takes at most, in units of an even share; those beyond pass the layer "
-         "unchanged; 0: no limit."),
+         "unchanged; 0: no limit.",
+         true),
     CHOICE(moe.from, "none", froms,
            "Make the experts in place of a block's feed-forward layer from that layer of train.initial: "
            "copies of it, "
@@ -97,7 +100,7 @@ static const smoe_key keys[] = {
          "copied "
          "weights."),
     REAL(moe.skip_below, "0", 0, 1, "",
-         "Tokens skip those of their experts whose gate is below this; 0: none."),
+         "Tokens skip those of their experts whose gate is below this; 0: none.", true),
     BOOL(moe.identical_experts, "true",
          "Start all experts of a layer from the same values, so that only the tokens make them differ."),
     INT(moe.nodes, "1", 1, 65536, "nodes",
@@ -139,7 +142,8 @@ static const smoe_key keys[] = {
         train.precision, "fp32", precisions,
         "Precision of what matrix products read: in bf16 weights, activations and gradients are rounded for "
         "them, and rows travel to experts so; sums, parameters and moments stay fp32. Faster on CPUs with "
-        "bf16 instructions (`stablemoe --version` tells)."),
+        "bf16 instructions (`stablemoe --version` tells).",
+        true),
     BOOL(train.recompute, "false",
          "Compute the blocks' activations again in the backward pass instead of keeping them: much less "
          "memory, "
@@ -204,39 +208,47 @@ static const smoe_key keys[] = {
     INT(comm.expert_ranks, "0", 0, 65536, "ranks",
         "Ranks that share out the experts; more ranks form replicas of such groups, which share out the "
         "data; "
-        "0: as many as possible (the largest divisor of the ranks that is at most moe.experts)."),
+        "0: as many as possible (the largest divisor of the ranks that is at most moe.experts).",
+        true),
     CHOICE(
         comm.exchange, "direct", exchanges,
         "How tokens travel to their experts: from rank to rank, or within a node, then in one message from "
-        "node to node, and within a node again. Results are the same."),
+        "node to node, and within a node again. Results are the same.",
+        true),
     CHOICE(comm.share, "node", shares,
            "Who has a copy of the parameters that are not in experts: the ranks of a node one together, in "
            "shared memory, or every rank. Where a node lacks shared memory (/dev/shm), every rank has one. "
-           "Results are the same."),
+           "Results are the same.",
+           true),
     CHOICE(
         comm.reduction, "direct", reductions,
         "How gradients are summed: from rank to rank; or within a node, where gradients then are in shared "
         "memory (/dev/shm), and then in one message from node to node for each rank's part. Results are the "
-        "same."),
+        "same.",
+        true),
     INT(comm.node_ranks, "0", 0, 65536, "ranks",
         "Consecutive ranks that are taken for a node by comm.exchange and comm.reduction two_level and by "
-        "comm.share node; 0: those that share memory."),
+        "comm.share node; 0: those that share memory.",
+        true),
     CHOICE(comm.alltoallv, "auto", alltoallvs,
            "Order of the direct exchange's messages: MPI_Alltoallv, which chooses by itself, all at once, or "
-           "in rounds of one partner each. Results are the same."),
+           "in rounds of one partner each. Results are the same.",
+           true),
     INT(comm.overlap, "0", 0, 64, "groups",
         "Groups of experts that travel and compute side by side; 1: only gradients travel while others are "
-        "computed; 0: nothing does. Results are the same."),
+        "computed; 0: nothing does. Results are the same.",
+        true),
     REAL(comm.slice_mib, "1024", 0.000001, 2047, "MiB",
-         "Longest message of the token exchange; a longer one goes in slices."),
+         "Longest message of the token exchange; a longer one goes in slices.", true),
     CHOICE(
         comm.placement, "load", placements,
         "Which experts share a rank once the routing is fixed: packed so that all ranks have as many rows, "
         "by the loads of the coming batches, or in order of their numbers. Results are the same."),
     REAL(comm.watchdog_s, "300", 0, INFINITY, "s",
          "Wait in a collective after which a rank says where, at which update and for whom it waits; 0: "
-         "never."),
-    BOOL(comm.watchdog_end, "false", "End the run (exit code 7) when the watchdog has spoken."),
+         "never.",
+         true),
+    BOOL(comm.watchdog_end, "false", "End the run (exit code 7) when the watchdog has spoken.", true),
 
     INT(log.load_every, "10", 0, MANY, "updates",
         "Updates between two records of how many tokens each expert got; 0: none."),

@@ -41,7 +41,8 @@ static const smoe_key keys[] = {
     {"router.expert_choice.evaluation", SMOE_KEY_CHOICE, offsetof(expert_choice_options, evaluation),
      "tokens", 0, 0, evaluations, "",
      "Who chooses in evaluation and generation: each token its likeliest experts, as many as the capacity "
-     "rounded, which never looks ahead; or the experts, as in training."},
+     "rounded, which never looks ahead; or the experts, as in training.",
+     true},
 };
 
 static const smoe_keyset keyset_expert_choice = {keys, sizeof keys / sizeof *keys,

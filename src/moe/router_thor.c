@@ -42,13 +42,15 @@ static const smoe_key keys[] = {
     {"router.thor.evaluation", SMOE_KEY_CHOICE, offsetof(thor_options, evaluation), "random", 0, 0,
      evaluations, "",
      "Experts in evaluation and generation: a drawn one; the mean of all, which costs as many times the work "
-     "and memory for as many slots; or router.thor.expert in every MoE layer."},
+     "and memory for as many slots; or router.thor.expert in every MoE layer.",
+     true},
     {"router.thor.evaluation_draw", SMOE_KEY_CHOICE, offsetof(thor_options, evaluation_draw), "sequence", 0,
      0, evaluation_draws, "",
      "Rows that share a drawn expert in evaluation: a sequence; all rows at one place of their sequences, as "
-     "in the authors' code; or each row has its own."},
+     "in the authors' code; or each row has its own.",
+     true},
     {"router.thor.expert", SMOE_KEY_INT, offsetof(thor_options, expert), "0", 0, 65535, NULL, "",
-     "The expert that serves where router.thor.evaluation is one."},
+     "The expert that serves where router.thor.evaluation is one.", true},
 };
 
 static const smoe_keyset keyset_thor = {keys, sizeof keys / sizeof *keys, sizeof(thor_options)};

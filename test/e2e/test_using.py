@@ -374,6 +374,30 @@ class Evaluate(Using):
         with open(self.path("text.txt")) as file:
             self.assertIn(found["documents"]["worst"][0]["beginning"].strip(), file.read())
 
+    def test_another_way_of_evaluation(self):
+        """-P gives what a run has whose configuration said so; only what changes no parameter can be set."""
+        thor = ("router.method=thor", "router.thor.draw=sequence", "train.updates=10", "train.checkpoint_every=10")
+        drawn = self.trained("thor-random", thor)
+        mean = self.trained("thor-mean", (*thor, "router.thor.evaluation=mean"))
+        way = ("-P", "router.thor.evaluation=mean")
+        for command in (("evaluate", "--json"), ("generate", "-t", 0, "-n", 20, "-p", "ab"), ("route", "ab cd")):
+            with self.subTest(command[0]):
+                def args(run):
+                    return (command[0], run, *command[1:])
+
+                plain = self.text(*args(drawn))
+                self.assertEqual(self.text(*args(drawn), *way), self.text(*args(mean)))
+                if command[0] == "evaluate":
+                    self.assertNotEqual(plain, self.text(*args(mean)))
+        for setting, pattern in (("train.updates=3", "train.updates is what the model was trained with; of a trained "
+                                                     "model these can be set: .*router.thor.evaluation"),
+                                 ("router.thor.evaluate=mean", "router.thor.evaluation"),
+                                 ("router.thor.evaluation=all", "random, mean or one"),
+                                 ("moe.capacity_factor=1", "mean needs room for every token in every expert")):
+            with self.subTest(setting):
+                result = self.program.run("evaluate", drawn, *way, "-P", setting, ranks=2)
+                self.assertRefused(result, "config", pattern)
+
     def test_capacity_and_several_experts(self):
         run = self.trained("topk", ["router.method=topk", "router.topk.k=2", "moe.capacity_factor=0.6",
                                     "train.updates=5", "train.checkpoint_every=5"])
