@@ -100,8 +100,9 @@ def symbols(root: Path, build: Path) -> list[str]:
     return found if n else ["no symbols found: is the library built?"]
 
 
-TREE_RULES = (rules.mpi, rules.hdf5, rules.blas, rules.ends, rules.stderr, rules.memory, rules.arrows, rules.length,
-              rules.blanks, rules.unfinished, rules.nan, rules.json, rules.docstrings, rules.shell, rules.drawing)
+TREE_RULES = (rules.mpi, rules.hdf5, rules.blas, rules.ends, rules.stderr, rules.memory, rules.arrows, rules.circles,
+              rules.length, rules.blanks, rules.unfinished, rules.nan, rules.json, rules.docstrings, rules.shell,
+              rules.drawing)
 BUILD_RULES = (clang_format, headers, examples, symbols)
 
 

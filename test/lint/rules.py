@@ -172,6 +172,25 @@ def arrows(root: Path) -> list[str]:
     return found
 
 
+def circles(root: Path) -> list[str]:
+    """No header includes itself by way of others."""
+    below: dict[str, set[str]] = {}
+    for path, _, _, public, header in includes(root):
+        if path.suffix == ".h":
+            other = root / "include" / "stablemoe" / f"{header}.h" if public else path.parent / f"{header}.h"
+            below.setdefault(path.relative_to(root).as_posix(), set()).add(other.relative_to(root).as_posix())
+    found = []
+    for header in sorted(below):
+        reached, ahead = set(), [header]
+        while ahead:
+            new = below.get(ahead.pop(), set()) - reached
+            reached |= new
+            ahead.extend(new)
+        if header in reached:
+            found.append(f"{header}: in a circle of headers that include one another")
+    return found
+
+
 def drawing(root: Path) -> list[str]:
     """doc/modules.svg is what doc/modules.py makes of the includes."""
     import modules  # which imports this file

@@ -50,6 +50,7 @@ OFFENCES = (
     ("arrows", "include/stablemoe/status.h", '/** Errors. */\n#include "stablemoe/group.h"\n'),
     ("arrows", "src/moe/expert.c", '#include "stablemoe/unheard_of.h"\n'),
     ("arrows", "src/moe/expert.c", '#include "private_of_another.h"\n'),
+    ("circles", "include/stablemoe/real.h", '#include "stablemoe/real.h"\n'),
     ("length", "src/moe/expert.c", "int x;\n" * 501),
     ("blanks", "doc/x.md", "Text. \n"),
     ("blanks", "src/moe/expert.c", "\tint x;\n"),
