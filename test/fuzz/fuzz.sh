@@ -14,7 +14,7 @@ seconds=$2
 shift 2
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(cd "$here/../.." && pwd)
-all="config text metrics images seal tokenizer_model tokenizer_text shards checkpoint corpus routing_log"
+all="config text metrics images seal tokenizer_model tokenizer_text shards tensors pairs checkpoint corpus routing_log"
 harnesses=${*:-$all}
 mkdir -p "$directory/objects"
 directory=$(cd "$directory" && pwd)
@@ -96,7 +96,7 @@ for name in $harnesses; do
   STABLEMOE_FUZZ_SEEDS="$corpus" "$directory/fuzz_$name" >/dev/null 2>"$TMPDIR/seeds" ||
     { cat "$TMPDIR/seeds"; exit 1; }
   case $name in
-  config | text | metrics | images) leaks=detect_leaks=1 ;;
+  config | text | metrics | images | tensors | pairs) leaks=detect_leaks=1 ;;
   *) leaks=detect_leaks=0 ;;
   esac
   if ASAN_OPTIONS="$ASAN_OPTIONS:$leaks" "$directory/fuzz_$name" -max_total_time="$each" -timeout=20 \
