@@ -75,7 +75,8 @@ class Job:
         try:
             result = json.loads((self.directory / RESULT).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return _known.get(self.directory.name) if self.key() == _known.get(self.directory.name, {}).get("key") else None
+            known = _known.get(self.directory.name)
+            return known if known and known["key"] == self.key() else None
         if result["identity"] != self.identity():
             raise ValueError(f"'{self.directory}' holds a run with other settings or another corpus: give another "
                              "--out, or remove it")

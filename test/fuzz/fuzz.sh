@@ -65,7 +65,7 @@ want() { # object, compiler, file
 }
 {
   for file in "$source"/src/base/*.c "$source"/src/config/*.c "$source"/src/comm/*.c "$source"/src/data/*.c \
-    "$source"/src/io/*.c "$source"/src/params/params.c "$source"/src/train/metrics*.c; do
+    "$source"/src/io/*.c "$source"/src/params/*.c "$source"/src/train/metrics*.c; do
     folder=$(basename "$(dirname "$file")")
     want "lib_${folder}_$(basename "$file" .c).o" "$clang" "$file"
   done
