@@ -1,7 +1,8 @@
 """Tables of jobs/reproduce.sh as lists of runs; those of the StableMoE paper with the figures it printed.
 
-The paper is Dai et al., ACL 2022; tables of the other methods are in relative_tables. A row is a set of configuration keys over one of the sizes; rows that several tables share are
-one run. What a row sets depends on the size: the larger dense models have the parameters of its experts.
+The paper is Dai et al., ACL 2022; tables of the other methods are in relative_tables. A row is a set of
+configuration keys over one of the sizes; rows that several tables share are one run. What a row sets depends on the
+size: the larger dense models have the parameters of its experts.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ class Job:
         return hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:32]
 
     def result(self) -> dict | None:
-        """What a finished run measured, here or by a file of known results; None before that.
+        """What a finished run measured, here or by a file of known results; None before that, and where a version
+        of this program measured less: then only what is missing is done.
 
         ValueError where it is another run's.
         """
@@ -80,7 +81,8 @@ class Job:
         if result["identity"] != self.identity():
             raise ValueError(f"'{self.directory}' holds a run with other settings or another corpus: give another "
                              "--out, or remove it")
-        return result
+        # An earlier version did not measure all of it. The run is there, so only that is done again.
+        return result if "routing" in result else None
 
 
 _known: dict[str, dict] = {}
@@ -323,7 +325,8 @@ def _parser() -> argparse.ArgumentParser:
                     "methods of all papers.",
         epilog=f"tables:\n{tables}\n\nsizes:\n"
                + "\n".join(f"  {size.name:14} {size.config}" for size in SIZES.values())
-               + "\n\nThe table translation has a size of its own, captions, and needs --corpus: of sentence pairs.\nWrites OUT/<size>/<table>.md with mean and spread over the seeds, and its figures as .json. "
+               + "\n\nThe table translation has a size of its own, captions, and needs --corpus: of sentence pairs.\n"
+                 "Writes OUT/<size>/<table>.md with mean and spread over the seeds, and its figures as .json. "
                  "A finished\nrun is not run again; an interrupted one goes on. Exit status: 0 where the tables are "
                  "whole, 75 after a stop (Ctrl-C, SIGTERM): the same command goes on then.")
     parser.add_argument("table", nargs="+", choices=[*TABLES, "all"], metavar="TABLE",
@@ -331,7 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rates", action="store_true",
                         help="then measure updates of each row of the tables that show tokens per second, one row "
                              "after the other, for minutes: on a machine that does nothing else")
-    parser.add_argument("--size", choices=[size for size in SIZES if size != "captions"], default="small", help="configuration to start from (default small)")
+    parser.add_argument("--size", choices=[size for size in SIZES if size != "captions"], default="small",
+                        help="configuration to start from (default small)")
     parser.add_argument("--config", type=Path, help="start from this configuration instead; its name is the size's")
     parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3], help="default 1,2,3")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="default runs/reproduce")

@@ -90,17 +90,24 @@ def perplexities(jobs: list[Job], size: Size) -> tuple[list[str], list[dict], in
 def paired(figures: list[dict], best: str) -> list[str]:
     """How each other row differs from one, seed by seed: seeds share data order and initial values."""
     own = next((f for f in figures if f["row"] == best), None)
-    if own is None or len(own["valid"]) < 2:
+    if own is None or len(own["seeds"]) < 2:
         return []
-    lines = ["", "Log perplexity of the test above that of " + own["label"] + ", seed by seed (nats per token):", "",
+    bleu = isinstance(own["test"][0], dict)
+    what, unit, digits = ("Mean BLEU", "", 2) if bleu else ("Log perplexity", " (nats per token)", 4)
+
+    def value(figure: dict, seed: int) -> float:
+        test = figure["test"][figure["seeds"].index(seed)]
+        return _mean_bleu(test) if bleu else math.log(test)
+
+    lines = ["", f"{what} of the test above that of {own['label']}, seed by seed{unit}:", "",
              _line(["model", "mean", "by seed"]), _line(["---", "---:", "---"])]
     for other in figures:
         common = [seed for seed in own["seeds"] if seed in other["seeds"]]
         if other is own or not common:
             continue
-        at = [math.log(other["test"][other["seeds"].index(s)]) - math.log(own["test"][own["seeds"].index(s)])
-              for s in common]
-        lines.append(_line([other["label"], f"{statistics.fmean(at):+.4f}", ", ".join(f"{d:+.4f}" for d in at)]))
+        at = [value(other, seed) - value(own, seed) for seed in common]
+        lines.append(_line([other["label"], f"{statistics.fmean(at):+.{digits}f}",
+                            ", ".join(f"{d:+.{digits}f}" for d in at)]))
     return lines
 
 
@@ -185,10 +192,10 @@ def routing(job: Job) -> dict[str, float | None]:
         return value if math.isfinite(value) else None
 
     facts = {"still_changing": mean([curve.shares[50] for curve in curves if curve is not None]),
-            "max_over_mean": mean([balance["max_over_mean"].end for layer in layers
+             "max_over_mean": mean([balance["max_over_mean"].end for layer in layers
                                     if (balance := series.balance(run, layer))]),
-            "dropped": mean([series.drop(run, layer).end for layer in layers]),
-            "local": mean([series.local(run, layer).end for layer in layers])}
+             "dropped": mean([series.drop(run, layer).end for layer in layers]),
+             "local": mean([series.local(run, layer).end for layer in layers])}
     return {name: known(value) for name, value in facts.items()}
 
 
@@ -198,7 +205,7 @@ def methods(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
     lines = [_line(["model", "shared", "in experts", "MFLOP per token", "runs", "validation", "test",
                     "still changing after 50 %", "largest load / mean", "dropped", "stays on its node", "tokens/s"]),
              _line(["---"] + ["---:"] * 11)]
-    figures, missing = [], 0
+    figures, missing, frequency = [], 0, []
     for row, own in _rows(jobs):
         done = [(job, result) for job in own if (result := job.result()) is not None]
         missing += len(own) - len(done)
@@ -221,13 +228,12 @@ def methods(jobs: list[Job], out: Path) -> tuple[list[str], list[dict], int]:
                         "flops_per_token": flops, "seeds": [job.seed for job, _ in done], "valid": valid,
                         "test": test, **column, "tokens_per_s": rate,
                         "seconds": [result["seconds"] for _, result in done]})
-    return [*lines, *_by_frequency(jobs)], figures, missing
+        frequency.append((row.label, [result["test"]["frequency"] for _, result in done]))
+    return [*lines, *_by_frequency(frequency)], figures, missing
 
 
-def _by_frequency(jobs: list[Job]) -> list[str]:
-    """Lines of a table of the test loss by how often a token occurs in training, means over the runs."""
-    rows = [(row.label, [result["test"]["frequency"] for job in own if (result := job.result()) is not None])
-            for row, own in _rows(jobs)]
+def _by_frequency(rows: list[tuple[str, list[list[dict]]]]) -> list[str]:
+    """Lines of a table of the test loss by how often a token occurs in training, means over each row's runs."""
     buckets = {bucket["least"]: bucket for _, runs in rows for run in runs for bucket in run}
     lines = ["", "Loss of the test by how often a token occurs in training, nats per token:", "",
              _line(["model", *(f"{b['least']:,} to {b['most']:,} ({b['tokens']:,} tokens)"
@@ -252,12 +258,12 @@ def _mean_bleu(test: dict, score: str = "bleu") -> float:
 
 
 def translations(jobs: list[Job], size: Size) -> tuple[list[str], list[dict], int]:
-    """Lines of a table of BLEU by direction, its figures, and how many runs are missing; then differences by seed."""
+    """Lines of a table of BLEU by direction, its figures, and how many runs are missing."""
     done = {row.name: [(job, result) for job in own if (result := job.result()) is not None]
             for row, own in _rows(jobs)}
     directions = next((list(runs[0][1]["test"]["directions"]) for runs in done.values() if runs), [])
-    lines = [_line(["model", "shared", "in experts", "FLOP of an update", "runs", "loss", *directions, "mean BLEU", "BLEU lc",
-                    "chrF2", "still changing after 50 %", "paper: " + ", ".join(PAPER_DIRECTIONS)]),
+    lines = [_line(["model", "shared", "in experts", "FLOP of an update", "runs", "loss", *directions, "mean BLEU",
+                    "BLEU lc", "chrF2", "still changing after 50 %", "paper: " + ", ".join(PAPER_DIRECTIONS)]),
              _line(["---"] + ["---:"] * (10 + len(directions)))]
     figures = []
     for row, own in _rows(jobs):
@@ -271,20 +277,12 @@ def translations(jobs: list[Job], size: Size) -> tuple[list[str], list[dict], in
         lines.append(_line([row.label, _large(shared) if runs else "", _large(experts) if experts else "",
                             _large(flops) if runs else "", str(len(runs)), _mean_of([t["loss"] for t in tests], 4),
                             *(_spread([t["directions"][d]["bleu"] for t in tests]) for d in directions),
-                            *(_spread([_mean_bleu(t, score) for t in tests]) for score in ("bleu", "bleu_lowercased", "chrf2")),
+                            *(_spread([_mean_bleu(t, score) for t in tests])
+                              for score in ("bleu", "bleu_lowercased", "chrf2")),
                             f"{late} %" if late else "", ", ".join(f"{value:.1f}" for value in published)]))
         figures.append({"row": row.name, "label": row.label, "shared": shared, "experts": experts, "flops": flops,
                         "seeds": [job.seed for job, _ in runs], "test": tests, "still_changing": changing,
                         "paper": published, "seconds": [result["seconds"] for _, result in runs]})
-    best = next(f for f in figures if f["row"].startswith("stable"))
-    lines += ["", "Mean BLEU above that of StableMoE, seed by seed:", "", _line(["model", "mean", "by seed"]),
-              _line(["---", "---:", "---"])]
-    for other in figures:
-        common = [seed for seed in best["seeds"] if seed in other["seeds"]]
-        at = [_mean_bleu(other["test"][other["seeds"].index(s)]) - _mean_bleu(best["test"][best["seeds"].index(s)])
-              for s in common]
-        if other is not best and at:
-            lines.append(_line([other["label"], f"{statistics.fmean(at):+.2f}", ", ".join(f"{d:+.2f}" for d in at)]))
     return lines, figures, sum(len(own) - len(done[row.name]) for row, own in _rows(jobs))
 
 
@@ -298,6 +296,7 @@ def write(name: str, size: Size, jobs: list[Job], out: Path) -> int:
         lines, figures, missing = translations(jobs, size)
     else:
         lines, figures, missing = methods(jobs, out) if table.routing else perplexities(jobs, size)
+    if name != "fluctuation":
         lines += paired(figures, table.against or f"stable-{size.stage1_percent}")
     heading = f"{table.title} ({table.source}{'' if table.routing else ' of the paper'}), size {size.name}"
     text = "\n".join([f"### {heading}", "", *lines, ""])

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # usage: jobs/reproduce.sh TABLE... [--size small|base|large] [--seeds 1,2,3] [--out DIR] [--corpus FILE]
-#                          [--ranks N] [--parallel N] [--rates] [--dry-run] [--table-only]
+#                          [--ranks N] [--parallel N] [--rates] [--known FILE] [--dry-run]
+#                          [--table-only]
 #
 # Run tables of the StableMoE paper and write them beside the paper's figures, or compare the methods of all
 # papers (tables relatives, gates, depth); --help lists the tables. Table translation needs a corpus of pairs. Without

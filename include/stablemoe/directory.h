@@ -15,7 +15,7 @@ smoe_status smoe_directory_make(const char *path);
  */
 smoe_status smoe_directory_make_for(const char *file);
 
-/** Free bytes of the file system of a directory; 0: not known. */
+/** Free bytes of the file system of a directory; negative: not known. */
 double smoe_directory_room(const char *path);
 
 #endif

@@ -134,11 +134,11 @@ static bool check_directory(smoe_doctor *d, const char *directory) {
 static void check_files(smoe_doctor *d, const char *directory) {
   if (!check_directory(d, directory)) return;
   const double room = smoe_directory_room(directory);
-  if (room > 0 && room < GIB)
+  if (room >= 0 && room < GIB)
     smoe_doctor_warning(
         d, "disk: %.0f MiB free in '%s': checkpoints take three times the parameters each (train.keep_last)",
         room / MIB, directory);
-  else if (room > 0)
+  else if (room >= GIB)
     smoe_doctor_ok(d, "disk: %.1f GiB free in '%s'", room / GIB, directory);
   double seconds;
   const smoe_status status = smoe_io_probe(d->group, directory, TRY_BYTES, &seconds);

@@ -15,7 +15,7 @@ typedef struct smoe_rank_facts {
   int threads;
   pid_t pid;
   smoe_memory memory;
-  double free_shared; /**< of its machine, bytes; 0: not known */
+  double free_shared; /**< of its machine, bytes; negative: not known */
   double gemm, peak;  /**< of its core, FLOP/s (products.h) */
   bool hidden;        /**< its CPU has AVX-512, and does not show it */
 } smoe_rank_facts;

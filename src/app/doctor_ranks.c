@@ -232,7 +232,7 @@ static void check_memory(smoe_doctor *d) {
     else if (bytes > 0)
       smoe_doctor_ok(d, "memory: %.1f GiB on %s, %.1f for each rank, as %s allows", bytes / GIB, own->host,
                      each / GIB, own->memory.limit);
-    if (ranks_beside(d, r) > 1 && own->free_shared > 0 && own->free_shared < 64 * MIB)
+    if (ranks_beside(d, r) > 1 && own->free_shared >= 0 && own->free_shared < 64 * MIB)
       smoe_doctor_warning(
           d,
           "/dev/shm of %s has %.0f MiB free, and ranks of one machine exchange through it: enlarge it "

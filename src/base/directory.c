@@ -43,6 +43,6 @@ smoe_status smoe_directory_make_for(const char *file) {
 
 double smoe_directory_room(const char *path) {
   struct statvfs disk;
-  if (statvfs(path, &disk) != 0 || disk.f_blocks == 0) return 0;
+  if (statvfs(path, &disk) != 0 || disk.f_blocks == 0) return -1;
   return (double)disk.f_bavail * (double)disk.f_frsize;
 }

@@ -18,9 +18,9 @@ static const double MARGIN = 1.1;
 
 static smoe_status check_room(const smoe_group *here, size_t bytes) {
   const char *directory = smoe_mpi_memory_directory();
-  const double room = here->rank == 0 ? smoe_directory_room(directory) : 0;
+  const double room = here->rank == 0 ? smoe_directory_room(directory) : -1;
   SMOE_CHECK(!smoe_fault("window.create"), SMOE_ERR_MEMORY, "injected fault at window.create");
-  SMOE_CHECK(room == 0 || MARGIN * (double)bytes <= room, SMOE_ERR_MEMORY,
+  SMOE_CHECK(room < 0 || MARGIN * (double)bytes <= room, SMOE_ERR_MEMORY,
              "the ranks of a node would share %.1f MiB, and '%s' has room for %.1f: enlarge it (mount -o "
              "remount,size=..., docker run --shm-size=...)",
              (double)bytes / MIB, directory, room / MIB);

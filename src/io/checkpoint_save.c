@@ -278,7 +278,6 @@ smoe_status smoe_save_prune(const char *directory, int64_t keep_last, int64_t ke
 
 smoe_status smoe_checkpoint_prune(const char *directory, const smoe_group *group, int64_t keep_last,
                                   int64_t keep_every, int64_t best) {
-  if (keep_last <= 0) return SMOE_OK;
   return smoe_group_agree(group, group->rank == 0 ? smoe_save_prune(directory, keep_last, keep_every, best)
                                                   : SMOE_OK);
 }

@@ -6,7 +6,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "stablemoe/arena.h"
@@ -24,15 +23,13 @@ smoe_status smoe_part_fault(const smoe_part_file *part, const char *place) {
 
 /** Fail where there plainly is no room: by the limit of this process, or on the file system. */
 static smoe_status check_space(const char *directory, int64_t bytes) {
-  struct statvfs disk;
   struct rlimit limit;
   SMOE_CHECK(getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
                  limit.rlim_cur >= (rlim_t)bytes,
              SMOE_ERR_IO, "a file of %.1f MB in '%s' is larger than the limit on files allows (ulimit -f)",
              (double)bytes / 1e6, directory);
-  if (statvfs(directory, &disk) != 0 || disk.f_blocks == 0) return SMOE_OK;
-  const double room = (double)disk.f_bavail * (double)disk.f_frsize;
-  SMOE_CHECK(room >= (double)bytes, SMOE_ERR_IO,
+  const double room = smoe_directory_room(directory);
+  SMOE_CHECK(room < 0 || room >= (double)bytes, SMOE_ERR_IO,
              "not enough space in '%s': the file takes %.1f MB and %.1f MB are free", directory,
              (double)bytes / 1e6, room / 1e6);
   return SMOE_OK;

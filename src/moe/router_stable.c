@@ -30,9 +30,8 @@ static const smoe_key keys[] = {
      "rises or falls by this much after each update of stage 1 whose load was below or above the mean; 0: no "
      "bias."},
     {SECTION "gate_start", SMOE_KEY_REAL, offsetof(stable_options, gate_start), "0.5", 0.01, 0.99, NULL, "",
-     "Gate that training begins with, beyond the paper: by an offset of each expert's score, which counts "
-     "for "
-     "the gate alone and learns; 0.5: no offset, as in the paper."},
+     "Gate that training begins with, beyond the paper: by an offset of each expert's score, which learns "
+     "and counts for the gate alone; 0.5: no offset, as in the paper."},
     SMOE_DISTILL_KEYS(SECTION, stable_options, distill),
 };
 

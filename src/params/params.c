@@ -13,15 +13,11 @@ static size_t round_to_unit(size_t n) {
   return (n + SMOE_UNIT - 1) / SMOE_UNIT * SMOE_UNIT;
 }
 
-static size_t slab_size(const smoe_slab *slab) {
-  return smoe_slab_size(slab);
-}
-
 static void find_slice(smoe_slab *slab) {
   const smoe_group *holders = &slab->holders;
-  slab->slice_first = smoe_slice_first(slab_size(slab), holders->rank, holders->n_ranks);
+  slab->slice_first = smoe_slice_first(smoe_slab_size(slab), holders->rank, holders->n_ranks);
   slab->slice_count =
-      smoe_slice_first(slab_size(slab), holders->rank + 1, holders->n_ranks) - slab->slice_first;
+      smoe_slice_first(smoe_slab_size(slab), holders->rank + 1, holders->n_ranks) - slab->slice_first;
 }
 
 /* Add two slabs alike: one that learns and, beside it, one that never does. */
@@ -119,13 +115,13 @@ static smoe_real *take_zero(smoe_arena *arena, size_t n) {
 static void lay_out_values(smoe_params *params, smoe_slab *slab, smoe_arena *arena) {
   const size_t half_bytes = (size_t)slab->n_local * slab->half_count * sizeof *slab->half;
   if (!smoe_slab_shared(params, slab)) {
-    slab->value = take_zero(arena, slab_size(slab));
+    slab->value = take_zero(arena, smoe_slab_size(slab));
     slab->half = smoe_arena_take(arena, half_bytes);
     return;
   }
   char *base = params->window.base;
   slab->value = base ? (smoe_real *)(base + params->shared_bytes) : NULL;
-  params->shared_bytes += slab_size(slab) * sizeof *slab->value;
+  params->shared_bytes += smoe_slab_size(slab) * sizeof *slab->value;
   slab->half = base ? (smoe_bf16 *)(base + params->shared_bytes) : NULL;
   params->shared_bytes += half_bytes;
 }
@@ -138,7 +134,7 @@ static void lay_out(smoe_params *params, smoe_slab *slab, smoe_arena *arena, boo
   if (smoe_slab_summed(params, slab))
     slab->grad = smoe_params_lay_out_summed(params, slab);
   else
-    slab->grad = take_zero(arena, (size_t)slab->lanes.count * slab_size(slab));
+    slab->grad = take_zero(arena, (size_t)slab->lanes.count * smoe_slab_size(slab));
   slab->grad_own = slab->lanes.n_lanes > 1 ? take_zero(arena, slab->slice_count) : slab->grad;
 }
 
@@ -266,7 +262,7 @@ void smoe_params_initialise(smoe_params *params, uint64_t seed) {
 void smoe_params_clear_gradients(smoe_params *params) {
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *slab = &params->slab[s];
-    zero(slab->grad, (size_t)slab->lanes.count * slab_size(slab));
+    zero(slab->grad, (size_t)slab->lanes.count * smoe_slab_size(slab));
   }
 }
 
@@ -284,7 +280,8 @@ void smoe_params_reduce(smoe_params *params, smoe_real *scratch) {
     if (smoe_slab_summed(params, slab))
       smoe_params_reduce_summed(params, slab, scratch);
     else
-      smoe_reduce_lanes(&slab->holders, &slab->lanes, slab->grad_own, slab->grad, scratch, slab_size(slab));
+      smoe_reduce_lanes(&slab->holders, &slab->lanes, slab->grad_own, slab->grad, scratch,
+                        smoe_slab_size(slab));
   }
 }
 
@@ -296,7 +293,7 @@ size_t smoe_params_reduce_scratch(const smoe_params *params) {
     const size_t reals = smoe_slab_summed(params, slab)
                              ? smoe_reduce_scratch_nodes(&params->group, &params->topology.machines,
                                                          slab->lanes.n_lanes, slab->count)
-                             : smoe_reduce_scratch(&slab->holders, &slab->lanes, slab_size(slab));
+                             : smoe_reduce_scratch(&slab->holders, &slab->lanes, smoe_slab_size(slab));
     if (reals > most) most = reals;
   }
   return most;
@@ -312,7 +309,7 @@ static void move_copies(const smoe_params *params, const smoe_slab *slab, const 
 static void move_values(const smoe_params *params, const smoe_slab *slab, const int32_t *expert_at,
                         smoe_real *moved) {
   move_copies(params, slab, expert_at, moved, slab->value);
-  memcpy(slab->value, moved, slab_size(slab) * sizeof *moved);
+  memcpy(slab->value, moved, smoe_slab_size(slab) * sizeof *moved);
 }
 
 /* The moments of this replica's experts, of which the ranks of the other replicas have other slices,
@@ -322,7 +319,7 @@ static void move_moments(const smoe_params *params, const smoe_slab *slab, const
   const size_t n = slab->slice_count;
   if (whole != own) {
     if (n) memcpy(whole + slab->slice_first, own, n * sizeof *own);
-    smoe_share_slices(&slab->holders, whole, slab_size(slab));
+    smoe_share_slices(&slab->holders, whole, smoe_slab_size(slab));
   }
   move_copies(params, slab, expert_at, moved, whole);
   if (n) memcpy(own, moved + slab->slice_first, n * sizeof *own);
@@ -331,16 +328,16 @@ static void move_moments(const smoe_params *params, const smoe_slab *slab, const
 void smoe_params_move_experts(smoe_params *params, int layer, const int32_t *expert_at) {
   smoe_slab *slab = smoe_params_experts(params, layer), *frozen = slab + 1;
   SMOE_ASSERT(params->training);
-  if (slab_size(slab) > 0) {
+  if (smoe_slab_size(slab) > 0) {
     const bool split = slab->holders.n_ranks > 1;
-    smoe_real *whole = split ? smoe_alloc(slab_size(slab) * sizeof *whole) : NULL;
+    smoe_real *whole = split ? smoe_alloc(smoe_slab_size(slab) * sizeof *whole) : NULL;
     move_values(params, slab, expert_at, slab->grad);
     move_moments(params, slab, expert_at, slab->m, split ? whole : slab->m, slab->grad);
     move_moments(params, slab, expert_at, slab->v, split ? whole : slab->v, slab->grad);
     smoe_free(whole);
   }
-  if (slab_size(frozen) > 0) {
-    smoe_real *moved = smoe_alloc(slab_size(frozen) * sizeof *moved);
+  if (smoe_slab_size(frozen) > 0) {
+    smoe_real *moved = smoe_alloc(smoe_slab_size(frozen) * sizeof *moved);
     move_values(params, frozen, expert_at, moved);
     smoe_free(moved);
   }
@@ -353,7 +350,7 @@ void smoe_params_copy(smoe_params *params, const smoe_params *from) {
   smoe_params_fence(params);
   for (int s = 0; s < params->n_slabs; s++) {
     const smoe_slab *to = &params->slab[s], *source = &from->slab[s];
-    if (slab_size(to) != slab_size(source) || to->n_experts != source->n_experts)
+    if (smoe_slab_size(to) != smoe_slab_size(source) || to->n_experts != source->n_experts)
       SMOE_PANIC(SMOE_ERR_BUG, "parameters of another model");
     const smoe_range part = smoe_slab_part(params, to);
     if (part.end > part.first)
@@ -470,7 +467,7 @@ double smoe_params_spared(const smoe_params *params) {
     const smoe_slab *slab = &params->slab[s];
     if (slab->learns) continue;
     const int slices = slab->lanes.n_lanes > 1 ? 3 : 2; /* moments, and the sum of the lanes */
-    reals += (double)slab->lanes.count * (double)slab_size(slab) + slices * (double)slab->slice_count;
+    reals += (double)slab->lanes.count * (double)smoe_slab_size(slab) + slices * (double)slab->slice_count;
   }
   return params->training ? reals * (double)sizeof(smoe_real) : 0;
 }

@@ -373,6 +373,7 @@ static smoe_status begin_plan(smoe_plan *plan, const smoe_config *config, smoe_t
 
 smoe_status smoe_plan_make(smoe_plan *plan, const smoe_config *config, smoe_task *task, int n_ranks,
                            int per_node) {
+  const smoe_settings *settings = smoe_config_settings(config);
   smoe_model_shape shape;
   smoe_model *model;
   SMOE_TRY(begin_plan(plan, config, task, n_ranks, per_node, &shape));
@@ -381,15 +382,13 @@ smoe_status smoe_plan_make(smoe_plan *plan, const smoe_config *config, smoe_task
     plan->expert_ranks = model->n_moe ? model->topology.experts.n_ranks : 0;
     plan->shared = smoe_params_total(&model->params, SMOE_REPLICATED);
     plan->in_experts = smoe_params_total(&model->params, SMOE_EXPERT);
-    const smoe_settings *settings = smoe_config_settings(config);
     plan->flops = smoe_bench_flops(model);
     plan_work(plan, model, (double)settings->train.micro_batches);
     plan->lanes = (int)settings->train.lanes;
     plan->micro_batches = (int)settings->train.micro_batches;
     plan->n_experts = model->n_moe ? (int)settings->moe.experts : 0;
     plan->precision = (smoe_precision)settings->train.precision;
-    for (smoe_plan_phase p = 0; p < SMOE_PLAN_PHASES; p++)
-      plan_phase(plan, model, smoe_config_settings(config), p);
+    for (smoe_plan_phase p = 0; p < SMOE_PLAN_PHASES; p++) plan_phase(plan, model, settings, p);
   }
   smoe_model_destroy(model);
   return status;

@@ -153,6 +153,16 @@ class Reproduce(p.ProgramTest):
         self.assertIn("8 runs are missing", other.stdout)
         bad = self.reproduce("gates", "--known", self.path("text.txt"), out="known")
         self.assertEqual((bad.returncode, "cannot read the known results" in bad.stderr), (2, True), bad)
+        # What an earlier version measured is completed, without training anew.
+        path = self.path("methods", "small", "hash-nodes4-seed1", "evaluation.json")
+        with open(path, encoding="utf-8") as file:
+            whole = json.load(file)
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({key: value for key, value in whole.items() if key not in ("routing", "flops_per_token")}, file)
+        again = self.reproduce("gates", "--seeds", "1", out="methods")
+        self.assertEqual(again.returncode, 0, again)
+        self.assertIn("8 runs, 7 of them finished already", again.stdout)
+        self.assertEqual(again.stdout.split("###")[1], done.stdout.split("###")[1])
         # The table of tokens is the one that the run of StableMoE ended with: after training both route alike.
         with open(self.path("text.txt"), encoding="utf-8") as file:
             sample = file.read(600)

@@ -1,4 +1,5 @@
 /* Memory that the ranks of a node share, the tables of nodes, and slices that go from node to node. */
+#include "stablemoe/directory.h"
 #include "stablemoe/window.h"
 
 #include <stdlib.h>
@@ -82,6 +83,10 @@ static void test_window(int block) {
 
 /* More than there is: an error on all ranks, not a window that ends in SIGBUS. */
 static void test_room(void) {
+  /* No room is not the same as a file system that does not say. */
+  CHECK(smoe_directory_room("/proc") < 0);
+  CHECK(smoe_directory_room("/no/such/directory") < 0);
+  CHECK(smoe_directory_room(".") > 0);
   smoe_topology topology = smoe_topology_whole(&group);
   smoe_window window;
   smoe_topology_find_machines(&topology, 0);
